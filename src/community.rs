@@ -1,0 +1,39 @@
+//! Links to the Community servers.
+use std::time::Duration;
+
+/// Where clients are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    /// The first server that is up.
+    Failover,
+    /// Each in turn.
+    RoundRobin,
+    /// The one with the fewest sessions, looked for anew every `recalculate_after` log-ins.
+    LeastSessions,
+}
+
+/// A Community server, as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// The embedded sandbox.
+    Sandbox,
+    /// `host:port`; the host is a name, an IPv4 address or an IPv6 address in brackets.
+    Address(String),
+}
+
+/// Settings of the links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The servers, in the file's order; at least one.
+    pub servers: Vec<Server>,
+    /// How one is chosen.
+    pub balance: Balance,
+    /// Log-ins between two recalculations of the least loaded server; at least 1.
+    pub recalculate_after: u32,
+    /// Whether a PROXY v2 header tells the server the client's address.
+    pub send_proxy_protocol: bool,
+    /// How long a server may take to accept a link.
+    pub connect_timeout: Duration,
+    /// How often each server is tried without a client; `None`: never, but for one that is down.
+    pub check_interval: Option<Duration>,
+}

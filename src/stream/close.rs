@@ -1,0 +1,42 @@
+//! Ending a client's stream so that it reads our last words.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{Stream, write_all};
+use crate::wire::reason::Reason;
+
+/// How long a client that is being closed may take to read our last words.
+const LINGER: Duration = Duration::from_secs(2);
+/// How much a client that is being closed may still send before it is cut off, in bytes.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// Tells the client why in its own protocol (DestroyCnl on the master channel), then closes.
+/// Bounded in time and bytes; a client that is gone already is no error.
+pub async fn refuse(mut stream: Stream, reason: Reason) {
+    let told = timeout(LINGER, write_all(&mut stream, &reason.destroy())).await;
+    if matches!(told, Ok(Ok(()))) {
+        linger(stream).await;
+    }
+}
+
+/// Closes after reading for a moment: a socket closed with unread bytes is reset, and a reset
+/// takes our last words from the client.
+pub async fn linger(mut stream: Stream) {
+    let _ = timeout(LINGER, async {
+        stream.shutdown().await?;
+        let (mut sink, mut left) = ([0u8; 1024], LINGER_BYTES);
+        while left > 0 {
+            match stream.read(&mut sink).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        std::io::Result::Ok(())
+    })
+    .await;
+}

@@ -1,0 +1,291 @@
+//! Frames: `u32 length, u16 type, u16 options, u32 channel, body`, mixed with single
+//! keep-alive bytes whose top bit is set.
+
+use std::fmt;
+
+/// Bytes of the length field, which does not count itself.
+pub const LENGTH: usize = 4;
+/// Bytes of the header that follows the length field: type, options, channel.
+pub const HEADER: usize = 8;
+/// The most that a client may send in one frame before it is logged in, in bytes. Real
+/// clients stay far below: their first frame is 107 or 108 bytes, a log-in a few hundred.
+pub const MAX_BEFORE_LOGIN: u32 = 64 * 1024;
+/// The keep-alive byte that clients and servers send today.
+pub const KEEP_ALIVE: u8 = 0x80;
+/// Option bit: an attributes opaque stands between header and body.
+pub const OPTION_ATTRIBUTES: u16 = 0x8000;
+/// Option bit: the body is encrypted.
+pub const OPTION_ENCRYPTED: u16 = 0x4000;
+
+/// Whether `byte`, at a frame boundary, is a keep-alive or a message counter and no length.
+#[inline]
+pub fn is_keep_alive(byte: u8) -> bool {
+    byte & 0x80 != 0
+}
+
+/// What the head of a frame says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// Bytes that follow the length field, header included.
+    pub length: u32,
+    /// Message type, see [`super::message::kind`].
+    pub kind: u16,
+    /// Option bits.
+    pub options: u16,
+    /// Channel id; 0 is the master channel.
+    pub channel: u32,
+}
+
+impl Head {
+    fn read(bytes: &[u8; LENGTH + HEADER]) -> Self {
+        let [l0, l1, l2, l3, k0, k1, o0, o1, c0, c1, c2, c3] = *bytes;
+        Self {
+            length: u32::from_be_bytes([l0, l1, l2, l3]),
+            kind: u16::from_be_bytes([k0, k1]),
+            options: u16::from_be_bytes([o0, o1]),
+            channel: u32::from_be_bytes([c0, c1, c2, c3]),
+        }
+    }
+}
+
+/// A stream that can't be followed any further. The peer's fault; it ends the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The length leaves no room for a header.
+    TooShort {
+        /// The length that the frame claimed, in bytes.
+        length: u32,
+    },
+    /// The length is over the limit.
+    TooLong {
+        /// The length that the frame claimed, in bytes.
+        length: u32,
+        /// The limit in force, in bytes.
+        limit: u32,
+    },
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooShort { length } => {
+                write!(f, "a frame of {length} bytes is shorter than its header of {HEADER}")
+            }
+            Self::TooLong { length, limit } => {
+                write!(f, "a frame of {length} bytes is over the limit of {limit}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+fn check(length: u32, limit: u32) -> Result<(), Fault> {
+    if (length as usize) < HEADER {
+        Err(Fault::TooShort { length })
+    } else if length > limit {
+        Err(Fault::TooLong { length, limit })
+    } else {
+        Ok(())
+    }
+}
+
+/// Follows a stream of frames without storing it: between two reads it keeps at most the
+/// head of one frame. A part of a frame is no error, it is just not over yet.
+#[derive(Debug, Default, Clone)]
+pub struct Scanner {
+    /// Bytes of the present frame's body still to come, once its head is known.
+    body_left: u32,
+    head: [u8; LENGTH + HEADER],
+    head_len: u8,
+}
+
+impl Scanner {
+    /// A scanner that stands at a frame boundary.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// True when the bytes so far end where a frame ends.
+    #[inline]
+    pub fn at_boundary(&self) -> bool {
+        self.body_left == 0 && self.head_len == 0
+    }
+
+    /// Follows `bytes` and calls `on_head` once for each frame whose head is complete.
+    ///
+    /// # Errors
+    /// A frame shorter than its header or longer than `limit` bytes (its length field not
+    /// counted), with the count of `bytes` that stand before that frame.
+    pub fn scan(&mut self, bytes: &[u8], limit: u32, mut on_head: impl FnMut(Head)) -> Result<(), (usize, Fault)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if self.body_left > 0 {
+                let step = (bytes.len() - at).min(self.body_left as usize);
+                // `step` is at most `body_left`, so it fits.
+                #[allow(clippy::cast_possible_truncation)]
+                {
+                    self.body_left -= step as u32;
+                }
+                at += step;
+                continue;
+            }
+            if self.head_len == 0 {
+                if is_keep_alive(bytes[at]) {
+                    at += 1;
+                    continue;
+                }
+                // The common case: the whole head lies in this read.
+                if let Some(head) = bytes[at..].first_chunk::<{ LENGTH + HEADER }>() {
+                    let head = Head::read(head);
+                    check(head.length, limit).map_err(|fault| (at, fault))?;
+                    on_head(head);
+                    #[allow(clippy::cast_possible_truncation)]
+                    {
+                        self.body_left = head.length - HEADER as u32;
+                    }
+                    at += LENGTH + HEADER;
+                    continue;
+                }
+            }
+            let start = at.saturating_sub(usize::from(self.head_len));
+            self.head[usize::from(self.head_len)] = bytes[at];
+            self.head_len += 1;
+            at += 1;
+            if usize::from(self.head_len) == LENGTH {
+                let [l0, l1, l2, l3, ..] = self.head;
+                check(u32::from_be_bytes([l0, l1, l2, l3]), limit).map_err(|fault| (start, fault))?;
+            }
+            if usize::from(self.head_len) == LENGTH + HEADER {
+                let head = Head::read(&self.head);
+                on_head(head);
+                #[allow(clippy::cast_possible_truncation)]
+                {
+                    self.body_left = head.length - HEADER as u32;
+                }
+                self.head_len = 0;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The first frame of a stream that is still being collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum First {
+    /// More bytes are needed.
+    Partial,
+    /// The frame stands at `start..end` of the bytes; keep-alive bytes may stand before it.
+    Whole {
+        /// What its head says.
+        head: Head,
+        /// Where its length field begins.
+        start: usize,
+        /// Where the next frame begins.
+        end: usize,
+    },
+}
+
+/// Looks for the first whole frame in `bytes`.
+///
+/// # Errors
+/// As [`Scanner::scan`].
+pub fn first(bytes: &[u8], limit: u32) -> Result<First, Fault> {
+    let start = bytes.iter().position(|&b| !is_keep_alive(b)).unwrap_or(bytes.len());
+    let rest = &bytes[start..];
+    let Some(length) = rest.first_chunk::<LENGTH>() else {
+        return Ok(First::Partial);
+    };
+    let length = u32::from_be_bytes(*length);
+    check(length, limit)?;
+    match rest.first_chunk::<{ LENGTH + HEADER }>() {
+        Some(head) if rest.len() >= LENGTH + length as usize => {
+            Ok(First::Whole { head: Head::read(head), start, end: start + LENGTH + length as usize })
+        }
+        _ => Ok(First::Partial),
+    }
+}
+
+/// Builds a frame.
+///
+/// # Panics
+/// When `body` is over 4 GiB, which no caller can hold.
+pub fn build(kind: u16, channel: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(HEADER + body.len()).expect("a frame under 4 GiB");
+    let mut frame = Vec::with_capacity(LENGTH + HEADER + body.len());
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&kind.to_be_bytes());
+    frame.extend_from_slice(&0u16.to_be_bytes());
+    frame.extend_from_slice(&channel.to_be_bytes());
+    frame.extend_from_slice(body);
+    frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn heads(scanner: &mut Scanner, bytes: &[u8]) -> Vec<Head> {
+        let mut out = Vec::new();
+        scanner.scan(bytes, 1 << 20, |h| out.push(h)).expect("legal stream");
+        out
+    }
+
+    #[test]
+    fn keep_alives_pass_between_frames() {
+        let mut stream = vec![KEEP_ALIVE, 0x81];
+        stream.extend(build(1, 7, b"abc"));
+        stream.push(0xFF);
+        let mut scanner = Scanner::new();
+        let seen = heads(&mut scanner, &stream);
+        assert_eq!(seen, [Head { length: 11, kind: 1, options: 0, channel: 7 }]);
+        assert!(scanner.at_boundary());
+    }
+
+    #[test]
+    fn lengths_out_of_bounds_are_faults_at_their_frame() {
+        let mut stream = build(1, 0, b"");
+        stream.extend(7u32.to_be_bytes());
+        let fault = Scanner::new().scan(&stream, 100, |_| ()).expect_err("too short");
+        assert_eq!(fault, (12, Fault::TooShort { length: 7 }));
+        let fault = Scanner::new().scan(&101u32.to_be_bytes(), 100, |_| ()).expect_err("too long");
+        assert_eq!(fault, (0, Fault::TooLong { length: 101, limit: 100 }));
+    }
+
+    #[test]
+    fn the_first_frame_is_found_behind_keep_alives() {
+        let mut bytes = vec![KEEP_ALIVE];
+        bytes.extend(build(0, 0, &[9; 20]));
+        assert_eq!(first(&bytes[..20], 100), Ok(First::Partial));
+        bytes.push(0x80);
+        let Ok(First::Whole { start, end, head }) = first(&bytes, 100) else { panic!("whole") };
+        assert_eq!((start, end, head.length), (1, 33, 28));
+    }
+
+    proptest! {
+        // However the stream is cut, the same frames are seen.
+        #[test]
+        fn any_fragmentation_shows_the_same_frames(
+            frames in proptest::collection::vec((any::<u16>(), any::<u32>(), proptest::collection::vec(any::<u8>(), 0..60), 0usize..3), 1..12),
+            cuts in proptest::collection::vec(1usize..40, 1..200),
+        ) {
+            let mut stream = Vec::new();
+            for (kind, channel, body, keep_alives) in &frames {
+                stream.extend(std::iter::repeat_n(KEEP_ALIVE, *keep_alives));
+                stream.extend(build(*kind, *channel, body));
+            }
+            let whole = heads(&mut Scanner::new(), &stream);
+            prop_assert_eq!(whole.len(), frames.len());
+            let (mut scanner, mut seen, mut rest) = (Scanner::new(), Vec::new(), &stream[..]);
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() { break }
+                let (now, later) = rest.split_at((*cut).min(rest.len()));
+                seen.extend(heads(&mut scanner, now));
+                rest = later;
+            }
+            prop_assert_eq!(seen, whole);
+            prop_assert!(scanner.at_boundary());
+        }
+    }
+}

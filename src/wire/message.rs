@@ -1,0 +1,213 @@
+//! The messages that a multiplexer names, and the fields they are made of.
+//!
+//! String = `u16 length` + bytes, Opaque = `u32 length` + bytes, bool = one byte.
+
+use std::net::IpAddr;
+
+use super::frame;
+
+/// Message types.
+pub mod kind {
+    /// First message of a client.
+    pub const HANDSHAKE: u16 = 0x0000;
+    /// Log-in with a name and a secret.
+    pub const LOGIN: u16 = 0x0001;
+    /// Opens a channel.
+    pub const CREATE_CNL: u16 = 0x0002;
+    /// Ends a channel; on channel 0, the session.
+    pub const DESTROY_CNL: u16 = 0x0003;
+    /// Data on a channel.
+    pub const SEND_ON_CNL: u16 = 0x0004;
+    /// Accepts a channel.
+    pub const ACCEPT_CNL: u16 = 0x0006;
+    /// A message outside any channel.
+    pub const ONE_TIME: u16 = 0x0007;
+    /// Status of the user (active, away, ...).
+    pub const SET_USER_STATUS: u16 = 0x0009;
+    /// Privacy list.
+    pub const SET_PRIVACY_LIST: u16 = 0x000b;
+    /// Asks to be told when a service is there.
+    pub const SENSE_SERVICE: u16 = 0x0011;
+    /// Answer to a handshake.
+    pub const HANDSHAKE_ACK: u16 = 0x8000;
+    /// The log-in succeeded.
+    pub const LOGIN_ACK: u16 = 0x8001;
+}
+
+/// Bytes 20..24 of a Handshake frame, its length field counted: the client's address as the
+/// server side sees it. Clients send 0 there; the draft has the server side fill it in.
+const HANDSHAKE_CLIENT_ADDRESS: std::ops::Range<usize> = 20..24;
+
+/// Writes the client's address into a whole Handshake `frame`: its IPv4 address, or the one
+/// mapped into its IPv6 address, else 0. A frame too short for the field, or whose body is
+/// shifted (attributes) or encrypted, stays as it is.
+pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) {
+    let options = match frame.get(6..8) {
+        Some(&[a, b]) => u16::from_be_bytes([a, b]),
+        _ => return,
+    };
+    if options & (frame::OPTION_ATTRIBUTES | frame::OPTION_ENCRYPTED) != 0 {
+        return;
+    }
+    if let Some(field) = frame.get_mut(HANDSHAKE_CLIENT_ADDRESS) {
+        let address = match client.to_canonical() {
+            IpAddr::V4(v4) => v4.octets(),
+            IpAddr::V6(_) => [0; 4],
+        };
+        field.copy_from_slice(&address);
+    }
+}
+
+/// A whole DestroyCnl frame.
+pub fn destroy(channel: u32, reason: u32) -> Vec<u8> {
+    let mut body = Writer::new();
+    body.u32(reason).opaque(&[]);
+    frame::build(kind::DESTROY_CNL, channel, &body.0)
+}
+
+/// Reads fields off a message body. Every read says `None` where the bytes run out.
+#[derive(Debug, Clone)]
+pub struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The next `n` bytes.
+    pub fn bytes(&mut self, n: usize) -> Option<&'a [u8]> {
+        let (now, rest) = self.0.split_at_checked(n)?;
+        self.0 = rest;
+        Some(now)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (now, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*now)
+    }
+
+    /// One byte.
+    pub fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[b]| b)
+    }
+
+    /// Two bytes.
+    pub fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    /// A string's bytes.
+    pub fn string(&mut self) -> Option<&'a [u8]> {
+        let n = self.u16()?;
+        self.bytes(usize::from(n))
+    }
+
+    /// An opaque's bytes.
+    pub fn opaque(&mut self) -> Option<&'a [u8]> {
+        let n = self.u32()?;
+        self.bytes(n as usize)
+    }
+}
+
+/// Writes the fields of a message body; calls can be chained.
+#[derive(Debug, Clone, Default)]
+pub struct Writer(pub Vec<u8>);
+
+impl Writer {
+    /// An empty body.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes as they are.
+    pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    /// One byte.
+    pub fn u8(&mut self, v: u8) -> &mut Self {
+        self.raw(&[v])
+    }
+
+    /// Two bytes.
+    pub fn u16(&mut self, v: u16) -> &mut Self {
+        self.raw(&v.to_be_bytes())
+    }
+
+    /// Four bytes.
+    pub fn u32(&mut self, v: u32) -> &mut Self {
+        self.raw(&v.to_be_bytes())
+    }
+
+    /// A string.
+    ///
+    /// # Panics
+    /// When it is over 65,535 bytes.
+    pub fn string(&mut self, v: &[u8]) -> &mut Self {
+        self.u16(u16::try_from(v.len()).expect("a string under 64 KiB")).raw(v)
+    }
+
+    /// An opaque.
+    ///
+    /// # Panics
+    /// When it is over 4 GiB.
+    pub fn opaque(&mut self, v: &[u8]) -> &mut Self {
+        self.u32(u32::try_from(v.len()).expect("an opaque under 4 GiB")).raw(v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    fn handshake(options: u16) -> Vec<u8> {
+        let mut body = Writer::new();
+        body.u16(0xFFFF).u16(0).u32(0).u32(0).u16(0x1003).u32(0);
+        let mut frame = frame::build(kind::HANDSHAKE, 0, &body.0);
+        frame[6..8].copy_from_slice(&options.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn the_client_address_is_written_where_the_draft_has_it() {
+        let mapped = IpAddr::V6(Ipv4Addr::new(10, 1, 2, 3).to_ipv6_mapped());
+        for (client, expected) in [
+            (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)), [192, 0, 2, 9]),
+            (mapped, [10, 1, 2, 3]),
+            (IpAddr::V6(Ipv6Addr::LOCALHOST), [0, 0, 0, 0]),
+        ] {
+            let mut frame = handshake(0);
+            stamp_client_address(&mut frame, client);
+            let mut plain = handshake(0);
+            plain[20..24].copy_from_slice(&expected);
+            assert_eq!(frame, plain);
+        }
+    }
+
+    #[test]
+    fn a_shifted_or_short_body_is_left_alone() {
+        let client = IpAddr::V4(Ipv4Addr::new(1, 2, 3, 4));
+        let mut frame = handshake(frame::OPTION_ATTRIBUTES);
+        stamp_client_address(&mut frame, client);
+        assert_eq!(frame, handshake(frame::OPTION_ATTRIBUTES));
+        let mut short = frame::build(kind::HANDSHAKE, 0, &[0; 4]);
+        stamp_client_address(&mut short, client);
+        assert_eq!(short, frame::build(kind::HANDSHAKE, 0, &[0; 4]));
+    }
+
+    #[test]
+    fn a_reader_says_where_bytes_run_out() {
+        let mut body = Writer::new();
+        body.string(b"bob").opaque(b"x").u8(1);
+        let mut reader = Reader(&body.0);
+        assert_eq!(reader.string(), Some(&b"bob"[..]));
+        assert_eq!(reader.opaque(), Some(&b"x"[..]));
+        assert_eq!(reader.u8(), Some(1));
+        assert_eq!(reader.u16(), None);
+        assert_eq!(Reader(&[0, 9, 1]).string(), None);
+    }
+}
