@@ -1,5 +1,17 @@
-//! Links to the Community servers.
+//! Links to the Community servers: which server, whether it answers, and the connection.
+//!
+//! `pool` chooses and counts, `server` is one server and what is known of it, `direct` opens
+//! a TCP connection for each client. A link that is shared by clients would stand beside
+//! `direct`.
+
 use std::time::Duration;
+
+mod direct;
+mod pool;
+mod server;
+
+pub use pool::{Pool, ServerStatus};
+pub use server::State;
 
 /// Where clients are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

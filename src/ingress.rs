@@ -1,10 +1,36 @@
-//! The ways in, each yielding an [`Arrival`](crate::stream::Arrival).
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+//! The ways in, each yielding an [`Arrival`].
+//!
+//! ```text
+//!  listener ── detect ──┬── raw ───────────────────┐
+//!     │                 ├── tls ── detect ── raw ──┼── Arrival ── Core
+//!  PROXY header         └── http ── tunnel ────────┘
+//!                              └── backend (anything that is not the tunnel)
+//! ```
+//! Every port takes every way in: the first bytes decide.
 
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
 use ipnet::IpNet;
 
-use crate::stream::Section;
+use crate::{
+    stream::{self, Arrival, Core, Section, Stream, Transport, Via},
+    telemetry::Telemetry,
+    throttle::Throttle,
+};
 
+mod backend;
+mod connection;
+mod detect;
+mod http;
+pub mod listener;
+pub mod tls;
 pub mod tunnel;
 
 /// One listener, as configured.
@@ -51,7 +77,61 @@ pub struct Settings {
 }
 
 /// Whether `address` lies in one of `networks`; an IPv4-mapped address counts as IPv4.
-pub(crate) fn believed(networks: &[IpNet], address: IpAddr) -> bool {
+fn believed(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))
+}
+
+/// What all ways in share.
+pub struct Ingress {
+    settings: ArcSwap<Settings>,
+    tls: tls::Acceptor,
+    tunnel: Arc<tunnel::Service>,
+    backend: backend::Backend,
+    core: Arc<dyn Core>,
+    telemetry: Arc<Telemetry>,
+    troubles: Throttle,
+    accept_errors: Throttle,
+}
+
+impl Ingress {
+    /// The ways in to `core`. Must be called on a tokio runtime.
+    pub fn start(settings: Settings, tls: tls::Acceptor, core: Arc<dyn Core>, telemetry: Arc<Telemetry>) -> Arc<Self> {
+        Arc::new(Self {
+            tls,
+            tunnel: tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core)),
+            backend: backend::Backend::new(),
+            settings: ArcSwap::from_pointee(settings),
+            core,
+            telemetry,
+            troubles: Throttle::default(),
+            accept_errors: Throttle::default(),
+        })
+    }
+
+    /// Takes up new settings, and a new TLS pair, for connections and requests from now on.
+    pub fn reconfigure(&self, settings: Settings, tls: &tls::Acceptor) {
+        self.tls.replace(tls);
+        self.tunnel.reconfigure(settings.tunnel.clone());
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// Hands frames over to the core, or refuses the client in its own protocol.
+    async fn arrive(&self, stream: Stream, first: Bytes, origin: Origin, transport: Transport) {
+        let via = Via { client: origin.client, port: origin.port, transport, accepted: origin.accepted };
+        if let Err(refused) = self.core.take(Arrival { stream, first, via }) {
+            let (refusal, arrival) = *refused;
+            stream::refuse(arrival.stream, refusal.reason()).await;
+        }
+    }
+}
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    /// The client, by PROXY header where that is believed, else the peer.
+    client: SocketAddr,
+    /// The listener's port.
+    port: u16,
+    accepted: Instant,
 }

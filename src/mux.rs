@@ -1,5 +1,35 @@
-//! The core.
-use std::time::Duration;
+//! The core: admits clients, gives each a link to a Community server, and relays.
+//!
+//! `admission` counts clients in and out, `session` is the life of one client, `relay` the
+//! loop that moves its bytes. How a client came in is known for limits, logs and metrics; no
+//! decision here depends on it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tracing::{info, warn};
+
+use crate::{
+    stream::{Arrival, Community, Core, Refusal},
+    telemetry::Telemetry,
+    throttle::Throttle,
+};
+
+mod admission;
+mod end;
+mod relay;
+mod session;
+
+use admission::{Admission, Order};
+
+/// How often the clock that sessions read is set, and their idleness looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// After the drain's deadline: how long sessions have to say good-bye. A polling client needs
+/// a second to ask for it, and one to say that it has it.
+const GOOD_BYE: Duration = Duration::from_secs(4);
 
 /// Settings of the core.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,4 +46,122 @@ pub struct Settings {
     pub max_frame: u32,
     /// How long present sessions may go on after the drain began.
     pub drain_timeout: Duration,
+}
+
+/// What every session shares.
+struct Shared {
+    settings: ArcSwap<Settings>,
+    community: Arc<dyn Community>,
+    telemetry: Arc<Telemetry>,
+    admission: Arc<Admission>,
+    refusals: Throttle,
+}
+
+/// The core. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Mux(Arc<Shared>);
+
+impl Mux {
+    /// A core in front of `community`. Must be called on a tokio runtime: a task watches for
+    /// idle sessions, for as long as the core lives.
+    pub fn start(settings: Settings, community: Arc<dyn Community>, telemetry: Arc<Telemetry>) -> Self {
+        let admission = Arc::new(Admission::new(Arc::clone(&telemetry)));
+        let shared = Arc::new(Shared {
+            settings: ArcSwap::from_pointee(settings),
+            community,
+            telemetry,
+            admission,
+            refusals: Throttle::default(),
+        });
+        tokio::spawn(watch(Arc::downgrade(&shared)));
+        Self(shared)
+    }
+
+    /// Takes up new settings. Present sessions keep their frame limit.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.0.settings.store(Arc::new(settings));
+    }
+
+    /// Clients at present.
+    pub fn sessions(&self) -> usize {
+        self.0.admission.sessions()
+    }
+
+    /// Refuses clients from now on.
+    pub fn begin_drain(&self) {
+        self.0.admission.drain();
+    }
+
+    /// Whether the drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.0.admission.is_draining()
+    }
+
+    /// Waits until every session has ended, or ends them after `drain_timeout` with a word in
+    /// their own protocol. Says how many it had to end, and how many would not.
+    pub async fn drain(&self) -> Drained {
+        self.begin_drain();
+        let deadline = Instant::now() + self.0.settings.load().drain_timeout;
+        self.wait_for_none(deadline).await;
+        let ended = self.sessions();
+        if ended > 0 {
+            self.0.admission.order_all(Order::Drain);
+            self.wait_for_none(Instant::now() + GOOD_BYE).await;
+        }
+        Drained { ended, left: self.sessions() }
+    }
+
+    async fn wait_for_none(&self, deadline: Instant) {
+        while self.sessions() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// What a drain came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Drained {
+    /// Sessions that did not end by themselves in time.
+    pub ended: usize,
+    /// Of those, the ones that did not even take the good-bye.
+    pub left: usize,
+}
+
+impl Core for Mux {
+    fn take(&self, arrival: Arrival) -> Result<(), Box<(Refusal, Arrival)>> {
+        let settings = self.0.settings.load();
+        match self.0.admission.admit(&settings, &arrival.via) {
+            Ok(ticket) => {
+                tokio::spawn(session::run(Arc::clone(&self.0), arrival, ticket));
+                Ok(())
+            }
+            Err(refusal) => {
+                let via = arrival.via;
+                self.0.telemetry.refused(refusal.name());
+                if let Some(more) = self.0.refusals.pass() {
+                    warn!(client = %via.client, port = via.port, transport = %via.transport, reason = refusal.name(),
+                        sessions = self.sessions(), more, "client refused");
+                }
+                Err(Box::new((refusal, arrival)))
+            }
+        }
+    }
+}
+
+/// Sets the sessions' clock and ends those that are idle for too long.
+async fn watch(shared: std::sync::Weak<Shared>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        let now = shared.admission.set_clock();
+        if let Some(idle) = shared.settings.load().idle_timeout {
+            let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
+            let ended = shared.admission.order_idle(now.saturating_sub(idle));
+            if ended > 0 {
+                info!(sessions = ended, "idle for too long");
+            }
+        }
+    }
 }

@@ -25,6 +25,7 @@ use tokio::{
 use crate::wire::reason::Reason;
 
 mod close;
+pub mod scratch;
 
 pub use close::{linger, refuse};
 

@@ -10,4 +10,5 @@
 
 pub mod frame;
 pub mod message;
+pub mod proxy_protocol;
 pub mod reason;

@@ -1,5 +1,19 @@
-//! The HTTP tunnel.
+//! The HTTP tunnel: frames inside POST requests, loss-free over connections that break.
+//!
+//! `envelope` reads and writes bodies, `acknowledgement` holds the cryptography, `session` is
+//! the state of one client without sockets or clocks, `registry` finds a session by its name,
+//! `service` answers requests and joins a session to the core as a byte stream.
+
 use std::time::Duration;
+
+pub mod acknowledgement;
+pub mod envelope;
+mod registry;
+mod service;
+pub mod session;
+mod shared;
+
+pub use service::{Answer, Outcome, Service, transport};
 
 /// Settings of the HTTP tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]

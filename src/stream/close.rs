@@ -10,8 +10,9 @@ use tokio::{
 use super::{Stream, write_all};
 use crate::wire::reason::Reason;
 
-/// How long a client that is being closed may take to read our last words.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a client that is being closed may take to read our last words. A polling client
+/// asks for them within a second, and says within another that it has them.
+const LINGER: Duration = Duration::from_secs(3);
 /// How much a client that is being closed may still send before it is cut off, in bytes.
 const LINGER_BYTES: usize = 256 * 1024;
 

@@ -1,0 +1,140 @@
+use std::time::Instant;
+
+use tokio::{io::AsyncReadExt, net::TcpListener};
+
+use super::*;
+
+const CLIENT: &str = "192.0.2.9:4000";
+
+async fn listener() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("bound").to_string();
+    (listener, address)
+}
+
+async fn closed_port() -> String {
+    listener().await.1
+}
+
+fn settings(servers: &[&str], balance: Balance) -> Settings {
+    Settings {
+        servers: servers.iter().map(|s| Server::Address((*s).to_owned())).collect(),
+        balance,
+        recalculate_after: 1,
+        send_proxy_protocol: false,
+        connect_timeout: Duration::from_secs(5),
+        check_interval: None,
+    }
+}
+
+async fn connect(pool: &Pool) -> Result<Link, LinkError> {
+    pool.connect(CLIENT.parse().expect("address")).await
+}
+
+/// Waits for what must come; a test that hangs is ended by its runner.
+async fn until(mut there: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !there() {
+        assert!(since.elapsed() < Duration::from_secs(30), "never came");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn names(pool: &Pool, n: usize) -> (Vec<String>, Vec<Link>) {
+    let mut links = Vec::new();
+    for _ in 0..n {
+        links.push(connect(pool).await.expect("a link"));
+    }
+    (links.iter().map(|link| link.server.to_string()).collect(), links)
+}
+
+#[tokio::test]
+async fn clients_are_spread_as_configured() {
+    let ((_a, a), (_b, b)) = (listener().await, listener().await);
+    let pool = |balance, after| {
+        let mut settings = settings(&[&a, &b], balance);
+        settings.recalculate_after = after;
+        Pool::start(settings, None)
+    };
+    assert_eq!(names(&pool(Balance::Failover, 1), 3).await.0, [&*a, &a, &a]);
+    assert_eq!(names(&pool(Balance::RoundRobin, 1), 3).await.0, [&*a, &b, &a]);
+    assert_eq!(names(&pool(Balance::LeastSessions, 1), 4).await.0, [&*a, &b, &a, &b]);
+    assert_eq!(names(&pool(Balance::LeastSessions, 2), 6).await.0, [&*a, &a, &b, &b, &a, &a]);
+}
+
+#[tokio::test]
+async fn sessions_are_counted_until_their_link_is_dropped() {
+    let (_a, a) = listener().await;
+    let pool = Pool::start(settings(&[&a], Balance::Failover), None);
+    let (_, links) = names(&pool, 3).await;
+    assert_eq!(pool.status()[0].sessions, 3);
+    drop(links);
+    assert_eq!(pool.status()[0].sessions, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_is_skipped_and_taken_up_again() {
+    let (a, (_b, b)) = (closed_port().await, listener().await);
+    let pool = Pool::start(settings(&[&a, &b], Balance::Failover), None);
+    assert_eq!(*connect(&pool).await.expect("the other").server, *b);
+    let status = pool.status();
+    assert_eq!(status[0].state, State::Down);
+    assert!(status[0].last_error.as_ref().expect("an error").contains("refused"));
+    let _back = TcpListener::bind(&a).await.expect("its port again");
+    until(|| pool.status()[0].state == State::Up).await;
+    assert_eq!(*connect(&pool).await.expect("the first").server, *a);
+}
+
+#[tokio::test]
+async fn without_any_server_the_client_is_told_and_all_comes_back() {
+    let a = closed_port().await;
+    let pool = Pool::start(settings(&[&a], Balance::LeastSessions), None);
+    let error = connect(&pool).await.expect_err("nobody there");
+    assert_eq!(error.reason, Reason::CannotConnect);
+    assert!(error.detail.contains(&a), "{}", error.detail);
+    assert!(!pool.any_up());
+    let _back = TcpListener::bind(&a).await.expect("its port again");
+    until(|| pool.any_up()).await;
+    connect(&pool).await.expect("up again");
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_said() {
+    let pool = Pool::start(settings(&["no-such-host.invalid:1533"], Balance::Failover), None);
+    let error = connect(&pool).await.expect_err("no address");
+    assert!(error.detail.contains("no-such-host.invalid:1533"), "{}", error.detail);
+}
+
+#[tokio::test]
+async fn a_server_that_stays_keeps_its_sessions_and_one_that_goes_drains() {
+    let ((_a, a), (_b, b)) = (listener().await, listener().await);
+    let pool = Pool::start(settings(&[&a, &b], Balance::RoundRobin), None);
+    let (_, links) = names(&pool, 2).await;
+    pool.reconfigure(settings(&[&b], Balance::RoundRobin), None);
+    let status = pool.status();
+    assert_eq!((&*status[0].address, status[0].sessions), (&*b, 1));
+    assert_eq!((&*status[1].address, status[1].state, status[1].sessions), (&*a, State::Draining, 1));
+    assert_eq!(names(&pool, 2).await.0, [&*b, &b]);
+    drop(links);
+    assert_eq!(pool.status().len(), 1);
+}
+
+#[tokio::test]
+async fn the_server_is_told_who_the_client_is() {
+    let (server, a) = listener().await;
+    let mut settings = settings(&[&a], Balance::Failover);
+    settings.send_proxy_protocol = true;
+    let pool = Pool::start(settings, None);
+    let link = connect(&pool).await.expect("a link");
+    let expected = crate::wire::proxy_protocol::v2(CLIENT.parse().expect("address"), a.parse().expect("address"));
+    loop {
+        // The pool's own look sends nothing.
+        let (mut tcp, _) = server.accept().await.expect("accepted");
+        let mut seen = vec![0; expected.len()];
+        if tcp.read_exact(&mut seen).await.is_ok() {
+            assert_eq!(seen, expected);
+            break;
+        }
+    }
+    drop(link);
+}

@@ -1,0 +1,128 @@
+//! What values may be.
+
+use std::{net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+
+use crate::community::Server;
+
+/// A number within bounds.
+pub(super) fn within(range: std::ops::RangeInclusive<i64>) -> impl Fn(i64) -> Result<i64, String> {
+    move |n| if range.contains(&n) { Ok(n) } else { Err(format!("{n} is out of bounds")) }
+}
+
+/// As [`within`], for counts and sizes.
+pub(super) fn size(range: std::ops::RangeInclusive<i64>) -> impl Fn(i64) -> Result<usize, String> {
+    move |n| within(range.clone())(n).and_then(|n| usize::try_from(n).map_err(|error| error.to_string()))
+}
+
+/// A duration within bounds.
+pub(super) fn duration(shortest: Duration, longest: Duration) -> impl Fn(String) -> Result<Duration, String> {
+    move |text| {
+        let found = humantime::parse_duration(&text).map_err(|error| format!("{text:?} is no duration: {error}"))?;
+        if (shortest..=longest).contains(&found) { Ok(found) } else { Err(format!("{text:?} is out of bounds")) }
+    }
+}
+
+/// As [`duration`], where 0 stands for never.
+pub(super) fn duration_or_never(
+    shortest: Duration,
+    longest: Duration,
+) -> impl Fn(String) -> Result<Option<Duration>, String> {
+    move |text| match humantime::parse_duration(&text) {
+        Ok(Duration::ZERO) => Ok(None),
+        _ => duration(shortest, longest)(text).map(Some),
+    }
+}
+
+/// Ports, each once.
+pub(super) fn ports(ports: Vec<i64>) -> Result<Vec<u16>, String> {
+    let mut seen = Vec::new();
+    for port in ports {
+        let port = u16::try_from(port).ok().filter(|&port| port > 0).ok_or(format!("{port} is no port"))?;
+        if seen.contains(&port) {
+            return Err(format!("port {port} stands there twice"));
+        }
+        seen.push(port);
+    }
+    Ok(seen)
+}
+
+fn is_name(host: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    host.len() <= 253 && host.trim_end_matches('.').split('.').all(label)
+}
+
+/// An address, a name, or nothing.
+pub(super) fn host(host: String) -> Result<String, String> {
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(&host);
+    if host.is_empty() || bare.parse::<IpAddr>().is_ok() || is_name(&host) {
+        return Ok(bare.to_owned());
+    }
+    Err(format!("{host:?} is neither an address nor a name"))
+}
+
+/// Networks; a single address is a network of its own.
+pub(super) fn networks(networks: Vec<String>) -> Result<Vec<IpNet>, String> {
+    networks
+        .into_iter()
+        .map(|text| {
+            let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+            network.map_err(|_| format!("{text:?} is no network"))
+        })
+        .collect()
+}
+
+/// `host:port`.
+pub(super) fn host_and_port(text: &str) -> Result<(), String> {
+    let (name, port) = text.rsplit_once(':').ok_or(format!("{text:?} has no port"))?;
+    if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err(format!("{text:?} has no legal port"));
+    }
+    let bracketed = name.starts_with('[') && name.ends_with(']');
+    if name.is_empty() || (name.contains(':') && !bracketed) {
+        return Err(format!("{text:?} has no legal host; an IPv6 address stands in brackets"));
+    }
+    host(name.to_owned()).map(|_| ())
+}
+
+/// Community servers, at least one, each once.
+pub(super) fn servers(names: Vec<String>) -> Result<Vec<Server>, String> {
+    let mut servers = Vec::new();
+    for name in names {
+        let server = match name.as_str() {
+            "sandbox" => Server::Sandbox,
+            address => {
+                host_and_port(address)?;
+                Server::Address(address.to_owned())
+            }
+        };
+        if servers.contains(&server) {
+            return Err(format!("{name:?} stands there twice"));
+        }
+        servers.push(server);
+    }
+    if servers.is_empty() { Err("there is no server".to_owned()) } else { Ok(servers) }
+}
+
+/// `http://host[:port]`, or nothing.
+pub(super) fn backend(url: String) -> Result<Option<hyper::Uri>, String> {
+    if url.is_empty() {
+        return Ok(None);
+    }
+    let uri: hyper::Uri = url.parse().map_err(|error| format!("{url:?} is no URL: {error}"))?;
+    if uri.scheme_str() != Some("http") {
+        return Err(format!("{url:?} does not begin with http://"));
+    }
+    let has_host = uri.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'));
+    if !has_host || uri.path() != "/" || uri.query().is_some() {
+        return Err(format!("{url:?} is more, or less, than http://host:port"));
+    }
+    Ok(Some(uri))
+}

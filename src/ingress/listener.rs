@@ -1,0 +1,173 @@
+//! Ports: binding them, accepting on them.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use tokio::net::TcpListener;
+use tracing::{error, warn};
+
+use super::{Ingress, connection};
+
+/// Connections that the kernel holds until we accept them: 20,000 clients may log in at once.
+/// The kernel caps it at `net.core.somaxconn`.
+pub const BACKLOG: i32 = 20_000;
+/// When a client is silent for so long, the kernel asks whether it is still there. Clients
+/// that vanished without a FIN would stay for ever otherwise.
+const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(120);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_RETRIES: u32 = 4;
+/// How long accepting pauses when descriptors or memory have run out.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a `host_name` and a port listen. Empty: every address, IPv4 and IPv6 on one socket.
+///
+/// # Errors
+/// When a name does not resolve.
+pub fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if host.is_empty() {
+        return Ok(vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)]);
+    }
+    if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let found: Vec<_> = (host, port).to_socket_addrs()?.collect();
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
+    }
+    Ok(found)
+}
+
+/// Binds one address and listens. `[::]` takes IPv4, too; without IPv6 on the machine it is
+/// `0.0.0.0`.
+///
+/// # Errors
+/// The system's: in use, not permitted, not an address of this machine.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    match bind_one(address) {
+        Err(error)
+            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+                && [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
+                    .iter()
+                    .any(|e| error.raw_os_error() == Some(e.raw_os_error())) =>
+        {
+            bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()))
+        }
+        bound => bound,
+    }
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // Accepted sockets inherit these on Linux: no system calls for each client.
+    socket.set_tcp_nodelay(true)?;
+    let keep_alive = TcpKeepalive::new()
+        .with_time(KEEP_ALIVE_AFTER)
+        .with_interval(KEEP_ALIVE_INTERVAL)
+        .with_retries(KEEP_ALIVE_RETRIES);
+    socket.set_tcp_keepalive(&keep_alive)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// What an accept error means for the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// The connection that was to be accepted is gone. On to the next.
+    Connection,
+    /// Descriptors or memory have run out: a pause, since the error would be back at once.
+    Exhausted,
+    /// The listener itself. Not seen on Linux; a pause, too.
+    Listener,
+}
+
+fn classify(error: &io::Error) -> Class {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    match code {
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Class::Exhausted,
+        Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Class::Listener,
+        // accept(2): network errors of the new connection are passed on by accept.
+        _ => Class::Connection,
+    }
+}
+
+impl Class {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Exhausted => "exhausted",
+            Self::Listener => "listener",
+        }
+    }
+}
+
+/// Accepts for ever. The one accept loop of all ports.
+pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, accepted: Arc<AtomicU64>) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, peer)) => {
+                accepted.fetch_add(1, Relaxed);
+                tokio::spawn(connection::serve(Arc::clone(&ingress), tcp, peer, port));
+            }
+            Err(failed) => {
+                let class = classify(&failed);
+                ingress.telemetry.accept_error(class.name());
+                if let Some(more) = ingress.accept_errors.pass() {
+                    match class {
+                        Class::Connection => warn!(port, %failed, more, "a connection was gone before it was accepted"),
+                        Class::Exhausted => error!(port, %failed, more,
+                            "out of descriptors or memory: accepting pauses; raise the limit (LimitNOFILE, ulimit -n) or lower limits.capacity"),
+                        Class::Listener => error!(port, %failed, more, "the port can't accept"),
+                    }
+                }
+                if class != Class::Connection {
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_errors_are_classed() {
+        for (errno, class) in [
+            (Errno::MFILE, Class::Exhausted),
+            (Errno::NFILE, Class::Exhausted),
+            (Errno::CONNABORTED, Class::Connection),
+            (Errno::NETDOWN, Class::Connection),
+            (Errno::INVAL, Class::Listener),
+        ] {
+            assert_eq!(classify(&errno.into()), class, "{errno}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_empty_host_takes_both_families() {
+        let address = addresses("", 0).expect("no look-up")[0];
+        let listener = bind(address).expect("any port");
+        let port = listener.local_addr().expect("bound").port();
+        let _v4 = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("IPv4");
+        let (tcp, peer) = listener.accept().await.expect("accepted");
+        assert!(tcp.nodelay().expect("option"), "inherited");
+        assert_eq!(crate::stream::canonical(peer).ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let _v6 = tokio::net::TcpStream::connect(("::1", port)).await.expect("IPv6");
+    }
+}

@@ -1,0 +1,304 @@
+//! A tunnel session between its two users: requests on one side, the core on the other.
+//!
+//! Requests are answered by [`Shared::answer`]; the core reads and writes a
+//! [`TunnelStream`], a plain byte stream.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    Settings,
+    envelope::{self, Kind},
+    session::{Accepted, Refused, Session, TOKEN, Token},
+};
+
+/// A session, as the registry holds it.
+pub(super) struct Shared(Mutex<State>);
+
+struct State {
+    session: Session,
+    /// Bytes for the Community that the core has not taken.
+    inbox: VecDeque<Bytes>,
+    inbox_len: usize,
+    /// The core, waiting for the inbox to fill, and for the client to acknowledge.
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+    /// The request that is waiting for its answer, and its number.
+    waiter: Option<Waker>,
+    newest: u64,
+    /// Requests between arrival and response.
+    in_flight: u32,
+    last_request: Instant,
+    /// The core has let go of the stream, or the session has timed out.
+    abandoned: bool,
+    timed_out: bool,
+    window: usize,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) enum Reply {
+    /// The response's body, and a name for what happened.
+    Body(Vec<u8>, &'static str),
+    /// The client has it all, or the session is gone.
+    Gone,
+    /// Refused; see the error.
+    Refused(Refused),
+    /// The Community is too slow to take more. Nothing was consumed.
+    Busy,
+}
+
+/// A fresh token.
+///
+/// # Panics
+/// When the system has no random numbers; it had some when the session was made.
+pub(super) fn fresh_token() -> Token {
+    let mut token = [0; TOKEN];
+    getrandom::fill(&mut token).expect("the system's random numbers");
+    token
+}
+
+/// Counts a request in, and out when dropped: a client that hangs up is out, too.
+struct InFlight<'a>(&'a Shared);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock();
+        state.in_flight -= 1;
+        state.last_request = Instant::now();
+    }
+}
+
+impl Shared {
+    pub(super) fn new(session: Session, window: usize) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            session,
+            inbox: VecDeque::new(),
+            inbox_len: 0,
+            reader: None,
+            writer: None,
+            waiter: None,
+            newest: 0,
+            in_flight: 0,
+            last_request: Instant::now(),
+            abandoned: false,
+            timed_out: false,
+            window,
+        })))
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.0.lock().session.kind()
+    }
+
+    /// Takes a request's body in and waits for what is to be answered: at once where there is
+    /// payload; up to `reply_wait` where it brought data; up to `hold` for an idle hybrid one.
+    pub(super) async fn answer(&self, body: &[u8], settings: &Settings) -> Reply {
+        let in_flight = {
+            self.0.lock().in_flight += 1;
+            InFlight(self)
+        };
+        if !self.inbox_has_room(settings.hold).await {
+            return Reply::Busy;
+        }
+        let (number, wait, retry) = {
+            let mut state = self.0.lock();
+            let accepted = match state.session.accept(body) {
+                Ok(accepted) => accepted,
+                Err(refused) => return Reply::Refused(refused),
+            };
+            let (data, retry) = match accepted {
+                Accepted::Stale => return Reply::Body(state.session.empty(), "stale"),
+                Accepted::Again => (Vec::new(), true),
+                Accepted::New(data) => (data, false),
+            };
+            if state.session.is_over() {
+                wake(&mut state.reader);
+            }
+            // The client has it all: this was the request that said so.
+            if !retry && state.session.is_over() {
+                return Reply::Gone;
+            }
+            let brought_data = envelope::later(body).is_ok_and(|later| !later.payload.is_empty());
+            let wait = match (state.session.kind(), brought_data) {
+                // An answered request has a new acknowledgement after it, so that the same words
+                // said twice are two requests and no retry: hybrid data is not held long, either.
+                (_, true) => settings.reply_wait,
+                (Kind::Polling, false) => Duration::ZERO,
+                (Kind::Hybrid, false) => settings.hold,
+            };
+            if !data.is_empty() && !state.abandoned {
+                state.inbox_len += data.len();
+                state.inbox.push_back(data.into());
+                wake(&mut state.reader);
+            }
+            // What was acknowledged makes room.
+            if state.session.unacknowledged() < state.window {
+                wake(&mut state.writer);
+            }
+            state.newest += 1;
+            wake(&mut state.waiter);
+            (state.newest, wait, retry)
+        };
+        let timer = (!wait.is_zero()).then(|| Box::pin(tokio::time::sleep(wait)));
+        let reply = self.wait(number, timer, retry).await;
+        drop(in_flight);
+        reply
+    }
+
+    async fn wait(&self, number: u64, mut timer: Option<Pin<Box<tokio::time::Sleep>>>, retry: bool) -> Reply {
+        poll_fn(|cx| {
+            let expired = timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
+            let mut state = self.0.lock();
+            if state.newest != number {
+                return Poll::Ready(Reply::Body(state.session.empty(), "superseded"));
+            }
+            if state.timed_out {
+                return Poll::Ready(Reply::Gone);
+            }
+            let has_payload = state.session.unacknowledged() > 0;
+            if !has_payload && !expired && !state.session.has_ended() {
+                state.waiter = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            let outcome = match (retry, has_payload) {
+                (true, _) => "retry",
+                (false, true) => "payload",
+                (false, false) => "empty",
+            };
+            Poll::Ready(Reply::Body(state.session.respond(fresh_token()), outcome))
+        })
+        .await
+    }
+
+    /// Waits until the core has taken enough of what clients sent before.
+    async fn inbox_has_room(&self, at_most: Duration) -> bool {
+        let full = |state: &State| state.inbox_len >= state.window && !state.abandoned;
+        if !full(&self.0.lock()) {
+            return true;
+        }
+        let deadline = Instant::now() + at_most;
+        while Instant::now() < deadline {
+            // Rare, and a client behind a Community this slow does not notice the grain.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            if !full(&self.0.lock()) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Ends the session when no request has come for `timeout`. True when it is to be
+    /// forgotten: it timed out, or its core is gone and `linger` has passed.
+    pub(super) fn sweep(&self, now: Instant, timeout: Duration, linger: Duration) -> bool {
+        let mut state = self.0.lock();
+        let idle = now.saturating_duration_since(state.last_request);
+        if state.in_flight > 0 {
+            return false;
+        }
+        if idle >= timeout {
+            state.timed_out = true;
+            wake(&mut state.reader);
+            wake(&mut state.writer);
+            return true;
+        }
+        state.session.is_over() && idle >= linger
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+/// A session's bytes, for the core: reads what the client posted, writes what it will fetch.
+pub(super) struct TunnelStream(pub(super) Arc<Shared>);
+
+fn timed_out() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "no request for tunnel.session_timeout")
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut guard = self.0.0.lock();
+        let state = &mut *guard;
+        if state.inbox.is_empty() {
+            if state.timed_out {
+                return Poll::Ready(Err(timed_out()));
+            }
+            // The client has fetched our last word: it has nothing to add.
+            if state.session.is_over() {
+                return Poll::Ready(Ok(()));
+            }
+            state.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        while let Some(front) = state.inbox.front_mut() {
+            let n = front.len().min(buf.remaining());
+            buf.put_slice(&front[..n]);
+            front.advance(n);
+            state.inbox_len -= n;
+            if !front.is_empty() {
+                break;
+            }
+            state.inbox.pop_front();
+        }
+        if state.inbox.is_empty() {
+            state.inbox = VecDeque::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.0.0.lock();
+        if state.timed_out {
+            return Poll::Ready(Err(timed_out()));
+        }
+        let room = state.window.saturating_sub(state.session.unacknowledged());
+        if room == 0 {
+            state.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let n = room.min(buf.len());
+        state.session.push(&buf[..n]);
+        wake(&mut state.waiter);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.0.0.lock();
+        state.session.end();
+        wake(&mut state.waiter);
+        wake(&mut state.reader);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for TunnelStream {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock();
+        state.abandoned = true;
+        state.session.end();
+        state.inbox = VecDeque::new();
+        state.inbox_len = 0;
+        wake(&mut state.waiter);
+    }
+}

@@ -1,0 +1,265 @@
+//! Moves a session's bytes, both ways, on one task.
+//!
+//! An idle session holds no buffer: bytes are read, when there are some, into a buffer that
+//! all sessions of a thread share, and only what a full peer would not take is kept. A peer
+//! that is full is not read for: the other side's TCP holds it back.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use tokio::{io::AsyncWrite, time::Sleep};
+
+use super::{admission::Ticket, end::End};
+use crate::{
+    stream::{Stream, scratch},
+    telemetry::{Direction, Telemetry},
+    wire::{
+        frame::{Fault, Head, MAX_BEFORE_LOGIN, Scanner},
+        message::kind,
+    },
+};
+
+/// When one side has closed: how long the other may take to follow.
+const HALF_CLOSED: Duration = Duration::from_secs(30);
+/// The longest frame that a Community may send: all that a length can say.
+const ANY_LENGTH: u32 = 0x7FFF_FFFF;
+
+/// One direction.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    pub(super) scanner: Scanner,
+    /// Bytes that the receiver would not take yet.
+    pub(super) kept: Vec<u8>,
+    /// How many of them it has taken since.
+    taken: usize,
+    pub(super) bytes: u64,
+    state: State,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Open,
+    /// The sender has closed; the receiver is to be told.
+    Ending,
+    Ended,
+}
+
+/// A session's two streams and what is known of them.
+pub(super) struct Relay<'a> {
+    pub(super) client: &'a mut Stream,
+    pub(super) link: &'a mut Stream,
+    pub(super) up: &'a mut Way,
+    pub(super) down: &'a mut Way,
+    pub(super) known: &'a mut Known,
+    pub(super) ticket: &'a Ticket,
+    pub(super) telemetry: &'a Telemetry,
+    /// Runs once one side has closed.
+    pub(super) half_closed: Option<Pin<Box<Sleep>>>,
+    /// Whether that side was the Community.
+    pub(super) community_first: bool,
+    pub(super) registered: bool,
+}
+
+/// What a session's frames have said.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) accepted: Instant,
+    pub(super) max_frame: u32,
+    /// The LoginAck has passed.
+    pub(super) logged_in: bool,
+    /// The client has ended the session in its own words.
+    pub(super) client_said_good_bye: bool,
+    /// The Community has.
+    pub(super) community_said_good_bye: bool,
+}
+
+impl Known {
+    /// The longest frame that the client may send now.
+    pub(super) fn limit(&self) -> u32 {
+        if self.logged_in { self.max_frame } else { self.max_frame.min(MAX_BEFORE_LOGIN) }
+    }
+
+    pub(super) fn client_frame(&mut self, head: Head) {
+        if head.kind == kind::DESTROY_CNL && head.channel == 0 {
+            self.client_said_good_bye = true;
+        }
+    }
+
+    /// However the streams ended, a client that had said good-bye has logged out.
+    fn end_of(&self, end: End) -> End {
+        if self.client_said_good_bye { End::LogOut } else { end }
+    }
+
+    fn community_frame(&mut self, head: Head, telemetry: &Telemetry) {
+        if head.channel != 0 {
+            return;
+        }
+        match head.kind {
+            kind::LOGIN_ACK if !self.logged_in => {
+                self.logged_in = true;
+                telemetry.login(self.accepted.elapsed().as_secs_f64(), true);
+            }
+            kind::DESTROY_CNL => {
+                self.community_said_good_bye = true;
+                if !self.logged_in {
+                    telemetry.login(self.accepted.elapsed().as_secs_f64(), false);
+                }
+            }
+            _ => (),
+        }
+    }
+}
+
+/// Where one direction came to.
+enum Step {
+    /// Its sender has closed and its receiver knows.
+    Ended,
+    /// The sender's stream broke.
+    From(io::Error),
+    /// The receiver's stream broke.
+    To(io::Error),
+    /// The sender sent a frame that is none; what stood before it has been passed on.
+    Fault(Fault),
+}
+
+impl Way {
+    /// Moves what there is until one side has to be waited for.
+    fn poll(
+        &mut self,
+        from: &mut Stream,
+        to: &mut Stream,
+        cx: &mut Context<'_>,
+        mut scan: impl FnMut(&mut Scanner, &[u8]) -> Result<(), (usize, Fault)>,
+    ) -> Poll<Step> {
+        loop {
+            if let Err(error) = ready!(self.poll_kept(to, cx)) {
+                return Poll::Ready(Step::To(error));
+            }
+            match self.state {
+                State::Open => (),
+                State::Ending => {
+                    if let Err(error) = ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
+                        return Poll::Ready(Step::To(error));
+                    }
+                    self.state = State::Ended;
+                    return Poll::Ready(Step::Ended);
+                }
+                State::Ended => return Poll::Ready(Step::Ended),
+            }
+            let (scanner, kept) = (&mut self.scanner, &mut self.kept);
+            let read = scratch::poll_read(from, cx, |bytes, cx| {
+                let scanned = scan(scanner, bytes);
+                let whole = scanned.map_or_else(|(at, _)| &bytes[..at], |()| bytes);
+                let written = match Pin::new(&mut *to).poll_write(cx, whole) {
+                    _ if whole.is_empty() => Ok(0),
+                    Poll::Ready(written) => written,
+                    Poll::Pending => Ok(0),
+                };
+                if let Ok(n) = written {
+                    kept.extend_from_slice(&whole[n..]);
+                }
+                (bytes.len(), written, scanned)
+            });
+            match ready!(read) {
+                Ok(Some((n, Ok(_), Ok(())))) => self.bytes += n as u64,
+                Ok(Some((_, Err(error), _))) => return Poll::Ready(Step::To(error)),
+                Ok(Some((_, Ok(_), Err((_, fault))))) => return Poll::Ready(Step::Fault(fault)),
+                Ok(None) => self.state = State::Ending,
+                // TLS without its close: common among clients, and no loss, since frames have lengths.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ending,
+                Err(error) => return Poll::Ready(Step::From(error)),
+            }
+        }
+    }
+
+    /// Passes on what was kept, and flushes a receiver that buffers itself.
+    pub(super) fn poll_kept(&mut self, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.taken < self.kept.len() {
+            match ready!(Pin::new(&mut *to).poll_write(cx, &self.kept[self.taken..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.taken += n,
+            }
+        }
+        if !self.kept.is_empty() {
+            (self.kept, self.taken) = (Vec::new(), 0);
+        }
+        Pin::new(to).poll_flush(cx)
+    }
+}
+
+impl Future for Relay<'_> {
+    type Output = End;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
+        let this = self.get_mut();
+        // A task has one waker for all its life: once is enough.
+        if !std::mem::replace(&mut this.registered, true) {
+            this.ticket.entry.poll_order(cx);
+        }
+        if let Some(order) = this.ticket.entry.order() {
+            return Poll::Ready(End::Ordered(order));
+        }
+        let (ticket, telemetry) = (this.ticket, this.telemetry);
+        let (known, frames) = (&mut *this.known, &mut 0u64);
+        let count = |direction, bytes: &[u8], frames: &mut u64| {
+            ticket.heard();
+            telemetry.bytes(direction, bytes.len() as u64);
+            if *frames > 0 {
+                telemetry.frames(direction, std::mem::take(frames));
+            }
+        };
+        let down = this.down.poll(this.link, this.client, cx, |scanner, bytes| {
+            let scanned = scanner.scan(bytes, ANY_LENGTH, |head| {
+                *frames += 1;
+                known.community_frame(head, telemetry);
+            });
+            count(Direction::ToClient, bytes, frames);
+            scanned
+        });
+        let up = this.up.poll(this.client, this.link, cx, |scanner, bytes| {
+            let scanned = scanner.scan(bytes, known.limit(), |head| {
+                *frames += 1;
+                known.client_frame(head);
+            });
+            count(Direction::ToCommunity, bytes, frames);
+            scanned
+        });
+        let end = match (up, down) {
+            (Poll::Ready(Step::Fault(fault)), _) => End::ClientFault(fault),
+            (_, Poll::Ready(Step::Fault(fault))) => End::CommunityFault(fault),
+            (Poll::Ready(Step::From(error)), _) | (_, Poll::Ready(Step::To(error))) => client_broken(error, known),
+            (_, Poll::Ready(Step::From(error))) | (Poll::Ready(Step::To(error)), _) => community_broken(error, known),
+            (Poll::Ready(Step::Ended), Poll::Ready(Step::Ended)) => {
+                known.end_of(if this.community_first { End::CommunityClosed } else { End::ClientClosed })
+            }
+            (Poll::Pending, Poll::Pending) => return Poll::Pending,
+            (up, _) => {
+                let timer = this.half_closed.get_or_insert_with(|| {
+                    this.community_first = up.is_pending();
+                    Box::pin(tokio::time::sleep(HALF_CLOSED))
+                });
+                ready!(timer.as_mut().poll(cx));
+                known.end_of(End::HalfClosed)
+            }
+        };
+        Poll::Ready(end)
+    }
+}
+
+fn client_broken(error: io::Error, known: &Known) -> End {
+    // No system error: the tunnel session's own word (TCP's time-out is one).
+    if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
+        return known.end_of(End::SessionTimeout);
+    }
+    known.end_of(End::ClientBroken(error))
+}
+
+fn community_broken(error: io::Error, known: &Known) -> End {
+    known.end_of(if known.community_said_good_bye { End::CommunityClosed } else { End::CommunityBroken(error) })
+}

@@ -1,0 +1,186 @@
+//! The life of one client: first frame, link, relay, end.
+//!
+//! ```text
+//!  taken ── first frame whole ── link open ── relayed ── last words ── counted out
+//!    │            │                  │           │
+//!    └─ timeout, ─┴─ no Handshake, ──┴─ none ────┴─ fault, order, broken: one End each
+//!       closed       fault
+//! ```
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use tokio::time::{timeout, timeout_at};
+use tracing::{info, warn};
+
+use super::{
+    Shared,
+    admission::Ticket,
+    end::End,
+    relay::{Known, Relay, Way},
+};
+use crate::{
+    stream::{self, Arrival, Link, Stream, Via, scratch},
+    telemetry::Direction,
+    wire::{
+        frame::{self, First, MAX_BEFORE_LOGIN},
+        message::{kind, stamp_client_address},
+    },
+};
+
+/// How long a client may take to accept our last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// What may stand before and behind the first frame while it is not whole, in bytes:
+/// keep-alives, a second frame.
+const FIRST_BYTES: usize = 2 * MAX_BEFORE_LOGIN as usize;
+
+/// Serves a client to its end.
+pub(super) async fn run(shared: Arc<Shared>, arrival: Arrival, ticket: Ticket) {
+    let Arrival { stream: mut client, first, via } = arrival;
+    let mut known = Known {
+        accepted: via.accepted,
+        max_frame: shared.settings.load().max_frame,
+        logged_in: false,
+        client_said_good_bye: false,
+        community_said_good_bye: false,
+    };
+    let (mut up, mut down) = (Way::default(), Way::default());
+    // Boxed: what opening needs is not carried through the hours that follow.
+    let opened = Box::pin(open(&shared, &mut client, first.into(), via, &ticket, &mut known, &mut up)).await;
+    let (end, server) = match opened {
+        Err(end) => (end, None),
+        Ok(Link { stream: mut link, server, lease }) => {
+            let end = Relay {
+                client: &mut client,
+                link: &mut link,
+                up: &mut up,
+                down: &mut down,
+                known: &mut known,
+                ticket: &ticket,
+                telemetry: &shared.telemetry,
+                half_closed: None,
+                community_first: false,
+                registered: false,
+            }
+            .await;
+            if let End::CommunityBroken(error) = &end {
+                lease.broken(&error.to_string());
+            }
+            if matches!(end, End::ClientFault(_)) {
+                // What the client sent before its fault is the Community's.
+                let _ = timeout(LAST_WORDS, poll_fn(|cx| up.poll_kept(&mut link, cx))).await;
+            }
+            (end, Some(server))
+        }
+    };
+    report(&shared, &end, &via, server.as_deref(), &up, &down);
+    Box::pin(close(client, down, &end)).await;
+    drop(ticket);
+}
+
+/// Collects the first frame, gets a link, and leaves the client's bytes in `up`.
+async fn open(
+    shared: &Shared,
+    client: &mut Stream,
+    first: Vec<u8>,
+    via: Via,
+    ticket: &Ticket,
+    known: &mut Known,
+    up: &mut Way,
+) -> Result<Link, End> {
+    let deadline = via.accepted + shared.settings.load().login_timeout;
+    let collecting = pin!(timeout_at(deadline.into(), handshake(client, first, known.limit())));
+    let (mut bytes, frame) = unless_ordered(ticket, collecting).await?.map_err(|_| End::LoginTimeout)??;
+    stamp_client_address(&mut bytes[frame], via.client.ip());
+    ticket.heard();
+    let mut frames = 0;
+    let limit = known.limit();
+    let scanned = up.scanner.scan(&bytes, limit, |head| {
+        frames += 1;
+        known.client_frame(head);
+    });
+    scanned.map_err(|(_, fault)| End::ClientFault(fault))?;
+    shared.telemetry.bytes(Direction::ToCommunity, bytes.len() as u64);
+    shared.telemetry.frames(Direction::ToCommunity, frames);
+    let link = unless_ordered(ticket, shared.community.connect(via.client)).await?;
+    let link = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
+    up.bytes = bytes.len() as u64;
+    up.kept = bytes;
+    Ok(link)
+}
+
+/// Reads until the first frame is whole. Returns all that was read and where the frame stands.
+async fn handshake(
+    client: &mut Stream,
+    mut bytes: Vec<u8>,
+    limit: u32,
+) -> Result<(Vec<u8>, std::ops::Range<usize>), End> {
+    loop {
+        match frame::first(&bytes, limit).map_err(End::ClientFault)? {
+            First::Whole { head, start, end } if head.kind == kind::HANDSHAKE && head.channel == 0 => {
+                return Ok((bytes, start..end));
+            }
+            First::Whole { head, .. } => return Err(End::NotAHandshake(head.kind)),
+            First::Partial if bytes.len() >= FIRST_BYTES => {
+                return Err(End::ClientFault(frame::Fault::TooShort { length: 0 }));
+            }
+            First::Partial => (),
+        }
+        match poll_fn(|cx| scratch::poll_read(client, cx, |read, _| bytes.extend_from_slice(read))).await {
+            Ok(Some(())) => (),
+            Ok(None) => return Err(End::NoHandshake),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(End::NoHandshake),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
+                return Err(End::SessionTimeout);
+            }
+            Err(error) => return Err(End::ClientBroken(error)),
+        }
+    }
+}
+
+/// `work`'s result, unless the session is told to end first.
+async fn unless_ordered<T>(ticket: &Ticket, mut work: impl Future<Output = T> + Unpin) -> Result<T, End> {
+    poll_fn(|cx| match ticket.entry.poll_order(cx) {
+        Some(order) => Poll::Ready(Err(End::Ordered(order))),
+        None => pin!(&mut work).poll(cx).map(Ok),
+    })
+    .await
+}
+
+/// Says the last words and closes so that they are read.
+async fn close(mut client: Stream, mut down: Way, end: &End) {
+    let words = match end.reason() {
+        // In the middle of a frame there is nothing to say that would be understood.
+        Some(reason) if down.scanner.at_boundary() => reason.destroy(),
+        Some(_) => Vec::new(),
+        None => return,
+    };
+    down.kept.extend_from_slice(&words);
+    let told = timeout(LAST_WORDS, poll_fn(|cx| down.poll_kept(&mut client, cx))).await;
+    if matches!(told, Ok(Ok(()))) {
+        stream::linger(client).await;
+    }
+}
+
+/// One line and one count for each session.
+fn report(shared: &Shared, end: &End, via: &Via, server: Option<&str>, up: &Way, down: &Way) {
+    let seconds = via.accepted.elapsed().as_secs_f64();
+    shared.telemetry.closed(end.name(), seconds);
+    if server.is_none() && end.is_refusal() {
+        shared.telemetry.refused(end.name());
+    }
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(client = %via.client, port = via.port, transport = %via.transport, server,
+                seconds = (seconds * 1e3).round() / 1e3, bytes_to_community = up.bytes, bytes_to_client = down.bytes,
+                reason = end.name(), detail = %end, "session closed")
+        };
+    }
+    if end.is_trouble() { line!(warn) } else { line!(info) }
+}

@@ -1,0 +1,39 @@
+//! What the system says of this process.
+
+use std::fs;
+
+use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
+use rustix::process::{Resource, getrlimit};
+
+/// Gauges that are read off the system when asked for.
+pub(super) struct Process {
+    open: Gauge,
+    limit: Gauge,
+    memory: Gauge,
+}
+
+impl Process {
+    pub(super) fn register(all: &mut Registry) -> Self {
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            all.register(name, help, gauge.clone());
+            gauge
+        };
+        Self {
+            open: gauge("open_file_descriptors", "Descriptors in use"),
+            limit: gauge("max_file_descriptors", "Descriptors that the system allows"),
+            memory: gauge("resident_memory_bytes", "Memory in use"),
+        }
+    }
+
+    pub(super) fn refresh(&self) {
+        if let Ok(open) = fs::read_dir("/proc/self/fd") {
+            self.open.set(i64::try_from(open.count()).unwrap_or(i64::MAX));
+        }
+        let limit = getrlimit(Resource::Nofile).current;
+        self.limit.set(limit.and_then(|limit| i64::try_from(limit).ok()).unwrap_or(i64::MAX));
+        let pages = fs::read_to_string("/proc/self/statm").ok().and_then(|s| s.split(' ').nth(1)?.parse::<i64>().ok());
+        let page = i64::try_from(rustix::param::page_size()).unwrap_or(4096);
+        self.memory.set(pages.unwrap_or(0) * page);
+    }
+}
