@@ -1,1 +1,5 @@
-fn main() {}
+//! The `sametime-mux` program; see [`sametime_mux::cli`].
+
+fn main() -> std::process::ExitCode {
+    sametime_mux::cli::main()
+}

@@ -1,0 +1,41 @@
+//! `sametime-mux check`: is the configuration database right, and what does it come to?
+
+use std::{path::Path, process::ExitCode};
+
+use super::{BAD_USAGE, table};
+use crate::{
+    community::Server,
+    config::{self, Settings},
+};
+
+pub(super) fn run(file: &Path) -> ExitCode {
+    match config::load(file) {
+        Ok(settings) => {
+            print!("{}", report(&settings));
+            ExitCode::SUCCESS
+        }
+        Err(faults) => {
+            eprintln!("{faults}");
+            ExitCode::from(BAD_USAGE)
+        }
+    }
+}
+
+fn report(settings: &Settings) -> String {
+    let mut ports = vec![vec!["SECTION".to_owned(), "ADDRESS".to_owned(), "PORT".to_owned()]];
+    ports.extend(settings.ingress.listeners.iter().map(|listener| {
+        let address = if listener.host.is_empty() { "every address" } else { &listener.host };
+        vec![listener.section.to_string(), address.to_owned(), listener.port.to_string()]
+    }));
+    let servers = settings.community.servers.iter().map(|server| match server {
+        Server::Sandbox => "sandbox",
+        Server::Address(address) => address,
+    });
+    let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    let facts = table(&[
+        vec!["Community servers".to_owned(), servers.collect::<Vec<_>>().join(", ")],
+        vec!["capacity".to_owned(), format!("{} clients", settings.mux.capacity)],
+        vec!["admin endpoint".to_owned(), admin],
+    ]);
+    format!("{}: fine\n\n{}\n{facts}", settings.file.display(), table(&ports))
+}

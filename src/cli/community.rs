@@ -1,0 +1,46 @@
+//! `sametime-mux community`: the sandbox Community server alone.
+
+use std::{net::SocketAddr, process::ExitCode};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+
+use super::{FAILED, log::Log};
+use crate::{
+    config::{LogFormat, LogLevel, LogSettings},
+    ingress::listener,
+    sandbox::Sandbox,
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Where to listen
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1534")]
+    listen: SocketAddr,
+}
+
+pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    let _log = Log::start(LogSettings { format: LogFormat::Text, level: LogLevel::Info });
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        error!("no signals can be received");
+        return ExitCode::from(FAILED);
+    };
+    let listener = match listener::bind(arguments.listen) {
+        Ok(listener) => listener,
+        Err(failed) => {
+            error!(address = %arguments.listen, %failed, "the sandbox can't listen");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let address = listener.local_addr().unwrap_or(arguments.listen);
+    info!(%address, "ready");
+    let sandbox = Sandbox::new();
+    tokio::select! {
+        () = sandbox.serve(listener) => (),
+        _ = terminate.recv() => (),
+        _ = interrupt.recv() => (),
+    }
+    info!(log_ins = sandbox.log_ins(), "stopped");
+    ExitCode::SUCCESS
+}

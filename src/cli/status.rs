@@ -1,0 +1,108 @@
+//! `sametime-mux status`: what the running server says of itself, as tables.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{Request, StatusCode, Uri, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{BAD_USAGE, FAILED, table};
+use crate::admin::status::{ListenerState, Status};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The admin endpoint
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9533")]
+    admin: String,
+    /// File with the token, where the endpoint is not on loopback
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    let url = arguments.admin.parse::<Uri>().ok().filter(|url| url.scheme_str() == Some("http"));
+    let Some(url) = url else {
+        eprintln!("sametime-mux: --admin {}: not of the form http://address:port", arguments.admin);
+        return ExitCode::from(BAD_USAGE);
+    };
+    let fetched = timeout(PATIENCE, fetch(&url, arguments.token_file)).await;
+    match fetched.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))) {
+        Ok(status) => {
+            print!("{}", report(&status));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!(
+                "sametime-mux: {url}: {why}\nIs the server running, and is this its admin.listen? (--admin URL names another)"
+            );
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+async fn fetch(url: &Uri, token_file: Option<PathBuf>) -> Result<Status, String> {
+    let authority = url.authority().ok_or("no address")?;
+    let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+    let tcp = TcpStream::connect(&address).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await.map_err(|error| error.to_string())?;
+    tokio::spawn(connection);
+    let mut request = Request::get("/api/status").header(header::HOST, authority.as_str());
+    if let Some(file) = token_file {
+        let token = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
+    let body = body.to_bytes();
+    if status != StatusCode::OK {
+        return Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()));
+    }
+    serde_json::from_slice(&body).map_err(|error| format!("not the answer of a sametime-mux: {error}"))
+}
+
+fn report(status: &Status) -> String {
+    let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
+    let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let mut text = format!("sametime-mux {}, up {uptime}", status.version);
+    text += if status.draining { ", DRAINING: no new clients\n" } else { "\n" };
+    let configuration = &status.configuration;
+    text += &format!("configuration {}, revision {}\n", configuration.file, configuration.revision);
+    if let Some(error) = &configuration.last_error {
+        text += &format!("the last reload was refused:\n{error}\n");
+    }
+    let mut ports = vec![row(&["SECTION", "ADDRESS", "PORT", "STATE", "SESSIONS", "ACCEPTED", ""])];
+    ports.extend(status.listeners.iter().map(|port| {
+        vec![
+            port.section.to_string(),
+            port.address.clone(),
+            port.port.to_string(),
+            if port.state == ListenerState::Up { "up" } else { "DOWN" }.to_owned(),
+            port.sessions.to_string(),
+            port.accepted_total.to_string(),
+            port.error.clone().unwrap_or_default(),
+        ]
+    }));
+    let mut servers = vec![row(&["COMMUNITY SERVER", "STATE", "SESSIONS", ""])];
+    servers.extend(status.community.iter().map(|server| {
+        let state = if server.state == "down" { "DOWN" } else { &server.state };
+        let error = server.last_error.clone().unwrap_or_default();
+        vec![server.address.clone(), state.to_owned(), server.sessions.to_string(), error]
+    }));
+    let mut sessions = vec![row(&["TRANSPORT", "SESSIONS"])];
+    sessions.extend(status.sessions.by_transport.iter().map(|(name, count)| vec![name.clone(), count.to_string()]));
+    sessions.push(vec!["all".to_owned(), format!("{} of {}", status.sessions.total, status.sessions.capacity)]);
+    text += &format!("\n{}\n{}\n{}", table(&ports), table(&servers), table(&sessions));
+    if !status.refused.is_empty() {
+        let mut refused = vec![row(&["REFUSED", "CLIENTS"])];
+        refused.extend(status.refused.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]));
+        text += &format!("\n{}", table(&refused));
+    }
+    text
+}

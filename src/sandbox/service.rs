@@ -1,0 +1,245 @@
+//! The bodies of messages that the sandbox reads and writes.
+//!
+//! Layouts: draft-houri-sametime-community-client-00, and what libmeanwhile reads.
+
+use rc2::{
+    Rc2,
+    cipher::{Array, BlockCipherDecrypt},
+};
+
+use crate::wire::message::{Reader, Writer};
+
+/// Services, by the number in a CreateCnl.
+pub(super) const INSTANT_MESSAGES: u32 = 0x1000;
+pub(super) const AWARENESS: u32 = 0x11;
+pub(super) const RESOLVE: u32 = 0x15;
+
+/// Message types on the awareness channel.
+pub(super) const AWARE_ADD: u16 = 0x0068;
+pub(super) const AWARE_REMOVE: u16 = 0x0069;
+const AWARE_SNAPSHOT: u16 = 0x01F4;
+const AWARE_UPDATE: u16 = 0x01F5;
+/// Message type on the resolve channel.
+pub(super) const RESOLVE_ACTION: u16 = 0x02;
+
+const STATUS_ACTIVE: u16 = 0x0020;
+/// Resolve: one match, or none.
+const RESOLVED: u32 = 0;
+const NO_MATCH: u32 = 0x8000_0000;
+/// Resolve: the match is a user.
+const MATCH_USER: u32 = 1;
+
+/// A user, as others see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) name: Vec<u8>,
+    login_type: u16,
+    /// Status, time and text, as set.
+    pub(super) status: Vec<u8>,
+}
+
+impl User {
+    pub(super) fn new(name: &[u8], login_type: u16) -> Self {
+        let mut status = Writer::new();
+        status.u16(STATUS_ACTIVE).u32(0).string(b"");
+        Self { name: name.to_vec(), login_type, status: status.0 }
+    }
+
+    /// The login info block: login id, type, user id, name, community, and the full part.
+    fn write_info<'w>(&self, out: &'w mut Writer, address: u32) -> &'w mut Writer {
+        out.string(b"SANDBOX1").u16(self.login_type).string(&self.name).string(&self.name).string(b"");
+        out.u8(1).string(b"").u32(address).string(b"sandbox")
+    }
+
+    /// The body of a LoginAck.
+    pub(super) fn login_ack(&self, address: u32) -> Vec<u8> {
+        let mut out = Writer::new();
+        self.write_info(&mut out, address).u16(0).u8(0).u32(0).raw(&self.status);
+        out.0
+    }
+
+    /// The body of a CreateCnl for channel `id`, made of what the creator sent.
+    pub(super) fn create(&self, id: u32, front: &[u8], back: &[u8]) -> Vec<u8> {
+        let mut out = Writer::new();
+        out.u32(0).u32(id).raw(front).u8(1);
+        self.write_info(&mut out, 0).raw(back);
+        out.0
+    }
+}
+
+/// A log-in, as far as the sandbox looks.
+pub(super) struct Login<'a> {
+    pub(super) login_type: u16,
+    pub(super) name: &'a [u8],
+    auth: &'a [u8],
+    auth_type: u16,
+}
+
+/// Reads the body of a Login.
+pub(super) fn login(body: &[u8]) -> Option<Login<'_>> {
+    let mut reader = Reader(body);
+    let (login_type, name) = (reader.u16()?, reader.string()?);
+    let auth = reader.opaque().unwrap_or_default();
+    Some(Login { login_type, name, auth, auth_type: reader.u16().unwrap_or_default() })
+}
+
+impl Login<'_> {
+    /// The password, where the sandbox can tell it: plain, or RC2 under a key sent along.
+    pub(super) fn password(&self) -> Option<Vec<u8>> {
+        match self.auth_type {
+            0 => Some(self.auth.to_vec()),
+            2 => {
+                let mut reader = Reader(self.auth);
+                let (key, secret) = (reader.opaque()?, reader.opaque()?);
+                rc2_decrypt(key, secret)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn rc2_decrypt(key: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
+    if key.is_empty() || key.len() > 128 || secret.is_empty() || !secret.len().is_multiple_of(8) {
+        return None;
+    }
+    let cipher = Rc2::new_with_eff_key_len(key, 1024);
+    let (mut clear, mut before) = (Vec::new(), [0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF]);
+    for block in secret.chunks_exact(8) {
+        let mut one = Array::from(before);
+        one.copy_from_slice(block);
+        cipher.decrypt_block(&mut one);
+        clear.extend(one.iter().zip(before).map(|(byte, mask)| byte ^ mask));
+        before.copy_from_slice(block);
+    }
+    let pad = usize::from(*clear.last()?);
+    clear.truncate(clear.len().checked_sub(pad)?);
+    Some(clear)
+}
+
+/// A CreateCnl, taken apart.
+pub(super) struct Create<'a> {
+    pub(super) channel: u32,
+    pub(super) target: &'a [u8],
+    pub(super) service: u32,
+    pub(super) protocol: u32,
+    pub(super) version: u32,
+    /// From the target to the additional data.
+    pub(super) front: &'a [u8],
+    /// Behind the creator block.
+    pub(super) back: &'a [u8],
+}
+
+/// Reads the body of a CreateCnl.
+pub(super) fn create(body: &[u8]) -> Option<Create<'_>> {
+    let mut reader = Reader(body);
+    let (_, channel) = (reader.u32()?, reader.u32()?);
+    let front = reader.0;
+    let (target, _community) = (reader.string()?, reader.string()?);
+    let (service, protocol, version, _options) = (reader.u32()?, reader.u32()?, reader.u32()?, reader.u32()?);
+    reader.opaque()?;
+    let front = &front[..front.len() - reader.0.len()];
+    if reader.u8()? != 0 {
+        let _login_id = (reader.string()?, reader.u16()?, reader.string()?, reader.string()?, reader.string()?);
+        if reader.u8()? != 0 {
+            let _full = (reader.string()?, reader.u32()?, reader.string()?);
+        }
+    }
+    Some(Create { channel, target, service, protocol, version, front, back: reader.0 })
+}
+
+/// The body of an AcceptCnl by the sandbox itself.
+pub(super) fn accept(create: &Create<'_>) -> Vec<u8> {
+    let mut additional = Writer::new();
+    if create.service == INSTANT_MESSAGES {
+        additional.u32(1).u32(1).u32(2);
+    }
+    let mut out = Writer::new();
+    out.u32(create.service).u32(create.protocol).u32(create.version).opaque(&additional.0);
+    out.u8(0).u16(0).u32(0).u32(0).u16(7);
+    out.0
+}
+
+/// The body of a SendOnCnl.
+pub(super) fn send(kind: u16, data: &[u8]) -> Vec<u8> {
+    let mut out = Writer::new();
+    out.u16(kind).opaque(data);
+    out.0
+}
+
+/// The names in an awareness list: `u32 count`, then each `u16 type, string user, string community`.
+pub(super) fn aware_names(data: &[u8]) -> Vec<&[u8]> {
+    let mut reader = Reader(data);
+    let count = reader.u32().unwrap_or_default();
+    (0..count)
+        .map_while(|_| {
+            let (_, user, _) = (reader.u16()?, reader.string()?, reader.string()?);
+            Some(user)
+        })
+        .collect()
+}
+
+fn aware_entry(name: &[u8], user: Option<&User>) -> Vec<u8> {
+    const USER: u16 = 2;
+    let mut entry = Writer::new();
+    entry.u16(USER).string(name).string(b"").string(b"").u8(user.is_some().into());
+    if let Some(user) = user {
+        entry.string(name).raw(&user.status).string(name);
+    }
+    let mut out = Writer::new();
+    // The length of the entry stands in front of it.
+    out.opaque(&entry.0);
+    out.0
+}
+
+/// The body of a SendOnCnl that tells about all of `users`.
+pub(super) fn aware_snapshot(users: &[(&[u8], Option<User>)]) -> Vec<u8> {
+    let mut out = Writer::new();
+    out.u32(u32::try_from(users.len()).unwrap_or(u32::MAX));
+    for (name, user) in users {
+        out.raw(&aware_entry(name, user.as_ref()));
+    }
+    send(AWARE_SNAPSHOT, &out.0)
+}
+
+/// The body of a SendOnCnl that tells about one user.
+pub(super) fn aware_update(name: &[u8], user: Option<&User>) -> Vec<u8> {
+    send(AWARE_UPDATE, &aware_entry(name, user))
+}
+
+/// The answer to a resolve request: `u32 0, u32 id, u32 count, names, u32 flags`.
+pub(super) fn resolved(data: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    let mut reader = Reader(data);
+    let (_, id, count) = (reader.u32()?, reader.u32()?, reader.u32()?);
+    let names: Vec<&[u8]> = (0..count).map_while(|_| reader.string()).collect();
+    let mut out = Writer::new();
+    out.u32(0).u32(id).u32(0).u32(u32::try_from(names.len()).ok()?);
+    for name in names {
+        let known = is_known(name);
+        out.u32(0).u32(if known { RESOLVED } else { NO_MATCH }).string(name).u32(known.into());
+        if known {
+            out.string(name).string(name).string(b"").u32(MATCH_USER);
+        }
+    }
+    Some(send(RESOLVE_ACTION, &out.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_read_by_their_type() {
+        let login = |auth_type, auth: &[u8]| {
+            let mut body = Writer::new();
+            body.u16(0x1700).string(b"bob").opaque(auth).u16(auth_type).u16(0);
+            super::login(&body.0).expect("whole").password()
+        };
+        assert_eq!(login(0, b"wrong"), Some(b"wrong".to_vec()));
+        // Key and ciphertext as a real client sent them.
+        let mut auth = Writer::new();
+        auth.opaque(&[0x85, 0xc0, 0xf2, 0x4e, 0x2c]).opaque(&[0x87, 0x91, 0xf6, 0xf4, 0xd3, 0x89, 0xab, 0x05]);
+        assert_eq!(login(2, &auth.0), Some(b"secret".to_vec()));
+        assert_eq!(login(1, b"token"), None);
+        assert_eq!(login(2, b"rubbish"), None);
+    }
+}
