@@ -313,8 +313,11 @@ impl Telemetry {
         self.reloads.get_or_create(&Reason { reason }).inc();
     }
 
-    /// A port is bound or not.
+    /// A port is bound or not. Its sessions are shown from now on, none as 0.
     pub fn set_listener(&self, section: Section, port: u16, up: bool) {
+        for transport in Transport::ALL {
+            self.sessions(port, transport);
+        }
         self.listener_up.get_or_create(&Listener { section: section.name(), port: port.into() }).set(up.into());
     }
 

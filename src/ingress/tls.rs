@@ -1,6 +1,11 @@
 //! TLS on any port: the pair on disk, and handshakes with it.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{
+    fs, io,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use rustls_pemfile::Item;
@@ -16,6 +21,9 @@ use tokio_rustls::{
 use tracing::warn;
 
 use super::TlsSettings;
+
+/// How long a self-signed certificate is good: until its admin has a real one.
+const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
 
 /// Why there is no TLS: for an admin, with file and mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,10 +169,17 @@ fn make_pair(certificate: &Path, key: &Path) -> Result<(), Fault> {
     {
         names.insert(0, host.to_owned());
     }
-    let pair = rcgen::generate_simple_self_signed(names)
-        .map_err(|error| Fault(format!("no self-signed pair could be made: {error}")))?;
-    write_new(key, pair.signing_key.serialize_pem().as_bytes(), 0o600)?;
-    write_new(certificate, pair.cert.pem().as_bytes(), 0o644)?;
+    let made = rcgen::KeyPair::generate().and_then(|signing_key| {
+        let mut parameters = rcgen::CertificateParams::new(names)?;
+        let now = SystemTime::now();
+        // An hour for clocks that are behind.
+        parameters.not_before = (now - Duration::from_secs(3600)).into();
+        parameters.not_after = (now + SELF_SIGNED_FOR).into();
+        Ok((parameters.self_signed(&signing_key)?, signing_key))
+    });
+    let (signed, signing_key) = made.map_err(|error| Fault(format!("no self-signed pair could be made: {error}")))?;
+    write_new(key, signing_key.serialize_pem().as_bytes(), 0o600)?;
+    write_new(certificate, signed.pem().as_bytes(), 0o644)?;
     warn!(certificate = %certificate.display(), key = %key.display(),
         "no TLS pair was there: a self-signed one was made; clients will not trust it until you replace both files and reload");
     Ok(())

@@ -1,0 +1,107 @@
+//! One conversation, over every way in and on every section's port: the Community sees the
+//! same bytes, and the client gets the same bytes.
+
+mod support;
+
+use sametime_mux::stream::Section;
+use support::{
+    Random,
+    client::{Client, Way},
+    community::Community,
+    frames::{self, Frame},
+    mux, soon, until,
+};
+use tokio::io::AsyncWriteExt;
+
+const MESSAGES: usize = 1_000;
+
+/// Texts of 1 byte to 60 KB: most are short, as people's are.
+fn texts() -> Vec<Vec<u8>> {
+    let mut random = Random(42);
+    (0..MESSAGES)
+        .map(|n| {
+            let size = match n % 50 {
+                0 => 1,
+                49 => 60_000,
+                n if n % 10 == 9 => 1 + random.below(20_000),
+                _ => 1 + random.below(500),
+            };
+            (0..size).map(|_| u8::try_from(random.below(256)).unwrap()).collect()
+        })
+        .collect()
+}
+
+/// Logs in and chats with both directions at once; returns the bytes that came back.
+async fn converse(way: Way, to: std::net::SocketAddr) -> Vec<u8> {
+    let mut client = Client::connect(way, to).await;
+    let mut got = Vec::new();
+    client.log_in("bob").await;
+    let channel = client.open_chat("echo").await;
+    let (mut from, mut into) = client.split();
+    let saying = tokio::spawn(async move {
+        for text in texts() {
+            into.write_all(&frames::message(channel, &text).bytes()).await.unwrap();
+            into.flush().await.unwrap();
+        }
+        into
+    });
+    for text in texts() {
+        let frame = soon("an echo", Frame::read(&mut from)).await.expect("an echo");
+        assert_eq!(frame, frames::message(channel, &text), "in order and whole");
+        got.extend(frame.bytes());
+    }
+    let mut into = saying.await.unwrap();
+    into.write_all(&frames::log_out().bytes()).await.unwrap();
+    into.flush().await.unwrap();
+    got
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_ways_carry_the_same_bytes() {
+    let community = Community::start_echo().await;
+    let mux = mux::start(&community.setting()).await;
+    let mut expected: Option<(Vec<u8>, Vec<u8>)> = None;
+    let mut sessions = 0;
+    for section in Section::ALL {
+        for way in Way::ALL {
+            let got = converse(way, mux.port(section)).await;
+            let log_out = frames::log_out().bytes();
+            until("the log-out at the Community", || community.seen(sessions).ends_with(&log_out)).await;
+            let seen = community.seen(sessions);
+            sessions += 1;
+            assert_eq!(community.sessions(), sessions, "one session each");
+            match &expected {
+                None => expected = Some((seen, got)),
+                Some((first_seen, first_got)) => {
+                    assert!(*first_seen == seen, "the Community saw other bytes over {way:?} on {section}");
+                    assert!(*first_got == got, "the client got other bytes over {way:?} on {section}");
+                }
+            }
+        }
+    }
+    assert_eq!(sessions, 18);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_chat_across_transports_in_the_sandbox() {
+    let mux = mux::start("").await;
+    let mut bob = Client::connect(Way::Hybrid, mux.raw()).await;
+    bob.log_in("bob").await;
+    let mut ann = Client::connect(Way::Tls, mux.raw()).await;
+    ann.log_in("ann").await;
+    ann.send_frame(&frames::create_chat(1, "bob")).await;
+    let offer = bob.recv().await.expect("a CreateCnl");
+    assert_eq!(offer.kind, frames::CREATE);
+    let theirs = u32::from_be_bytes(offer.body[4..8].try_into().unwrap());
+    assert!(theirs & 0x8000_0000 != 0, "made by the server side");
+    bob.send_frame(&Frame::new(frames::ACCEPT, theirs, b"with pleasure")).await;
+    let accept = ann.recv().await.expect("an AcceptCnl");
+    assert_eq!(accept, Frame::new(frames::ACCEPT, 1, b"with pleasure"));
+    ann.say(1, b"hello bob").await;
+    assert_eq!(bob.recv().await.expect("a message").text(), b"hello bob");
+    bob.say(theirs, b"hello ann").await;
+    assert_eq!(ann.recv().await.expect("a message").text(), b"hello ann");
+    bob.log_out().await;
+    let over = ann.recv().await.expect("a DestroyCnl");
+    assert_eq!((over.kind, over.channel), (frames::DESTROY, 1));
+}

@@ -1,0 +1,70 @@
+//! The multiplexer in this process, on free ports.
+
+use std::{net::SocketAddr, path::Path};
+
+use sametime_mux::{
+    config::{self, Settings},
+    server::Server,
+    stream::Section,
+};
+use tempfile::TempDir;
+
+pub struct Mux {
+    pub server: Server,
+    pub folder: TempDir,
+}
+
+/// Settings of `toml`, with ports of the system's choice and a TLS pair in `folder`.
+pub fn settings(toml: &str, folder: &Path) -> Settings {
+    let file = folder.join("stconfig.toml");
+    let mut settings = config::parse(toml, &file, std::iter::empty()).unwrap_or_else(|faults| panic!("{faults}"));
+    for listener in &mut settings.ingress.listeners {
+        listener.port = 0;
+        listener.host = "127.0.0.1".to_owned();
+    }
+    settings.ingress.listeners.dedup();
+    settings.ingress.tls.certificate = folder.join("server.pem");
+    settings.ingress.tls.private_key = folder.join("server.key");
+    if let Some(listen) = &mut settings.admin.listen {
+        listen.set_port(0);
+    }
+    settings
+}
+
+/// Starts with the settings of `toml` and all defaults besides.
+pub async fn start(toml: &str) -> Mux {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(settings(toml, folder.path())).await.unwrap();
+    Mux { server, folder }
+}
+
+impl Mux {
+    /// A port of `section`.
+    pub fn port(&self, section: Section) -> SocketAddr {
+        self.server.listeners().iter().find(|port| port.section == section).unwrap().address
+    }
+
+    /// The Community port.
+    pub fn raw(&self) -> SocketAddr {
+        self.port(Section::ClientConnections)
+    }
+
+    pub async fn get(&self, path: &str) -> super::http::Response {
+        let mut tcp = super::http::tcp(self.server.admin_address().unwrap()).await;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        super::http::exchange(&mut tcp, request.as_bytes()).await.unwrap()
+    }
+
+    /// The value of a metric, by its whole name.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let body = String::from_utf8(self.get("/metrics").await.body).unwrap();
+        let line = body.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+        line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+}
+
+impl Drop for Mux {
+    fn drop(&mut self) {
+        self.server.stop();
+    }
+}

@@ -1,0 +1,372 @@
+//! A client's side of the HTTP tunnel, as the recordings show it: written for the tests from
+//! the tunnel's description, not with the program's own code.
+
+use std::{io, net::SocketAddr, sync::LazyLock, time::Duration};
+
+use num_bigint::BigUint;
+use rc2::{
+    Rc2,
+    cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    task::JoinHandle,
+};
+
+use super::http::{self, Response, Stream};
+
+pub static PRIME: LazyLock<BigUint> = LazyLock::new(|| {
+    let hex = b"CF84AFCE86DDFA527F136D10357528EEFBA0AFEF808F29174E3B6A9E970001717C8F106C41C161A6CE91057B34DA62CBB87BFDC1B35C1B910FEA72249D566B9F";
+    BigUint::parse_bytes(hex, 16).unwrap()
+});
+
+/// A CBC chain over RC2.
+#[derive(Clone)]
+pub struct Chain(pub [u8; 8]);
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self([0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF])
+    }
+}
+
+impl Chain {
+    pub fn encrypt(&mut self, cipher: &Rc2, plain: &[u8]) -> Vec<u8> {
+        let pad = 8 - plain.len() % 8;
+        let padded = [plain, &vec![pad as u8; pad]].concat();
+        let mut out = Vec::new();
+        for block in padded.chunks(8) {
+            let mut one = Array::from(std::array::from_fn(|i| block[i] ^ self.0[i]));
+            cipher.encrypt_block(&mut one);
+            self.0 = one.into();
+            out.extend(self.0);
+        }
+        out
+    }
+
+    pub fn decrypt(&mut self, cipher: &Rc2, secret: &[u8]) -> Vec<u8> {
+        assert!(!secret.is_empty() && secret.len().is_multiple_of(8), "{} bytes of ciphertext", secret.len());
+        let mut out = Vec::new();
+        for block in secret.chunks(8) {
+            let block: [u8; 8] = block.try_into().unwrap();
+            let mut one = Array::from(block);
+            cipher.decrypt_block(&mut one);
+            out.extend((0..8).map(|i| one[i] ^ self.0[i]));
+            self.0 = block;
+        }
+        let pad = usize::from(*out.last().unwrap());
+        assert!((1..=8).contains(&pad) && out.ends_with(&vec![pad as u8; pad]), "padding");
+        out.truncate(out.len() - pad);
+        out
+    }
+}
+
+pub fn public(secret: &BigUint) -> Vec<u8> {
+    padded(&BigUint::from(3u32).modpow(secret, &PRIME))
+}
+
+fn padded(n: &BigUint) -> Vec<u8> {
+    let bytes = n.to_bytes_be();
+    [vec![0; 64 - bytes.len()], bytes].concat()
+}
+
+/// The session's key.
+pub fn key(theirs: &[u8], secret: &BigUint) -> Vec<u8> {
+    padded(&BigUint::from_bytes_be(theirs).modpow(secret, &PRIME))[48..].to_vec()
+}
+
+pub fn cipher(key: &[u8]) -> Rc2 {
+    Rc2::new_with_eff_key_len(key, 1024)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Polling,
+    Hybrid,
+}
+
+impl Kind {
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Polling => 35,
+            Self::Hybrid => 39,
+        }
+    }
+}
+
+/// One session, as its client knows it.
+pub struct Session {
+    pub kind: Kind,
+    secret: BigUint,
+    pub name: String,
+    pub version: u32,
+    cipher: Option<Rc2>,
+    token: Vec<u8>,
+    acknowledgement: Option<Vec<u8>>,
+    acknowledgement_chain: Chain,
+    sent: Chain,
+    received: Chain,
+}
+
+fn take<'a>(bytes: &mut &'a [u8], n: usize) -> &'a [u8] {
+    let (now, rest) = bytes.split_at(n);
+    *bytes = rest;
+    now
+}
+
+fn take_u32(bytes: &mut &[u8]) -> u32 {
+    u32::from_be_bytes(take(bytes, 4).try_into().unwrap())
+}
+
+fn take_opaque<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
+    let n = take_u32(bytes) as usize;
+    take(bytes, n)
+}
+
+pub fn record(data: &[u8]) -> Vec<u8> {
+    if data.is_empty() {
+        return Vec::new();
+    }
+    [&[0, 0, 0, 1, b'M'][..], &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+pub fn records(mut payload: &[u8]) -> Vec<u8> {
+    let mut data = Vec::new();
+    while !payload.is_empty() {
+        assert_eq!(take(&mut payload, 5), [0, 0, 0, 1, b'M'], "a record of connection 1");
+        data.extend(take_opaque(&mut payload));
+    }
+    data
+}
+
+impl Session {
+    pub fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            secret: BigUint::from(0x1234_5678_9ABC_DEF1u64).pow(7),
+            name: String::new(),
+            version: 0,
+            cipher: None,
+            token: Vec::new(),
+            acknowledgement: None,
+            acknowledgement_chain: Chain::default(),
+            sent: Chain::default(),
+            received: Chain::default(),
+        }
+    }
+
+    pub fn path(&self) -> String {
+        format!("/CommunityCBR/CC.{}.{}/", self.kind.number(), self.name)
+    }
+
+    /// The first request's body.
+    pub fn opening(&self) -> Vec<u8> {
+        let mut body = vec![0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 64];
+        body.extend(public(&self.secret));
+        if self.kind == Kind::Hybrid {
+            body.extend(b"\0\0\0\0M\0\0\0\x06S\0\0\0\x01C");
+        }
+        body
+    }
+
+    /// Takes the first response in.
+    pub fn opened(&mut self, mut body: &[u8]) {
+        let body = &mut body;
+        assert_eq!(take(body, 6), [0; 6], "u32 0 and an empty string");
+        self.version = take_u32(body);
+        let n = u16::from_be_bytes(take(body, 2).try_into().unwrap());
+        self.name = String::from_utf8(take(body, n.into()).to_vec()).unwrap();
+        assert!((22..64).contains(&self.name.len()), "a name of 128 bits, under 64 characters: {}", self.name);
+        self.cipher = Some(cipher(&key(take_opaque(body), &self.secret)));
+        self.token = take_opaque(body).to_vec();
+        assert!(!self.token.is_empty());
+        let padding = take(body, 1)[0];
+        take(body, padding.into());
+        assert!(body.is_empty(), "nothing was asked yet");
+    }
+
+    /// A later request's body.
+    pub fn request(&mut self, data: &[u8]) -> Vec<u8> {
+        let cipher = self.cipher.as_ref().unwrap();
+        let acknowledgement =
+            self.acknowledgement.get_or_insert_with(|| self.acknowledgement_chain.encrypt(cipher, &self.token));
+        let mut payload = if self.kind == Kind::Hybrid { record(data) } else { data.to_vec() };
+        if self.version > 0 && !payload.is_empty() {
+            payload = self.sent.encrypt(cipher, &payload);
+        }
+        [&[0; 4][..], &super::frames::opaque(acknowledgement), &payload].concat()
+    }
+
+    /// Takes a later response in; returns the bytes of the stream.
+    pub fn response(&mut self, mut body: &[u8]) -> Vec<u8> {
+        let body = &mut body;
+        self.token = take_opaque(body).to_vec();
+        self.acknowledgement = None;
+        let padding = take(body, 1)[0];
+        take(body, padding.into());
+        if body.is_empty() {
+            return Vec::new();
+        }
+        let clear =
+            if self.version > 0 { self.received.decrypt(self.cipher.as_ref().unwrap(), body) } else { body.to_vec() };
+        if self.kind == Kind::Hybrid { records(&clear) } else { clear }
+    }
+
+    /// The bytes of the stream in a response that the client does not take in.
+    pub fn peek(&self, mut body: &[u8]) -> Vec<u8> {
+        let body = &mut body;
+        take_opaque(body);
+        let padding = take(body, 1)[0];
+        take(body, padding.into());
+        body.to_vec()
+    }
+}
+
+/// How a tunnel client is paced: real ones wait a second each time.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Polling: from a response to the next idle poll.
+    pub idle: Duration,
+    /// Hybrid: how long data waits for the held request's response.
+    pub patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { idle: Duration::from_millis(10), patience: Duration::from_millis(20) }
+    }
+}
+
+async fn post(
+    to: SocketAddr,
+    tls: bool,
+    connection: Option<Stream>,
+    path: String,
+    body: Vec<u8>,
+) -> (Stream, io::Result<Response>) {
+    let mut connection = match connection {
+        Some(connection) => connection,
+        None => http::connect(to, tls).await,
+    };
+    let response = http::exchange(&mut connection, &http::post(&path, &body)).await;
+    (connection, response)
+}
+
+/// Opens a session, then carries the bytes of `stream` until the session or the stream ends.
+pub async fn drive(kind: Kind, to: SocketAddr, tls: bool, pace: Pace, stream: DuplexStream) {
+    let mut session = Session::new(kind);
+    let (connection, first) = post(to, tls, None, session.path(), session.opening()).await;
+    let first = first.unwrap();
+    assert_eq!(first.status, 200, "{}", first.head);
+    session.opened(&first.body);
+    match kind {
+        Kind::Polling => drive_polling(session, to, tls, pace, stream, connection).await,
+        Kind::Hybrid => drive_hybrid(session, to, tls, pace, stream, connection).await,
+    }
+}
+
+/// One request: the identical one again on a new connection, where the response is lost.
+async fn exchange(
+    session: &Session,
+    to: SocketAddr,
+    tls: bool,
+    connection: Option<Stream>,
+    body: &[u8],
+) -> (Stream, Response) {
+    let mut connection = connection;
+    for _ in 0..5 {
+        let (kept, response) = post(to, tls, connection.take(), session.path(), body.to_vec()).await;
+        if let Ok(response) = response {
+            return (kept, response);
+        }
+    }
+    panic!("no response to five requests");
+}
+
+async fn drive_polling(
+    mut session: Session,
+    to: SocketAddr,
+    tls: bool,
+    pace: Pace,
+    mut stream: DuplexStream,
+    connection: Stream,
+) {
+    let (mut buffer, mut connection) = (vec![0; 256 * 1024], Some(connection));
+    loop {
+        let data = match tokio::time::timeout(pace.idle, stream.read(&mut buffer)).await {
+            Err(_) => &[][..],
+            Ok(Ok(n)) if n > 0 => &buffer[..n],
+            Ok(_) => return,
+        };
+        let body = session.request(data);
+        let (kept, response) = exchange(&session, to, tls, connection.take(), &body).await;
+        connection = Some(kept);
+        if response.status == 404 {
+            return;
+        }
+        assert_eq!(response.status, 200, "{}", response.head);
+        let payload = session.response(&response.body);
+        if stream.write_all(&payload).await.is_err() {
+            return;
+        }
+    }
+}
+
+type Posted = JoinHandle<(Stream, io::Result<Response>)>;
+
+async fn drive_hybrid(
+    mut session: Session,
+    to: SocketAddr,
+    tls: bool,
+    pace: Pace,
+    stream: DuplexStream,
+    connection: Stream,
+) {
+    let (mut from, mut into) = tokio::io::split(stream);
+    let mut buffer = vec![0; 256 * 1024];
+    let spawn = |connection, session: &Session, body| tokio::spawn(post(to, tls, connection, session.path(), body));
+    let body = session.request(&[]);
+    let mut held: Posted = spawn(Some(connection), &session, body);
+    loop {
+        // Data first waits for the held request's response, then goes beside it.
+        let mut data = Vec::new();
+        let response = tokio::select! {
+            posted = &mut held => Some(posted.unwrap()),
+            read = from.read(&mut buffer) => match read {
+                Ok(n) if n > 0 => {
+                    data.extend_from_slice(&buffer[..n]);
+                    tokio::time::timeout(pace.patience, &mut held).await.ok().map(Result::unwrap)
+                }
+                _ => return,
+            },
+        };
+        let connection = match response {
+            Some((connection, response)) => {
+                let response = response.unwrap();
+                if response.status == 404 {
+                    return;
+                }
+                assert_eq!(response.status, 200, "{}", response.head);
+                let payload = session.response(&response.body);
+                if into.write_all(&payload).await.is_err() {
+                    return;
+                }
+                Some(connection)
+            }
+            // The older request is left to itself; its response must be empty.
+            None => {
+                let old = std::mem::replace(&mut held, tokio::spawn(std::future::pending()));
+                tokio::spawn(async move {
+                    let (_, response) = old.await.unwrap();
+                    if let Ok(response) = response {
+                        assert!(response.body.len() <= 16, "a superseded response with a payload is lost");
+                    }
+                });
+                None
+            }
+        };
+        let body = session.request(&data);
+        held.abort();
+        held = spawn(connection, &session, body);
+    }
+}
