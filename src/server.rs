@@ -150,6 +150,16 @@ impl Server {
         self.0.log.subscribe()
     }
 
+    /// Clients at present.
+    pub fn sessions(&self) -> usize {
+        self.0.mux.sessions()
+    }
+
+    /// Whether new clients are refused.
+    pub fn is_draining(&self) -> bool {
+        self.0.mux.is_draining()
+    }
+
     /// Reads the configuration database again and takes it up.
     ///
     /// # Errors

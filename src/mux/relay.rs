@@ -239,6 +239,10 @@ impl Future for Relay<'_> {
                 known.end_of(if this.community_first { End::CommunityClosed } else { End::ClientClosed })
             }
             (Poll::Pending, Poll::Pending) => return Poll::Pending,
+            // The Community has closed and the client knows why: it has nothing to add.
+            (Poll::Pending, _) if known.client_said_good_bye || known.community_said_good_bye => {
+                known.end_of(End::CommunityClosed)
+            }
             (up, _) => {
                 let timer = this.half_closed.get_or_insert_with(|| {
                     this.community_first = up.is_pending();

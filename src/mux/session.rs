@@ -159,6 +159,7 @@ async fn close(mut client: Stream, mut down: Way, end: &End) {
         // In the middle of a frame there is nothing to say that would be understood.
         Some(reason) if down.scanner.at_boundary() => reason.destroy(),
         Some(_) => Vec::new(),
+        None if matches!(end, End::CommunityClosed | End::LogOut) => return stream::linger(client).await,
         None => return,
     };
     down.kept.extend_from_slice(&words);
