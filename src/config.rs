@@ -15,9 +15,12 @@ use serde::Deserialize;
 
 use crate::{admin, community, ingress, mux};
 
+mod ceiling;
 mod legal;
 mod reader;
 mod schema;
+
+pub use ceiling::Ceiling;
 
 /// What every environment variable of a key begins with.
 pub const ENV_PREFIX: &str = "SAMETIME_MUX__";
@@ -160,7 +163,9 @@ pub fn load(file: &Path) -> Result<Settings, Faults> {
             legal: "name another with --config FILE or SAMETIME_MUX_CONFIG".to_owned(),
         }],
     })?;
-    parse(&text, file, std::env::vars())
+    // A value that is no Unicode is seen all the same, and found wrong.
+    let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    parse(&text, file, std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))))
 }
 
 /// Reads `text`, which came from `file`, with `environment` on top.

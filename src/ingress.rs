@@ -9,8 +9,7 @@
 //! Every port takes every way in: the first bytes decide.
 
 use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,20 +17,29 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ipnet::IpNet;
+use tracing::{info, warn};
 
 use crate::{
-    stream::{self, Arrival, Core, Section, Stream, Transport, Via},
+    stream::{self, Arrival, Budget, Core, Refusal, Section, Stream, Transport, Via},
     telemetry::Telemetry,
     throttle::Throttle,
 };
 
+mod answer;
 mod backend;
 mod connection;
-mod detect;
+pub mod detect;
+mod forwarded;
+pub mod framing;
 mod http;
+mod limits;
 pub mod listener;
 pub mod tls;
 pub mod tunnel;
+
+pub use limits::Limits;
+use limits::Place;
+pub use tls::{ClientCertificates, TlsSettings};
 
 /// One listener, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,15 +50,6 @@ pub struct ListenerSettings {
     pub host: String,
     /// The port; 0, which only tests use, takes any free one.
     pub port: u16,
-}
-
-/// Where the TLS pair lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsSettings {
-    /// PEM file with the certificate chain, the server's own first.
-    pub certificate: PathBuf,
-    /// PEM file with the private key.
-    pub private_key: PathBuf,
 }
 
 /// Settings of the ways in.
@@ -64,6 +63,8 @@ pub struct Settings {
     pub proxy_protocol_from: Vec<IpNet>,
     /// Peers whose X-Forwarded-For is believed.
     pub forwarded_for_from: Vec<IpNet>,
+    /// Bounds for connections that are no session.
+    pub limits: Limits,
     /// From accept to the end of the first frame or request.
     pub login_timeout: Duration,
     /// The most that one frame may hold, in bytes; bounds a tunnel request, too.
@@ -72,40 +73,48 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// Where other HTTP requests go: scheme and authority of a URL.
     pub http_backend: Option<hyper::Uri>,
+    /// Requests that may be on their way there at once.
+    pub http_backend_connections: usize,
     /// The HTTP tunnel.
     pub tunnel: tunnel::Settings,
-}
-
-/// Whether `address` lies in one of `networks`; an IPv4-mapped address counts as IPv4.
-fn believed(networks: &[IpNet], address: IpAddr) -> bool {
-    let address = address.to_canonical();
-    networks.iter().any(|network| network.contains(&address))
 }
 
 /// What all ways in share.
 pub struct Ingress {
     settings: ArcSwap<Settings>,
     tls: tls::Acceptor,
+    counters: Arc<limits::Counters>,
+    budget: Arc<Budget>,
     tunnel: Arc<tunnel::Service>,
     backend: backend::Backend,
     core: Arc<dyn Core>,
     telemetry: Arc<Telemetry>,
     troubles: Throttle,
+    guesses: Throttle,
+    pauses: Throttle,
     accept_errors: Throttle,
+    odd_requests: Throttle,
 }
 
 impl Ingress {
     /// The ways in to `core`. Must be called on a tokio runtime.
     pub fn start(settings: Settings, tls: tls::Acceptor, core: Arc<dyn Core>, telemetry: Arc<Telemetry>) -> Arc<Self> {
+        let counters = limits::Counters::new();
+        tokio::spawn(limits::sweep(Arc::downgrade(&counters)));
         Arc::new(Self {
             tls,
             tunnel: tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core)),
+            counters,
+            budget: core.budget(),
             backend: backend::Backend::new(),
             settings: ArcSwap::from_pointee(settings),
             core,
             telemetry,
             troubles: Throttle::default(),
+            guesses: Throttle::default(),
+            pauses: Throttle::default(),
             accept_errors: Throttle::default(),
+            odd_requests: Throttle::default(),
         })
     }
 
@@ -116,12 +125,54 @@ impl Ingress {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Hands frames over to the core, or refuses the client in its own protocol.
-    async fn arrive(&self, stream: Stream, first: Bytes, origin: Origin, transport: Transport) {
+    /// The server's TLS certificate.
+    pub fn certificate(&self) -> Arc<tls::Certificate> {
+        self.tls.certificate()
+    }
+
+    /// Connections at present that are no session.
+    pub fn connections(&self) -> usize {
+        self.counters.connections()
+    }
+
+    /// Tunnel sessions at present, those that have ended but may be asked for still among them.
+    pub fn tunnel_sessions(&self) -> usize {
+        self.tunnel.sessions()
+    }
+
+    /// Notes a connection that waits for its turn.
+    fn paused(&self, port: u16) {
+        self.telemetry.connection_delayed();
+        if let Some(more) = self.pauses.pass() {
+            warn!(port, more, "more connections than limits.connection_rate: they wait");
+        }
+    }
+
+    /// Notes an HTTP request that is refused for its form.
+    fn odd_request(&self, reason: &'static str, origin: &Origin) {
+        self.telemetry.http_refused(reason);
+        if let Some(more) = self.odd_requests.pass() {
+            info!(client = %origin.client, port = origin.port, reason, more, "HTTP request refused");
+        }
+    }
+
+    /// Hands frames over to the core, which counts the client from then on, or refuses the client
+    /// in its own protocol.
+    async fn arrive(&self, stream: Stream, first: Bytes, origin: Origin, transport: Transport, place: Place) {
         let via = Via { client: origin.client, port: origin.port, transport, accepted: origin.accepted };
         if let Err(refused) = self.core.take(Arrival { stream, first, via }) {
-            let (refusal, arrival) = *refused;
-            stream::refuse(arrival.stream, refusal.reason()).await;
+            let (refusal, Arrival { stream, first, .. }) = *refused;
+            drop(first);
+            stream::refuse(stream, refusal.reason()).await;
+        }
+        drop(place);
+    }
+
+    /// Notes a tunnel session that is refused on this floor.
+    fn no_session(&self, refusal: Refusal, client: SocketAddr, port: u16) {
+        self.telemetry.refused(refusal.name());
+        if let Some(more) = self.troubles.pass() {
+            warn!(%client, port, reason = refusal.name(), sessions = self.tunnel.sessions(), more, "client refused");
         }
     }
 }

@@ -17,7 +17,8 @@
 //! | [`server`] | binds, wires, reloads, drains: the one place that joins the floors below |
 //! | [`config`], [`admin`] | the configuration database; health, metrics, status, reload |
 //! | [`ingress`] \| [`mux`] \| [`community`] | the ways in, the core, the links: blind to each other, they meet at the traits of [`stream`] |
-//! | [`stream`], [`wire`], [`telemetry`], [`throttle`] | streams and arrivals, frames and messages, counters, rare log lines |
+//! | [`telemetry`], [`throttle`] | counters, rare log lines |
+//! | [`stream`], [`wire`] | streams and arrivals, frames and messages |
 //!
 //! [`sandbox`] is a guest: a small Community server, for trying things out and for tests.
 

@@ -10,10 +10,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use tracing::{info, warn};
 
 use crate::{
-    stream::{Arrival, Community, Core, Refusal},
+    stream::{Arrival, Budget, Community, Core, Refusal},
     telemetry::Telemetry,
     throttle::Throttle,
 };
@@ -38,8 +39,20 @@ pub struct Settings {
     pub capacity: usize,
     /// Clients at once from one address; 0: no limit.
     pub per_address: usize,
+    /// Of those, clients that the Community has not logged in yet.
+    pub logging_in: usize,
+    /// Of those, from one address; 0: no limit.
+    pub logging_in_per_address: usize,
+    /// Bytes held for slow clients and for a slow Community, over all ways in.
+    pub held_bytes: usize,
+    /// Of those, for one address; 0: no limit of its own.
+    pub held_bytes_per_address: usize,
+    /// Networks without limits for one address: proxies, behind which many clients are.
+    pub exempt: Vec<IpNet>,
     /// From accept to the end of the first frame.
     pub login_timeout: Duration,
+    /// A client that the Community has not logged in for so long is sent away; `None`: never.
+    pub logging_in_timeout: Option<Duration>,
     /// Without a byte either way for so long, a session ends; `None`: never.
     pub idle_timeout: Option<Duration>,
     /// The most that one frame may hold, in bytes.
@@ -54,7 +67,9 @@ struct Shared {
     community: Arc<dyn Community>,
     telemetry: Arc<Telemetry>,
     admission: Arc<Admission>,
+    budget: Arc<Budget>,
     refusals: Throttle,
+    unserved: Throttle,
 }
 
 /// The core. Cheap to clone; all clones are one.
@@ -65,13 +80,16 @@ impl Mux {
     /// A core in front of `community`. Must be called on a tokio runtime: a task watches for
     /// idle sessions, for as long as the core lives.
     pub fn start(settings: Settings, community: Arc<dyn Community>, telemetry: Arc<Telemetry>) -> Self {
-        let admission = Arc::new(Admission::new(Arc::clone(&telemetry)));
+        let budget = Budget::new(settings.held_bytes, settings.held_bytes_per_address, &settings.exempt);
+        let admission = Arc::new(Admission::new(Arc::clone(&telemetry), Arc::clone(&budget)));
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(settings),
             community,
             telemetry,
             admission,
+            budget,
             refusals: Throttle::default(),
+            unserved: Throttle::default(),
         });
         tokio::spawn(watch(Arc::downgrade(&shared)));
         Self(shared)
@@ -79,7 +97,18 @@ impl Mux {
 
     /// Takes up new settings. Present sessions keep their frame limit.
     pub fn reconfigure(&self, settings: Settings) {
+        self.0.budget.set(settings.held_bytes, settings.held_bytes_per_address, &settings.exempt);
         self.0.settings.store(Arc::new(settings));
+    }
+
+    /// Clients at present that the Community has not logged in.
+    pub fn logging_in(&self) -> usize {
+        self.0.admission.logging_in()
+    }
+
+    /// Bytes held at present.
+    pub fn held_bytes(&self) -> usize {
+        self.0.budget.held()
     }
 
     /// Clients at present.
@@ -146,6 +175,10 @@ impl Core for Mux {
             }
         }
     }
+
+    fn budget(&self) -> Arc<Budget> {
+        Arc::clone(&self.0.budget)
+    }
 }
 
 /// Sets the sessions' clock and ends those that are idle for too long.
@@ -156,12 +189,16 @@ async fn watch(shared: std::sync::Weak<Shared>) {
         ticks.tick().await;
         let Some(shared) = shared.upgrade() else { return };
         let now = shared.admission.set_clock();
-        if let Some(idle) = shared.settings.load().idle_timeout {
-            let idle = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-            let ended = shared.admission.order_idle(now.saturating_sub(idle));
+        let settings = shared.settings.load();
+        let since = |limit: Duration| now.saturating_sub(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+        if let Some(idle) = settings.idle_timeout {
+            let ended = shared.admission.order_idle(since(idle));
             if ended > 0 {
                 info!(sessions = ended, "idle for too long");
             }
+        }
+        if let Some(limit) = settings.logging_in_timeout {
+            shared.admission.order_not_logged_in(since(limit));
         }
     }
 }

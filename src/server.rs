@@ -25,6 +25,7 @@ use crate::{
     telemetry::Telemetry,
 };
 
+mod certificate;
 mod port_holder;
 mod ports;
 mod view;
@@ -33,8 +34,6 @@ use ports::Ports;
 
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// A certificate that ends sooner is warned of, in seconds.
-const CERTIFICATE_WARNING: i64 = 30 * 24 * 60 * 60;
 
 /// Why the server did not start, or a reload was not taken up: what an admin reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +103,7 @@ impl Server {
         let sandbox = if wants_sandbox(&settings.community) { Some(start_sandbox().await?) } else { None };
         let pool = community::Pool::start(settings.community.clone(), sandbox.as_ref().map(|(address, _)| *address));
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
-        let certificate_end = acceptor.expiry();
+        let certificate = acceptor.certificate();
         let ingress = Ingress::start(
             settings.ingress.clone(),
             acceptor,
@@ -127,11 +126,12 @@ impl Server {
             log: watch::Sender::new(log),
             reloading: tokio::sync::Mutex::new(()),
         }));
-        server.note_certificate(certificate_end);
+        server.note_certificate(&certificate, &server.0.settings.load().ingress);
         if let Some(address) = admin_listen {
             server.start_admin(address)?;
         }
         tokio::spawn(ports::retry(Arc::downgrade(&server.0)));
+        tokio::spawn(certificate::daily(Arc::downgrade(&server.0)));
         Ok(server)
     }
 
@@ -193,18 +193,21 @@ impl Server {
         // All that can fail comes first.
         let acceptor = tls::Acceptor::load(&settings.ingress.tls)?;
         let bound = Ports::bind_all(&settings.ingress, &shared.ports.configured())?;
+        let sandbox = self.sandbox_for(&settings.community).await?;
         if settings.admin.listen != before.admin.listen {
             match settings.admin.listen {
                 Some(address) => self.start_admin(address)?,
                 None => self.stop_admin(),
             }
         }
-        let sandbox = self.sandbox_for(&settings.community).await?;
-        self.note_certificate(acceptor.expiry());
+        self.note_certificate(&acceptor.certificate(), &settings.ingress);
         shared.pool.reconfigure(settings.community.clone(), sandbox);
         shared.mux.reconfigure(settings.mux.clone());
         shared.ingress.reconfigure(settings.ingress.clone(), &acceptor);
-        shared.ports.replace(bound);
+        for closing in shared.ports.replace(bound) {
+            // It was told to end; when it has, nobody can connect any more.
+            let _ended = closing.await;
+        }
         shared.log.send_replace(settings.log);
         shared.settings.store(Arc::new(settings));
         let mut loaded = shared.loaded.lock();
@@ -268,12 +271,10 @@ impl Server {
         Ok(Some(address))
     }
 
-    fn note_certificate(&self, end: i64) {
-        self.0.telemetry.set_certificate_end(end);
-        let left = end - i64::try_from(now()).unwrap_or(i64::MAX);
-        if left < CERTIFICATE_WARNING {
-            warn!(days = left / 86_400, "the TLS certificate ends soon, or has ended: replace it and reload");
-        }
+    /// Shows when the certificate ends, and says what is wrong with it.
+    fn note_certificate(&self, certificate: &tls::Certificate, settings: &ingress::Settings) {
+        self.0.telemetry.set_certificate_end(certificate.ends);
+        certificate::note(certificate, settings, i64::try_from(now()).unwrap_or(i64::MAX));
     }
 }
 

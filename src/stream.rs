@@ -16,6 +16,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -24,9 +25,11 @@ use tokio::{
 
 use crate::wire::reason::Reason;
 
+pub mod budget;
 mod close;
 pub mod scratch;
 
+pub use budget::Budget;
 pub use close::{linger, refuse};
 
 /// A section of the configuration database that holds ports.
@@ -189,6 +192,16 @@ impl<S> Replayed<S> {
     pub fn into_parts(self) -> (Bytes, S) {
         (self.first, self.inner)
     }
+
+    /// Whether bytes are left that are read again first.
+    pub fn has_first(&self) -> bool {
+        !self.first.is_empty()
+    }
+
+    /// Puts `bytes` in front of what is read next.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        self.first = if self.first.is_empty() { bytes } else { [&bytes[..], &self.first].concat().into() };
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replayed<S> {
@@ -250,6 +263,14 @@ pub enum Refusal {
     Capacity,
     /// As many clients from this address as `limits.per_address` allows.
     PerAddress,
+    /// As many clients that are not logged in as `limits.logging_in` allows.
+    LoggingIn,
+    /// As many from this address as `limits.logging_in_per_address` allows.
+    LoggingInPerAddress,
+    /// As many tunnel sessions as `limits.tunnel_sessions` allows.
+    TunnelSessions,
+    /// As many from this address as `limits.tunnel_sessions_per_address` allows.
+    TunnelSessionsPerAddress,
     /// The multiplexer is being stopped.
     Draining,
 }
@@ -260,15 +281,30 @@ impl Refusal {
         match self {
             Self::Capacity => "capacity",
             Self::PerAddress => "per_address",
+            Self::LoggingIn => "logging_in",
+            Self::LoggingInPerAddress => "logging_in_per_address",
+            Self::TunnelSessions => "tunnel_sessions",
+            Self::TunnelSessionsPerAddress => "tunnel_sessions_per_address",
             Self::Draining => "draining",
         }
     }
 
+    /// Every refusal, for metrics.
+    pub const ALL: [Self; 7] = [
+        Self::Capacity,
+        Self::PerAddress,
+        Self::LoggingIn,
+        Self::LoggingInPerAddress,
+        Self::TunnelSessions,
+        Self::TunnelSessionsPerAddress,
+        Self::Draining,
+    ];
+
     /// The reason that a client is given in its own protocol.
     pub fn reason(self) -> Reason {
         match self {
-            Self::Capacity | Self::PerAddress => Reason::ServerFull,
             Self::Draining => Reason::NotResponding,
+            _ => Reason::ServerFull,
         }
     }
 }
@@ -281,6 +317,12 @@ pub trait Core: Send + Sync + 'static {
     /// # Errors
     /// The refusal, counted already, and the arrival as it was.
     fn take(&self, arrival: Arrival) -> Result<(), Box<(Refusal, Arrival)>>;
+
+    /// What counts the bytes that are held for slow clients; one for all ways in. By default
+    /// there is no bound.
+    fn budget(&self) -> Arc<Budget> {
+        Budget::new(usize::MAX, 0, &[])
+    }
 }
 
 /// What the core asks for links.
@@ -327,5 +369,37 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
         IpAddr::V6(_) => address,
+    }
+}
+
+/// What limits count as one address: an IPv4 address, or the 64 bits of an IPv6 one that a single
+/// subscriber has to itself (RFC 6177, section 2).
+pub fn counted_address(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        ip @ IpAddr::V4(_) => ip,
+        IpAddr::V6(ip) => {
+            let network = u128::from(ip) & !u128::from(u64::MAX);
+            IpAddr::V6(network.into())
+        }
+    }
+}
+
+/// Whether `address` lies in one of `networks`; an IPv4-mapped address counts as IPv4.
+pub fn lies_in(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_subscriber_is_one_address() {
+        let counted = |text: &str| counted_address(text.parse().expect("address")).to_string();
+        assert_eq!(counted("10.1.2.3"), "10.1.2.3");
+        assert_eq!(counted("::ffff:10.1.2.3"), "10.1.2.3");
+        assert_eq!(counted("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(counted("2001:db8:1:2::9"), "2001:db8:1:2::");
     }
 }

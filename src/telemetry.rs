@@ -25,7 +25,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::stream::{Section, Transport};
+use crate::stream::{Refusal, Section, Transport};
 
 mod process;
 
@@ -80,6 +80,13 @@ struct Flow {
     frames: Counter,
 }
 
+/// Shows counters before there is something to count: a query finds 0, not nothing.
+fn at_zero(family: &Family<Reason, Counter>, reasons: &[&'static str]) {
+    for &reason in reasons {
+        drop(family.get_or_create(&Reason { reason }));
+    }
+}
+
 /// Sessions of one port and transport.
 #[derive(Clone)]
 pub struct SessionsGauge {
@@ -100,6 +107,19 @@ impl SessionsGauge {
     }
 }
 
+/// What there is at present of what is bounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Connections that are no session.
+    pub connections: usize,
+    /// Clients that are not logged in.
+    pub logging_in: usize,
+    /// Bytes held for slow clients.
+    pub held_bytes: usize,
+    /// Sessions of the HTTP tunnel.
+    pub tunnel_sessions: usize,
+}
+
 /// Every counter.
 pub struct Telemetry {
     registry: Registry,
@@ -117,8 +137,15 @@ pub struct Telemetry {
     community_up: Family<Server, Gauge>,
     community_sessions: Family<Server, Gauge>,
     tunnel_requests: Family<TunnelRequest, Counter>,
+    http_refused: Family<Reason, Counter>,
     tls_handshakes: Family<Reason, Counter>,
     accept_errors: Family<Reason, Counter>,
+    guesses_delayed: Counter,
+    connections_delayed: Counter,
+    connections: Gauge,
+    logging_in: Gauge,
+    held_bytes: Gauge,
+    tunnel_sessions: Gauge,
     login: Histogram,
     logins_refused: Counter,
     reloads: Family<Reason, Counter>,
@@ -161,9 +188,28 @@ impl Telemetry {
         let community_sessions = registered!("community_sessions", "Clients on a Community server", Family::default());
         let tunnel_requests =
             registered!("tunnel_requests", "Requests of the HTTP tunnel, by kind and outcome", Family::default());
+        let http_refused =
+            registered!("http_requests_refused", "HTTP requests refused for their form, by reason", Family::default());
         let tls_handshakes = registered!("tls_handshakes", "TLS handshakes, by outcome", Family::default());
         let accept_errors = registered!("accept_errors", "Errors of accept, by class", Family::default());
         let logins_refused = registered!("logins_refused", "Log-ins that the Community refused", Counter::default());
+        let guesses_delayed = registered!(
+            "tunnel_guesses_delayed",
+            "Requests for tunnel sessions that are not there, answered late since one address sent very many",
+            Counter::default()
+        );
+        let connections_delayed =
+            registered!("connections_delayed", "Connections that waited for their turn", Counter::default());
+        let connections =
+            registered!("connections", "Connections that are no session: not yet, or HTTP", Gauge::default());
+        let logging_in = registered!("sessions_logging_in", "Clients that are not logged in yet", Gauge::default());
+        let held_bytes =
+            registered!("held_bytes", "Bytes held since a client, or the Community, is slow", Gauge::default());
+        let tunnel_sessions = registered!(
+            "tunnel_sessions",
+            "Sessions of the HTTP tunnel, those that have ended but may be asked for still among them",
+            Gauge::default()
+        );
         let reloads = registered!("reloads", "Reloads of the configuration, by outcome", Family::default());
         let mut seconds = |name: &str, help: &str, histogram: Histogram| {
             all.register_with_unit(name, help, Unit::Seconds, histogram.clone());
@@ -183,8 +229,19 @@ impl Telemetry {
         };
         let certificate = gauge("tls_certificate_expiry", "Until the server's TLS certificate ends");
         let uptime = gauge("uptime", "Since the start");
-        for reason in ["capacity", "per_address", "draining", "no_community", "login_timeout"] {
-            let _ = Family::<Reason, Counter>::get_or_create(&refused, &Reason { reason });
+        at_zero(&refused, &Refusal::ALL.map(Refusal::name));
+        at_zero(&refused, &["no_community", "login_timeout"]);
+        at_zero(&closed, &["log_out", "client_closed", "community_closed", "community_broken"]);
+        at_zero(&dropped, &["http", "connections", "connections_per_address", "connection_rate_per_address"]);
+        at_zero(&http_refused, &["line_end", "header", "both_lengths", "host", "target"]);
+        at_zero(&tls_handshakes, &["accepted", "failed"]);
+        at_zero(&accept_errors, &["connection", "exhausted", "listener"]);
+        at_zero(&reloads, &["accepted", "refused"]);
+        for kind in [Transport::HttpPolling, Transport::HttpHybrid].map(Transport::name) {
+            for outcome in ["opened", "payload", "empty", "retry", "unknown"] {
+                let _ =
+                    Family::<TunnelRequest, Counter>::get_or_create(&tunnel_requests, &TunnelRequest { kind, outcome });
+            }
         }
         let process = process::Process::register(&mut all);
         Arc::new(Self {
@@ -203,8 +260,15 @@ impl Telemetry {
             community_up,
             community_sessions,
             tunnel_requests,
+            http_refused,
             tls_handshakes,
             accept_errors,
+            guesses_delayed,
+            connections_delayed,
+            connections,
+            logging_in,
+            held_bytes,
+            tunnel_sessions,
             login,
             logins_refused,
             reloads,
@@ -296,10 +360,37 @@ impl Telemetry {
         self.tunnel_requests.get_or_create(&TunnelRequest { kind, outcome }).inc();
     }
 
+    /// An HTTP request was refused for its form.
+    pub fn http_refused(&self, reason: &'static str) {
+        self.http_refused.get_or_create(&Reason { reason }).inc();
+    }
+
     /// A TLS handshake came to its end.
     pub fn tls_handshake(&self, accepted: bool) {
         let reason = if accepted { "accepted" } else { "failed" };
         self.tls_handshakes.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// A request for a session that is not there was answered late.
+    pub fn guess_delayed(&self) {
+        self.guesses_delayed.inc();
+    }
+
+    /// A connection waits, since more come than may be served in a second.
+    pub fn connection_delayed(&self) {
+        self.connections_delayed.inc();
+    }
+
+    /// What there is of what is bounded.
+    pub fn set_load(&self, load: Load) {
+        for (gauge, n) in [
+            (&self.connections, load.connections),
+            (&self.logging_in, load.logging_in),
+            (&self.held_bytes, load.held_bytes),
+            (&self.tunnel_sessions, load.tunnel_sessions),
+        ] {
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
     }
 
     /// `accept` failed.

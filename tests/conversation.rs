@@ -1,5 +1,6 @@
 //! One conversation, over every way in and on every section's port: the Community sees the
 //! same bytes, and the client gets the same bytes.
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The recorded Java client, enacted again against the multiplexer: on its connections, in its
 //! order, with its lost responses.
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
 

@@ -32,10 +32,16 @@ fn report(settings: &Settings) -> String {
         Server::Address(address) => address,
     });
     let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    let ceiling = settings.memory_ceiling();
+    let mib = |bytes: u64| bytes.div_ceil(1024 * 1024);
     let facts = table(&[
         vec!["Community servers".to_owned(), servers.collect::<Vec<_>>().join(", ")],
         vec!["capacity".to_owned(), format!("{} clients", settings.mux.capacity)],
         vec!["admin endpoint".to_owned(), admin],
+        vec![
+            "memory at the most".to_owned(),
+            format!("{} MiB, {} MiB if all use TLS", mib(ceiling.plain), mib(ceiling.tls)),
+        ],
     ]);
     format!("{}: fine\n\n{}\n{facts}", settings.file.display(), table(&ports))
 }

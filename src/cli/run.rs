@@ -1,14 +1,15 @@
 //! `sametime-mux run`: the multiplexer.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{fs, path::Path, process::ExitCode, time::Duration};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::{BAD_USAGE, FAILED, log::Log, on_runtime};
 use crate::{
     config::{self, Settings},
+    ingress::listener::BACKLOG,
     server::{Server, VERSION},
 };
 
@@ -25,8 +26,25 @@ pub(super) fn run(file: &Path) -> ExitCode {
     };
     let log = Log::start(settings.log);
     info!(version = VERSION, file = %file.display(), "sametime-mux");
+    leave_no_core();
+    if geteuid().is_root() {
+        warn!(
+            "running as root, which is not needed: ports below 1024 take CAP_NET_BIND_SERVICE alone; see deploy/sametime-mux.service"
+        );
+    }
     raise_descriptor_limit(&settings);
+    note_backlog(&settings);
     on_runtime(serve(settings, log))
+}
+
+/// What is said, passwords and keys are in memory: a crash writes it nowhere, and no process of the
+/// same user reads it. The limit alone does not keep a core from a program that collects them.
+fn leave_no_core() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limited = setrlimit(Resource::Core, none);
+    if let Err(error) = limited.and(set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+        warn!(%error, "core dumps can't be switched off");
+    }
 }
 
 /// Uses all descriptors that the system allows, and says when they are too few.
@@ -48,6 +66,15 @@ fn raise_descriptor_limit(settings: &Settings) {
             capacity = settings.mux.capacity,
             "too few descriptors for limits.capacity: raise the limit (LimitNOFILE, ulimit -n) or lower the capacity"
         );
+    }
+}
+
+/// Says when the kernel holds fewer connections than may log in at once, until they are accepted.
+fn note_backlog(settings: &Settings) {
+    let wanted = usize::try_from(BACKLOG).unwrap_or_default().min(settings.mux.capacity);
+    let held = fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
+    if let Some(held) = held.filter(|held: &usize| *held < wanted) {
+        info!(held, wanted, "the kernel holds few connections in a storm of log-ins: raise net.core.somaxconn");
     }
 }
 

@@ -12,7 +12,7 @@ use super::{LogFormat, LogLevel, LogSettings, Settings, legal, reader::Reader};
 use crate::{
     admin,
     community::{self, Balance},
-    ingress::{self, ListenerSettings, TlsSettings, tunnel},
+    ingress::{self, ClientCertificates, ListenerSettings, TlsSettings, tunnel},
     mux,
     stream::Section,
 };
@@ -20,6 +20,10 @@ use crate::{
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+const ANY_NUMBER: &str = "1 to 1000000";
+const NUMBER_OR_NONE: &str = "1 to 1000000, or 0 for no limit";
+const NETWORKS: &str = "a list of networks and addresses, e.g. [\"10.0.0.0/8\", \"::1\"]";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +40,14 @@ enum LinkName {
     Trunk,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ClientCertificatesName {
+    Off,
+    Optional,
+    Required,
+}
+
 /// Any value of the right type.
 #[allow(clippy::unnecessary_wraps)]
 fn any<T>(value: T) -> Result<T, String> {
@@ -46,19 +58,19 @@ fn any<T>(value: T) -> Result<T, String> {
 pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
     let listeners = listeners(reader);
     let require_all = reader.key("listeners", "require_all", false, "true or false", any);
-    let networks = "a list of networks and addresses, e.g. [\"10.0.0.0/8\", \"::1\"]";
-    let proxy_protocol_from = reader.key("listeners", "proxy_protocol_from", vec![], networks, legal::networks);
-    let forwarded_for_from = reader.key("listeners", "forwarded_for_from", vec![], networks, legal::networks);
+    let proxy_protocol_from = reader.key("listeners", "proxy_protocol_from", vec![], NETWORKS, legal::networks);
+    let forwarded_for_from = reader.key("listeners", "forwarded_for_from", vec![], NETWORKS, legal::networks);
     let community = community(reader);
     trunk(reader);
     let http_backend =
         reader.key("http_backend", "url", String::new(), "\"http://host:port\", or \"\" for none", legal::backend);
-    let tls = TlsSettings {
-        certificate: path(reader, "tls", "certificate", "certs/server.pem"),
-        private_key: path(reader, "tls", "private_key", "certs/server.key"),
-    };
-    let mux = limits(reader);
-    let tunnel = tunnel(reader);
+    let http_backend_connections =
+        reader.key("http_backend", "connections", 1000, ANY_NUMBER, legal::size(1..=1_000_000));
+    let tls = tls(reader);
+    let (mux, limits, (sessions, sessions_per_address)) = limits(reader);
+    let mut tunnel = tunnel(reader);
+    (tunnel.sessions, tunnel.sessions_per_address) = (sessions, sessions_per_address);
+    tunnel.exempt.clone_from(&limits.exempt);
     let admin = admin(reader);
     let log = LogSettings {
         format: reader.key("log", "format", LogFormat::Text, "\"text\" or \"json\"", any),
@@ -75,13 +87,33 @@ pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
         require_all,
         proxy_protocol_from,
         forwarded_for_from,
+        limits,
         login_timeout: mux.login_timeout,
         max_frame: mux.max_frame,
         tls,
         http_backend,
+        http_backend_connections,
         tunnel,
     };
     Settings { file: file.to_owned(), ingress, mux, community, admin, log }
+}
+
+fn tls(reader: &mut Reader<'_>) -> TlsSettings {
+    let certificate = path(reader, "tls", "certificate", "certs/server.pem");
+    let private_key = path(reader, "tls", "private_key", "certs/server.key");
+    let legal = "\"off\", \"optional\" or \"required\"";
+    let asked = reader.key("tls", "client_certificates", ClientCertificatesName::Off, legal, any);
+    let client_certificates = match asked {
+        ClientCertificatesName::Off => ClientCertificates::Off,
+        ClientCertificatesName::Optional => ClientCertificates::Optional,
+        ClientCertificatesName::Required => ClientCertificates::Required,
+    };
+    let legal = "a PEM file with the authorities that sign clients' certificates; \"\" where none are asked for";
+    let client_ca = PathBuf::from(reader.key("tls", "client_ca", String::new(), legal, any));
+    if client_certificates != ClientCertificates::Off && client_ca.as_os_str().is_empty() {
+        reader.misfit("tls", "client_ca", "tls.client_certificates is not off: there must be a file");
+    }
+    TlsSettings { certificate, private_key, client_certificates, client_ca }
 }
 
 fn listeners(reader: &mut Reader<'_>) -> Vec<ListenerSettings> {
@@ -160,13 +192,36 @@ fn trunk(reader: &mut Reader<'_>) {
     reader.key("trunk_listener", "target", target, "\"host:port\"", |text: String| legal::host_and_port(&text));
 }
 
-fn limits(reader: &mut Reader<'_>) -> mux::Settings {
-    let capacity = reader.key("limits", "capacity", 20_000, "1 to 1000000", legal::size(1..=1_000_000));
+/// The core's, those of connections, and those of tunnel sessions: in all, from one address.
+fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::Limits, (usize, usize)) {
+    let capacity = reader.key("limits", "capacity", 20_000, ANY_NUMBER, legal::size(1..=1_000_000));
     let legal = "1 to limits.capacity, or 0 for no limit";
     let per_address = reader.key("limits", "per_address", 0, legal, legal::size(0..=1_000_000));
     if per_address > capacity {
         reader.misfit("limits", "per_address", &format!("{per_address} is more than limits.capacity"));
     }
+    let mut number = |name, default| reader.key("limits", name, default, ANY_NUMBER, legal::size(1..=1_000_000));
+    let logging_in = number("logging_in", 20_000);
+    let tunnel_sessions = number("tunnel_sessions", 40_000);
+    let connections = number("connections", 60_000);
+    let mut or_none = |name| reader.key("limits", name, 0, NUMBER_OR_NONE, legal::size(0..=1_000_000));
+    let logging_in_per_address = or_none("logging_in_per_address");
+    let tunnel_sessions_per_address = or_none("tunnel_sessions_per_address");
+    let connections_per_address = or_none("connections_per_address");
+    let rate = or_none("connection_rate");
+    let rate_per_address = or_none("connection_rate_per_address");
+    let legal = "1048576 (1 MiB) to 1099511627776 bytes";
+    let held_bytes = reader.key("limits", "held_bytes", 256 << 20, legal, legal::size(1 << 20..=1 << 40));
+    let legal = "65536 (64 KiB) to limits.held_bytes, or 0 for no limit";
+    let held_bytes_per_address = reader.key("limits", "held_bytes_per_address", 0, legal, |n| match n {
+        0 => Ok(0),
+        n => legal::size(1 << 16..=1 << 40)(n),
+    });
+    if held_bytes_per_address > held_bytes {
+        let what = format!("{held_bytes_per_address} is more than limits.held_bytes");
+        reader.misfit("limits", "held_bytes_per_address", &what);
+    }
+    let exempt = reader.key("limits", "exempt", vec![], NETWORKS, legal::networks);
     let login_timeout = reader.key(
         "limits",
         "login_timeout",
@@ -190,14 +245,30 @@ fn limits(reader: &mut Reader<'_>) -> mux::Settings {
         "a duration, 0s to 1d",
         legal::duration(Duration::ZERO, DAY),
     );
-    mux::Settings {
+    let logging_in_timeout = reader.key(
+        "limits",
+        "logging_in_timeout",
+        "2m".to_owned(),
+        "a duration, 1s to 1d, or \"0s\" for never",
+        legal::duration_or_never(SECOND, DAY),
+    );
+    let limits =
+        ingress::Limits { connections, connections_per_address, rate, rate_per_address, exempt: exempt.clone() };
+    let mux = mux::Settings {
         capacity,
         per_address,
+        logging_in,
+        logging_in_per_address,
+        held_bytes,
+        held_bytes_per_address,
+        exempt,
         login_timeout,
+        logging_in_timeout,
         idle_timeout,
         max_frame: u32::try_from(max_frame).unwrap_or(u32::MAX),
         drain_timeout,
-    }
+    };
+    (mux, limits, (tunnel_sessions, tunnel_sessions_per_address))
 }
 
 fn tunnel(reader: &mut Reader<'_>) -> tunnel::Settings {
@@ -224,7 +295,19 @@ fn tunnel(reader: &mut Reader<'_>) -> tunnel::Settings {
     );
     let version = reader.key("tunnel", "version", 0, "0 or 1", legal::within(0..=1));
     let window = reader.key("tunnel", "window", 131_072, "4096 to 16777216 bytes", legal::size(4096..=16_777_216));
-    tunnel::Settings { hold, reply_wait, session_timeout, version: u32::try_from(version).unwrap_or_default(), window }
+    let same_address = reader.key("tunnel", "same_address", false, "true or false", any);
+    tunnel::Settings {
+        hold,
+        reply_wait,
+        session_timeout,
+        version: u32::try_from(version).unwrap_or_default(),
+        window,
+        same_address,
+        // Of [limits].
+        sessions: 0,
+        sessions_per_address: 0,
+        exempt: Vec::new(),
+    }
 }
 
 fn admin(reader: &mut Reader<'_>) -> admin::Settings {

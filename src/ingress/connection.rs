@@ -1,23 +1,35 @@
 //! One connection, from accept to the hand-over.
 
-use std::{future::poll_fn, io, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
-use tokio::{io::AsyncRead, net::TcpStream, time::timeout_at};
+use tokio::{
+    io::AsyncRead,
+    net::TcpStream,
+    time::{timeout, timeout_at},
+};
 use tracing::{debug, info};
 
 use super::{
-    Ingress, Origin, believed,
-    detect::{Protocol, detect},
+    ClientCertificates, Ingress, Origin,
+    detect::{Protocol, begin, detect},
     http,
+    limits::{Over, Place},
 };
 use crate::{
-    stream::{Replayed, Stream, Transport, canonical, refuse, scratch},
-    wire::{
-        proxy_protocol::{self, Parsed},
-        reason::Reason,
-    },
+    stream::{Replayed, Stream, Transport, budget::LITTLE, canonical, lies_in, refuse, scratch},
+    wire::reason::Reason,
 };
+
+/// How long a connection that is turned away may take to show what it speaks. Clients speak first,
+/// at once.
+const BEGUN: Duration = Duration::from_millis(100);
 
 /// Why a connection never became an arrival.
 #[derive(Debug)]
@@ -34,6 +46,10 @@ enum Dropped {
     ProxyHeader(String),
     /// TLS could not be agreed on.
     Tls(io::Error),
+    /// It speaks without TLS where clients must have certificates.
+    NoCertificate,
+    /// There are too many, or they come too fast.
+    Over(Over),
 }
 
 impl Dropped {
@@ -45,6 +61,8 @@ impl Dropped {
             Self::UnknownProtocol => "unknown_protocol",
             Self::ProxyHeader(_) => "proxy_header",
             Self::Tls(_) => "tls_handshake",
+            Self::NoCertificate => "no_certificate",
+            Self::Over(over) => over.name(),
         }
     }
 
@@ -61,6 +79,8 @@ impl Dropped {
         match self {
             Self::LoginTimeout => Some(Reason::TimedOut),
             Self::UnknownProtocol => Some(Reason::ProtocolError),
+            Self::NoCertificate => Some(Reason::EncryptionMismatch),
+            Self::Over(_) => Some(Reason::ServerFull),
             _ => None,
         }
     }
@@ -69,17 +89,43 @@ impl Dropped {
 /// Serves a connection until it is handed over or done.
 pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: SocketAddr, port: u16) {
     let mut origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
-    let deadline = origin.accepted + ingress.settings.load().login_timeout;
-    let found = timeout_at(deadline.into(), first(&ingress, &mut tcp, &mut origin)).await;
+    let settings = ingress.settings.load_full();
+    let mut place = match ingress.counters.enter(&settings.limits) {
+        Ok(place) => place,
+        Err(over) => return turn_away(&ingress, tcp, over, &origin).await,
+    };
+    let deadline = origin.accepted + settings.login_timeout;
+    // Behind a believed proxy the client is not known yet.
+    let due = lies_in(&settings.proxy_protocol_from, origin.client.ip());
+    if !due && let Err(over) = ingress.counters.claim(&mut place, &settings.limits, origin.client) {
+        drop(place);
+        return turn_away(&ingress, tcp, over, &origin).await;
+    }
+    let found = timeout_at(deadline.into(), first(due, &mut tcp, &mut origin)).await;
+    let claimed = match found {
+        Ok(Ok(_)) if due => ingress.counters.claim(&mut place, &settings.limits, origin.client),
+        _ => Ok(()),
+    };
+    let needs_tls = settings.tls.client_certificates == ClientCertificates::Required;
+    drop(settings);
     let dropped = match found {
+        Ok(Ok((protocol, _))) if claimed.is_err() || (needs_tls && protocol != Protocol::Tls) => {
+            let dropped = claimed.map_or_else(Dropped::Over, |()| Dropped::NoCertificate);
+            report(&ingress, &dropped, &origin);
+            return reject(tcp, protocol, &dropped).await;
+        }
         Ok(Ok((Protocol::Sametime, bytes))) => {
-            return ingress.arrive(Stream::Tcp(tcp), bytes, origin, Transport::Raw).await;
+            return ingress.arrive(Stream::Tcp(tcp), bytes, origin, Transport::Raw, place).await;
         }
-        // Boxed: most connections need neither.
+        // A task of its own, as small as it can be: it is mostly idle.
         Ok(Ok((Protocol::Http, bytes))) => {
-            return Box::pin(http::serve(ingress, Replayed::new(bytes, tcp), origin)).await;
+            tokio::spawn(http::serve(ingress, Replayed::new(bytes, tcp), origin, place));
+            return;
         }
-        Ok(Ok((Protocol::Tls, bytes))) => return Box::pin(serve_tls(ingress, Replayed::new(bytes, tcp), origin)).await,
+        // Boxed: most connections need none.
+        Ok(Ok((Protocol::Tls, bytes))) => {
+            return Box::pin(serve_tls(ingress, Replayed::new(bytes, tcp), origin, place)).await;
+        }
         Ok(Ok((Protocol::Unknown, _))) => Dropped::UnknownProtocol,
         Ok(Err(dropped)) => dropped,
         Err(_) => Dropped::LoginTimeout,
@@ -90,7 +136,35 @@ pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: Socke
     }
 }
 
-async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Origin) {
+/// Refuses a connection in the protocol that it speaks, as far as that is seen at once.
+async fn turn_away(ingress: &Ingress, tcp: TcpStream, over: Over, origin: &Origin) {
+    report(ingress, &Dropped::Over(over), origin);
+    let Some(_told) = ingress.counters.tell() else { return };
+    let mut begun = [0; 8];
+    let n = match timeout(BEGUN, tcp.peek(&mut begun)).await {
+        Ok(Ok(n)) => n,
+        _ => return,
+    };
+    if let Some(protocol) = detect(&begun[..n]) {
+        reject(tcp, protocol, &Dropped::Over(over)).await;
+    }
+}
+
+/// Tells a client why it is refused, in the protocol that it speaks.
+async fn reject(tcp: TcpStream, protocol: Protocol, dropped: &Dropped) {
+    match (protocol, dropped) {
+        (Protocol::Tls, _) => (),
+        (Protocol::Http, Dropped::NoCertificate) => http::turn_away(tcp, http::NO_CERTIFICATE).await,
+        (Protocol::Http, _) => http::turn_away(tcp, http::NO_ROOM).await,
+        (Protocol::Sametime | Protocol::Unknown, _) => {
+            if let Some(reason) = dropped.reason() {
+                refuse(Stream::Tcp(tcp), reason).await;
+            }
+        }
+    }
+}
+
+async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Origin, place: Place) {
     let deadline = origin.accepted + ingress.settings.load().login_timeout;
     let accepted = timeout_at(deadline.into(), ingress.tls.accept(tcp)).await;
     ingress.telemetry.tls_handshake(matches!(accepted, Ok(Ok(_))));
@@ -102,9 +176,12 @@ async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Orig
     let found = timeout_at(deadline.into(), inner(&mut tls)).await;
     let dropped = match found {
         Ok(Ok((Protocol::Sametime, bytes))) => {
-            return ingress.arrive(Stream::other(tls), bytes, origin, Transport::Tls).await;
+            return ingress.arrive(Stream::other(tls), bytes, origin, Transport::Tls, place).await;
         }
-        Ok(Ok((Protocol::Http, bytes))) => return http::serve(ingress, Replayed::new(bytes, tls), origin).await,
+        Ok(Ok((Protocol::Http, bytes))) => {
+            tokio::spawn(http::serve(ingress, Replayed::new(bytes, tls), origin, place));
+            return;
+        }
         Ok(Ok(_)) => Dropped::UnknownProtocol,
         Ok(Err(dropped)) => dropped,
         Err(_) => Dropped::LoginTimeout,
@@ -116,31 +193,15 @@ async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Orig
 }
 
 /// Reads until the protocol is known, past a PROXY header where one is due.
-async fn first(ingress: &Ingress, tcp: &mut TcpStream, origin: &mut Origin) -> Result<(Protocol, Bytes), Dropped> {
+async fn first(due: bool, tcp: &mut TcpStream, origin: &mut Origin) -> Result<(Protocol, Bytes), Dropped> {
     let mut bytes = BytesMut::new();
-    let due = believed(&ingress.settings.load().proxy_protocol_from, origin.client.ip());
-    if due {
-        let (source, length) = loop {
-            read_more(tcp, &mut bytes).await?;
-            match proxy_protocol::parse(&bytes) {
-                Ok(Parsed::Whole { source, length }) => break (source, length),
-                Ok(Parsed::Partial) => (),
-                Err(fault) => return Err(Dropped::ProxyHeader(fault.to_string())),
-            }
-        };
-        origin.client = source.map_or(origin.client, canonical);
-        let _header = bytes.split_to(length);
-    }
     loop {
-        if !due && proxy_protocol::is_header(&bytes) {
-            let why = "a PROXY header from an address that is not in listeners.proxy_protocol_from";
-            return Err(Dropped::ProxyHeader(why.to_owned()));
+        if let Some(begun) = begin(&bytes, due).map_err(Dropped::ProxyHeader)? {
+            origin.client = begun.source.map_or(origin.client, canonical);
+            let _header = bytes.split_to(begun.header);
+            return Ok((begun.protocol, bytes.freeze()));
         }
-        // "P" may be POST or PROXY.
-        match detect(&bytes) {
-            Some(protocol) if due || !proxy_protocol::could_be(&bytes) => return Ok((protocol, bytes.freeze())),
-            _ => read_more(tcp, &mut bytes).await?,
-        }
+        read_more(tcp, &mut bytes).await?;
     }
 }
 
@@ -158,7 +219,8 @@ async fn inner<S: AsyncRead + Unpin>(tls: &mut S) -> Result<(Protocol, Bytes), D
 }
 
 async fn read_more<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut BytesMut) -> Result<(), Dropped> {
-    match poll_fn(|cx| scratch::poll_read(stream, cx, |read, _| bytes.extend_from_slice(read))).await {
+    let read = poll_fn(|cx| scratch::poll_read_some(stream, cx, LITTLE, |read, _| bytes.extend_from_slice(read)));
+    match read.await {
         Ok(Some(())) => Ok(()),
         Ok(None) => Err(Dropped::ClosedEarly),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Dropped::ClosedEarly),

@@ -121,6 +121,11 @@ pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, acc
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 accepted.fetch_add(1, Relaxed);
+                let pause = ingress.counters.pause(&ingress.settings.load().limits);
+                if let Some(pause) = pause {
+                    ingress.paused(port);
+                    tokio::time::sleep(pause).await;
+                }
                 tokio::spawn(connection::serve(Arc::clone(&ingress), tcp, peer, port));
             }
             Err(failed) => {

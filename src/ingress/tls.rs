@@ -1,29 +1,46 @@
-//! TLS on any port: the pair on disk, and handshakes with it.
+//! TLS on any port: the pair on disk, client certificates, and handshakes.
 
-use std::{
-    fs, io,
-    path::Path,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
-use rustls_pemfile::Item;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{
-        self, ServerConfig,
-        pki_types::{CertificateDer, PrivateKeyDer},
+        self, RootCertStore, ServerConfig,
+        client::verify_server_name,
+        pki_types::{CertificateDer, ServerName},
+        server::{NoClientAuth, ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
     },
     server::TlsStream,
 };
 use tracing::warn;
 
-use super::TlsSettings;
+mod pair;
 
-/// How long a self-signed certificate is good: until its admin has a real one.
-const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
+/// Where the TLS pair lies, and whether clients have certificates, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// PEM file with the certificate chain, the server's own first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    pub private_key: PathBuf,
+    /// Whether clients are asked for a certificate.
+    pub client_certificates: ClientCertificates,
+    /// PEM file with the authorities that sign clients' certificates; empty where none are asked for.
+    pub client_ca: PathBuf,
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// No.
+    Off,
+    /// Who has none gets in; who has one that is not good does not.
+    Optional,
+    /// Who has none, or speaks without TLS, is refused.
+    Required,
+}
 
 /// Why there is no TLS: for an admin, with file and mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +54,41 @@ impl std::fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
+/// The server's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Where it lies.
+    pub file: PathBuf,
+    /// When it begins to be good, in seconds since 1970.
+    pub begins: i64,
+    /// When it ends.
+    pub ends: i64,
+    der: CertificateDer<'static>,
+}
+
+impl Certificate {
+    fn read(file: PathBuf, der: CertificateDer<'static>) -> Result<Self, Fault> {
+        let (_, certificate) = x509_parser::parse_x509_certificate(&der)
+            .map_err(|error| Fault(format!("the certificate in {} can't be read: {error}", file.display())))?;
+        let validity = certificate.validity();
+        let (begins, ends) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        Ok(Self { file, begins, ends, der })
+    }
+
+    /// Whether it is for `host`, by its alternative names.
+    pub fn covers(&self, host: &str) -> bool {
+        let Ok(certificate) = ParsedCertificate::try_from(&self.der) else { return false };
+        ServerName::try_from(host).is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
+    }
+}
+
 /// Makes TLS of a client's stream. A new pair is for connections from then on.
 pub struct Acceptor {
     config: ArcSwap<ServerConfig>,
-    expiry: ArcSwap<i64>,
+    certificate: ArcSwap<Certificate>,
+    /// Whose certificates clients must have, and whether: who was let in by another rule must not
+    /// come in by a ticket.
+    clients: ArcSwap<(ClientCertificates, Vec<CertificateDer<'static>>)>,
 }
 
 impl Acceptor {
@@ -52,7 +100,7 @@ impl Acceptor {
     pub fn load(settings: &TlsSettings) -> Result<Self, Fault> {
         let (certificate, key) = (&settings.certificate, &settings.private_key);
         match (certificate.exists(), key.exists()) {
-            (false, false) => make_pair(certificate, key)?,
+            (false, false) => pair::make(certificate, key)?,
             (true, true) => (),
             (there, _) => {
                 let (there, absent) = if there { (certificate, key) } else { (key, certificate) };
@@ -63,43 +111,59 @@ impl Acceptor {
                 )));
             }
         }
-        let chain = read_chain(certificate)?;
-        let expiry = expiry(&chain, certificate)?;
-        let config =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(chain, read_key(key)?).map_err(|error| {
-                match error {
-                    rustls::Error::InconsistentKeys(_) => Fault(format!(
-                        "the key in {} does not belong to the certificate in {}",
-                        key.display(),
-                        certificate.display()
-                    )),
-                    error => Fault(format!("{} with {}: {error}", certificate.display(), key.display())),
-                }
+        let chain = pair::certificates(certificate)?;
+        let own = Certificate::read(certificate.clone(), chain[0].clone())?;
+        let authorities = match settings.client_certificates {
+            ClientCertificates::Off => Vec::new(),
+            _ => pair::certificates(&settings.client_ca)?,
+        };
+        let config = ServerConfig::builder()
+            .with_client_cert_verifier(verifier(settings, &authorities)?)
+            .with_single_cert(chain, pair::key(key)?)
+            .map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => Fault(format!(
+                    "the key in {} does not belong to the certificate in {}: both must come from one request",
+                    key.display(),
+                    certificate.display()
+                )),
+                error => Fault(format!("{} with {}: {error}", certificate.display(), key.display())),
             })?;
-        Ok(Self::new(config, expiry))
+        Ok(Self::new(config, own, (settings.client_certificates, authorities)))
     }
 
-    fn new(mut config: ServerConfig, expiry: i64) -> Self {
+    fn new(
+        mut config: ServerConfig,
+        certificate: Certificate,
+        clients: (ClientCertificates, Vec<CertificateDer<'static>>),
+    ) -> Self {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Clients that reconnect in a storm need no full handshake.
         match rustls::crypto::ring::Ticketer::new() {
             Ok(ticketer) => config.ticketer = ticketer,
             Err(error) => warn!(%error, "no session tickets: every TLS handshake is a full one"),
         }
-        Self { config: ArcSwap::from_pointee(config), expiry: ArcSwap::from_pointee(expiry) }
+        Self {
+            config: ArcSwap::from_pointee(config),
+            certificate: ArcSwap::from_pointee(certificate),
+            clients: ArcSwap::from_pointee(clients),
+        }
     }
 
-    /// When the server's certificate ends, in seconds since 1970.
-    pub fn expiry(&self) -> i64 {
-        **self.expiry.load()
+    /// The server's certificate.
+    pub fn certificate(&self) -> Arc<Certificate> {
+        self.certificate.load_full()
     }
 
-    /// Takes over the pair of `other`. Tickets given out stay good.
+    /// Takes over the pair of `other`. Tickets given out stay good, unless other clients are let
+    /// in from now on.
     pub fn replace(&self, other: &Self) {
         let mut config = ServerConfig::clone(&other.config.load());
-        config.ticketer = Arc::clone(&self.config.load().ticketer);
+        if **self.clients.load() == **other.clients.load() {
+            config.ticketer = Arc::clone(&self.config.load().ticketer);
+        }
         self.config.store(Arc::new(config));
-        self.expiry.store(other.expiry.load_full());
+        self.certificate.store(other.certificate());
+        self.clients.store(other.clients.load_full());
     }
 
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
@@ -107,103 +171,43 @@ impl Acceptor {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-    fs::read(path).map_err(|error| Fault(format!("{} can't be read: {error}", path.display())))
-}
-
-fn items(path: &Path) -> Result<Vec<Item>, Fault> {
-    let bytes = read(path)?;
-    // PKCS#12 is DER: a sequence with a long length.
-    if bytes.starts_with(&[0x30, 0x82]) {
-        return Err(Fault(format!(
-            "{} is DER or PKCS#12, PEM is needed: openssl pkcs12 -in FILE -nodes -out FILE.pem",
-            path.display()
-        )));
+/// What asks clients for their certificates.
+fn verifier(
+    settings: &TlsSettings,
+    authorities: &[CertificateDer<'static>],
+) -> Result<Arc<dyn ClientCertVerifier>, Fault> {
+    if settings.client_certificates == ClientCertificates::Off {
+        return Ok(Arc::new(NoClientAuth));
     }
-    if bytes.windows(21).any(|w| w == b"BEGIN ENCRYPTED PRIVA") || bytes.windows(18).any(|w| w == b"Proc-Type: 4,ENCRY")
-    {
-        return Err(Fault(format!(
-            "the key in {} is encrypted, and nobody is there to type its password: openssl pkey -in FILE -out FILE.key",
-            path.display()
-        )));
-    }
-    rustls_pemfile::read_all(&mut &bytes[..])
-        .collect::<Result<_, _>>()
-        .map_err(|error| Fault(format!("{} is no PEM file: {error}", path.display())))
-}
-
-fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
-    let chain: Vec<_> = items(path)?
-        .into_iter()
-        .filter_map(|item| if let Item::X509Certificate(certificate) = item { Some(certificate) } else { None })
-        .collect();
-    if chain.is_empty() {
-        return Err(Fault(format!("{} holds no certificate (-----BEGIN CERTIFICATE-----)", path.display())));
-    }
-    Ok(chain)
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
-    let key = items(path)?.into_iter().find_map(|item| match item {
-        Item::Pkcs8Key(key) => Some(key.into()),
-        Item::Pkcs1Key(key) => Some(key.into()),
-        Item::Sec1Key(key) => Some(key.into()),
-        _ => None,
-    });
-    key.ok_or_else(|| Fault(format!("{} holds no private key (-----BEGIN PRIVATE KEY-----)", path.display())))
-}
-
-fn expiry(chain: &[CertificateDer<'_>], path: &Path) -> Result<i64, Fault> {
-    let first = chain.first().map(AsRef::as_ref).unwrap_or_default();
-    let (_, certificate) = x509_parser::parse_x509_certificate(first)
-        .map_err(|error| Fault(format!("the certificate in {} can't be read: {error}", path.display())))?;
-    Ok(certificate.validity().not_after.timestamp())
-}
-
-/// Makes a self-signed pair for this machine's name and writes it.
-fn make_pair(certificate: &Path, key: &Path) -> Result<(), Fault> {
-    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    if let Ok(host) = rustix::system::uname().nodename().to_str()
-        && !host.is_empty()
-        && !names.iter().any(|name| name == host)
-    {
-        names.insert(0, host.to_owned());
-    }
-    let made = rcgen::KeyPair::generate().and_then(|signing_key| {
-        let mut parameters = rcgen::CertificateParams::new(names)?;
-        let now = SystemTime::now();
-        // An hour for clocks that are behind.
-        parameters.not_before = (now - Duration::from_secs(3600)).into();
-        parameters.not_after = (now + SELF_SIGNED_FOR).into();
-        Ok((parameters.self_signed(&signing_key)?, signing_key))
-    });
-    let (signed, signing_key) = made.map_err(|error| Fault(format!("no self-signed pair could be made: {error}")))?;
-    write_new(key, signing_key.serialize_pem().as_bytes(), 0o600)?;
-    write_new(certificate, signed.pem().as_bytes(), 0o644)?;
-    warn!(certificate = %certificate.display(), key = %key.display(),
-        "no TLS pair was there: a self-signed one was made; clients will not trust it until you replace both files and reload");
-    Ok(())
-}
-
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let written = || {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(bytes)
+    let fault = |error: &dyn std::fmt::Display| {
+        Fault(format!("the certificates in {} can't sign clients': {error}", settings.client_ca.display()))
     };
-    written().map_err(|error| {
-        Fault(format!("{} is not there, and no self-signed pair could be written: {error}", path.display()))
-    })
+    let mut roots = RootCertStore::empty();
+    for authority in authorities {
+        roots.add(authority.clone()).map_err(|error| fault(&error))?;
+    }
+    let builder = WebPkiClientVerifier::builder(Arc::new(roots));
+    let builder = if settings.client_certificates == ClientCertificates::Optional {
+        builder.allow_unauthenticated()
+    } else {
+        builder
+    };
+    builder.build().map(|verifier| verifier as _).map_err(|error| fault(&error))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
 
     fn settings(folder: &Path, certificate: &str, key: &str) -> TlsSettings {
-        TlsSettings { certificate: folder.join(certificate), private_key: folder.join(key) }
+        TlsSettings {
+            certificate: folder.join(certificate),
+            private_key: folder.join(key),
+            client_certificates: ClientCertificates::Off,
+            client_ca: PathBuf::new(),
+        }
     }
 
     fn fault(settings: &TlsSettings) -> String {
@@ -221,7 +225,7 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let loaded = Acceptor::load(&here).expect("loaded");
         assert_eq!(fs::read(&here.private_key).expect("kept"), key);
-        assert!(loaded.expiry() > 1_700_000_000);
+        assert!(loaded.certificate().ends > 1_700_000_000);
     }
 
     #[test]
@@ -241,9 +245,16 @@ mod tests {
         assert!(says("a.pem", "c.key").contains("is encrypted"));
         write("c.pem", "0\u{0}");
         assert!(says("c.pem", "a.key").contains("holds no certificate"));
-        fs::write(folder.path().join("d.pem"), [0x30, 0x82, 1, 2]).expect("written");
-        assert!(says("d.pem", "a.key").contains("PKCS#12"));
         fs::create_dir(folder.path().join("e.pem")).expect("folder");
         assert!(says("e.pem", "a.key").contains("can't be read"));
+    }
+
+    #[test]
+    fn names_are_those_of_the_certificate() {
+        let folder = tempfile::tempdir().expect("folder");
+        let loaded = Acceptor::load(&settings(folder.path(), "a.pem", "a.key")).expect("made");
+        let certificate = loaded.certificate();
+        assert!(certificate.covers("localhost") && certificate.covers("127.0.0.1"));
+        assert!(!certificate.covers("sametime.example") && !certificate.covers("no name"));
     }
 }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 pub mod acknowledgement;
 pub mod envelope;
 mod registry;
@@ -14,6 +16,7 @@ pub mod session;
 mod shared;
 
 pub use service::{Answer, Outcome, Service, transport};
+pub use shared::Payload;
 
 /// Settings of the HTTP tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,4 +32,12 @@ pub struct Settings {
     /// How many bytes a session may hold that its client has not acknowledged, and as many
     /// that the Community has not taken.
     pub window: usize,
+    /// Whether later requests of a session must come from where the first came from.
+    pub same_address: bool,
+    /// Sessions at once, those that have ended but may be asked for still among them.
+    pub sessions: usize,
+    /// Of those, from one address; 0: no bound.
+    pub sessions_per_address: usize,
+    /// Networks without a bound for one address.
+    pub exempt: Vec<IpNet>,
 }

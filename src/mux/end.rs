@@ -34,6 +34,8 @@ pub(super) enum End {
     HalfClosed,
     /// No Community server took the client.
     NoCommunity(Reason, String),
+    /// The first frame is long, and there is no room to collect it.
+    HeldBytes,
     /// Told from outside.
     Ordered(Order),
 }
@@ -56,7 +58,9 @@ impl End {
             Self::SessionTimeout => "session_timeout",
             Self::HalfClosed => "half_closed",
             Self::NoCommunity(..) => "no_community",
+            Self::HeldBytes => "held_bytes",
             Self::Ordered(Order::Idle) => "idle",
+            Self::Ordered(Order::NotLoggedIn) => "not_logged_in",
             Self::Ordered(Order::Drain) => "drained",
         }
     }
@@ -77,8 +81,9 @@ impl End {
             }
             Self::NotAHandshake(_) | Self::ClientFault(Fault::TooShort { .. }) => Some(Reason::ProtocolError),
             Self::ClientFault(Fault::TooLong { .. }) => Some(Reason::MessageTooLarge),
-            Self::LoginTimeout => Some(Reason::TimedOut),
+            Self::LoginTimeout | Self::Ordered(Order::NotLoggedIn) => Some(Reason::TimedOut),
             Self::NoCommunity(reason, _) => Some(*reason),
+            Self::HeldBytes => Some(Reason::ServerFull),
             Self::Ordered(Order::Idle) => Some(Reason::IdleTooLong),
         }
     }
@@ -91,7 +96,8 @@ impl End {
                 | Self::NotAHandshake(_)
                 | Self::LoginTimeout
                 | Self::ClientFault(_)
-                | Self::Ordered(Order::Idle)
+                | Self::HeldBytes
+                | Self::Ordered(Order::Idle | Order::NotLoggedIn)
         )
     }
 

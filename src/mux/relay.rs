@@ -135,6 +135,7 @@ impl Way {
         from: &mut Stream,
         to: &mut Stream,
         cx: &mut Context<'_>,
+        most: usize,
         mut scan: impl FnMut(&mut Scanner, &[u8]) -> Result<(), (usize, Fault)>,
     ) -> Poll<Step> {
         loop {
@@ -153,7 +154,7 @@ impl Way {
                 State::Ended => return Poll::Ready(Step::Ended),
             }
             let (scanner, kept) = (&mut self.scanner, &mut self.kept);
-            let read = scratch::poll_read(from, cx, |bytes, cx| {
+            let read = scratch::poll_read_some(from, cx, most, |bytes, cx| {
                 let scanned = scan(scanner, bytes);
                 let whole = scanned.map_or_else(|(at, _)| &bytes[..at], |()| bytes);
                 let written = match Pin::new(&mut *to).poll_write(cx, whole) {
@@ -207,6 +208,7 @@ impl Future for Relay<'_> {
         }
         let (ticket, telemetry) = (this.ticket, this.telemetry);
         let (known, frames) = (&mut *this.known, &mut 0u64);
+        let (was_logged_in, most) = (known.logged_in, ticket.may_read());
         let count = |direction, bytes: &[u8], frames: &mut u64| {
             ticket.heard();
             telemetry.bytes(direction, bytes.len() as u64);
@@ -214,7 +216,7 @@ impl Future for Relay<'_> {
                 telemetry.frames(direction, std::mem::take(frames));
             }
         };
-        let down = this.down.poll(this.link, this.client, cx, |scanner, bytes| {
+        let down = this.down.poll(this.link, this.client, cx, most, |scanner, bytes| {
             let scanned = scanner.scan(bytes, ANY_LENGTH, |head| {
                 *frames += 1;
                 known.community_frame(head, telemetry);
@@ -222,7 +224,10 @@ impl Future for Relay<'_> {
             count(Direction::ToClient, bytes, frames);
             scanned
         });
-        let up = this.up.poll(this.client, this.link, cx, |scanner, bytes| {
+        if !was_logged_in && known.logged_in {
+            ticket.logged_in();
+        }
+        let up = this.up.poll(this.client, this.link, cx, most, |scanner, bytes| {
             let scanned = scanner.scan(bytes, known.limit(), |head| {
                 *frames += 1;
                 known.client_frame(head);
@@ -230,6 +235,7 @@ impl Future for Relay<'_> {
             count(Direction::ToCommunity, bytes, frames);
             scanned
         });
+        ticket.holds(this.up.kept.len() + this.down.kept.len());
         let end = match (up, down) {
             (Poll::Ready(Step::Fault(fault)), _) => End::ClientFault(fault),
             (_, Poll::Ready(Step::Fault(fault))) => End::CommunityFault(fault),

@@ -95,7 +95,7 @@ async fn open(
     up: &mut Way,
 ) -> Result<Link, End> {
     let deadline = via.accepted + shared.settings.load().login_timeout;
-    let collecting = pin!(timeout_at(deadline.into(), handshake(client, first, known.limit())));
+    let collecting = pin!(timeout_at(deadline.into(), handshake(client, first, known.limit(), ticket)));
     let (mut bytes, frame) = unless_ordered(ticket, collecting).await?.map_err(|_| End::LoginTimeout)??;
     stamp_client_address(&mut bytes[frame], via.client.ip());
     ticket.heard();
@@ -111,6 +111,7 @@ async fn open(
     let link = unless_ordered(ticket, shared.community.connect(via.client)).await?;
     let link = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
     up.bytes = bytes.len() as u64;
+    ticket.holds(bytes.len());
     up.kept = bytes;
     Ok(link)
 }
@@ -120,6 +121,7 @@ async fn handshake(
     client: &mut Stream,
     mut bytes: Vec<u8>,
     limit: u32,
+    ticket: &Ticket,
 ) -> Result<(Vec<u8>, std::ops::Range<usize>), End> {
     loop {
         match frame::first(&bytes, limit).map_err(End::ClientFault)? {
@@ -130,7 +132,8 @@ async fn handshake(
             First::Partial if bytes.len() >= FIRST_BYTES => {
                 return Err(End::ClientFault(frame::Fault::TooShort { length: 0 }));
             }
-            First::Partial => (),
+            First::Partial if !ticket.may_hold(bytes.len()) => return Err(End::HeldBytes),
+            First::Partial => ticket.holds(bytes.len()),
         }
         match poll_fn(|cx| scratch::poll_read(client, cx, |read, _| bytes.extend_from_slice(read))).await {
             Ok(Some(())) => (),
@@ -169,18 +172,20 @@ async fn close(mut client: Stream, mut down: Way, end: &End) {
     }
 }
 
-/// One line and one count for each session.
+/// One count for each session, and one line; of those that never had a server, which anybody can make
+/// many of, one a second.
 fn report(shared: &Shared, end: &End, via: &Via, server: Option<&str>, up: &Way, down: &Way) {
     let seconds = via.accepted.elapsed().as_secs_f64();
     shared.telemetry.closed(end.name(), seconds);
     if server.is_none() && end.is_refusal() {
         shared.telemetry.refused(end.name());
     }
+    let Some(more) = (if server.is_some() { Some(0) } else { shared.unserved.pass() }) else { return };
     macro_rules! line {
         ($level:ident) => {
             $level!(client = %via.client, port = via.port, transport = %via.transport, server,
                 seconds = (seconds * 1e3).round() / 1e3, bytes_to_community = up.bytes, bytes_to_client = down.bytes,
-                reason = end.name(), detail = %end, "session closed")
+                reason = end.name(), detail = %end, more, "session closed")
         };
     }
     if end.is_trouble() { line!(warn) } else { line!(info) }

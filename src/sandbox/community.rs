@@ -24,7 +24,7 @@ pub(super) enum Letter {
     /// The channel, by the reader's id, was accepted; the channel is `channel` on the other side.
     Accept { mine: u32, channel: u32, body: Vec<u8> },
     /// Data for the channel, by the reader's id.
-    Data { mine: u32, body: Vec<u8> },
+    Data { mine: u32, options: u16, body: Vec<u8> },
     /// The channel, by the reader's id, is over.
     Destroy { mine: u32, body: Vec<u8> },
     /// A user whom the reader watches came, went or changed.
@@ -122,7 +122,7 @@ impl Community {
     /// The user of that name, if it is on line: the newest log-in, which gets new channels.
     pub(super) fn find(&self, name: &[u8]) -> Option<(Option<u64>, User)> {
         if name == ECHO {
-            return Some((None, User::new(ECHO, 0)));
+            return Some((None, User::new(ECHO, ECHO, 0)));
         }
         let state = self.state.lock();
         state.users.get(name).and_then(|log_ins| log_ins.last()).map(|(id, user)| (Some(*id), user.clone()))

@@ -20,7 +20,7 @@ use crate::{
     stream::scratch,
     wire::{
         frame::{self, Fault, First, Head},
-        message::{Writer, destroy, kind},
+        message::{Reader, Writer, destroy, kind},
         reason::Reason,
     },
 };
@@ -128,6 +128,11 @@ impl Connection {
     }
 
     fn frame(&mut self, head: Head, body: &[u8]) {
+        let mut reader = Reader(body);
+        if head.options & frame::OPTION_ATTRIBUTES != 0 && reader.opaque().is_none() {
+            return self.end(Reason::ProtocolError);
+        }
+        let body = reader.0;
         match (&self.stage, head.kind) {
             (Stage::New, kind::HANDSHAKE) => {
                 self.stage = Stage::Handshaken;
@@ -143,12 +148,13 @@ impl Connection {
             (_, kind::DESTROY_CNL) if head.channel == 0 => self.stage = Stage::Closing,
             (Stage::LoggedIn, kind::CREATE_CNL) => self.create(body),
             (Stage::LoggedIn, kind::ACCEPT_CNL) => {
-                if let Some(Channel::Peer { other, channel: Some(theirs) }) = self.channels.get(&head.channel) {
-                    let letter = Letter::Accept { mine: *theirs, channel: head.channel, body: body.to_vec() };
-                    self.community.send(*other, letter);
+                let channel = self.channels.get(&head.channel);
+                if let (Some(Channel::Peer { other, channel: Some(theirs) }), Some(user)) = (channel, &self.user) {
+                    let body = service::accepted(body, user);
+                    self.community.send(*other, Letter::Accept { mine: *theirs, channel: head.channel, body });
                 }
             }
-            (Stage::LoggedIn, kind::SEND_ON_CNL) => self.data(head.channel, body),
+            (Stage::LoggedIn, kind::SEND_ON_CNL) => self.data(head, body),
             (Stage::LoggedIn, kind::DESTROY_CNL) => {
                 if let Some(Channel::Peer { other, channel: Some(theirs) }) = self.channels.remove(&head.channel) {
                     self.community.send(other, Letter::Destroy { mine: theirs, body: body.to_vec() });
@@ -172,7 +178,7 @@ impl Connection {
         if login.password().is_some_and(|password| password == WRONG_PASSWORD) {
             return self.end(Reason::LoginRefused);
         }
-        let user = User::new(login.name, login.login_type);
+        let user = User::new(login.name, format!("SANDBOX{}", self.id).as_bytes(), login.login_type);
         self.say(kind::LOGIN_ACK, 0, &user.login_ack(self.address));
         self.community.set_user(self.id, &user);
         self.user = Some(user);
@@ -187,7 +193,7 @@ impl Connection {
             (service::RESOLVE, _) => Channel::Resolve,
             (service::INSTANT_MESSAGES, Some((None, _))) => Channel::Echo,
             (service::INSTANT_MESSAGES, Some((Some(other), _))) => {
-                let creator = self.user.clone().unwrap_or_else(|| User::new(b"", 0));
+                let Some(creator) = self.user.clone() else { return };
                 let offer = Offer { creator, front: create.front.to_vec(), back: create.back.to_vec() };
                 let letter = Letter::Create { from: self.id, channel: create.channel, offer: Arc::new(offer) };
                 self.community.send(other, letter);
@@ -203,13 +209,16 @@ impl Connection {
         self.say(kind::ACCEPT_CNL, create.channel, &service::accept(&create));
     }
 
-    fn data(&mut self, channel: u32, body: &[u8]) {
-        let mut reader = crate::wire::message::Reader(body);
+    fn data(&mut self, Head { channel, options, .. }: Head, body: &[u8]) {
+        let mut reader = Reader(body);
         let (message, data) = (reader.u16().unwrap_or_default(), reader.opaque().unwrap_or_default());
         let answer = match self.channels.get_mut(&channel) {
             Some(Channel::Echo) => Some(body.to_vec()),
             Some(Channel::Peer { other, channel: Some(theirs) }) => {
-                self.community.send(*other, Letter::Data { mine: *theirs, body: body.to_vec() });
+                self.community.send(
+                    *other,
+                    Letter::Data { mine: *theirs, options: options & frame::OPTION_ENCRYPTED, body: body.to_vec() },
+                );
                 None
             }
             Some(Channel::Aware(watched)) if message == service::AWARE_ADD => {
@@ -252,7 +261,9 @@ impl Connection {
                     self.say(kind::ACCEPT_CNL, mine, &body);
                 }
             }
-            Letter::Data { mine, body } => self.say(kind::SEND_ON_CNL, mine, &body),
+            Letter::Data { mine, options, body } => {
+                self.out.extend_from_slice(&frame::build_with_options(kind::SEND_ON_CNL, options, mine, &body));
+            }
             Letter::Destroy { mine, body } => {
                 self.channels.remove(&mine);
                 self.say(kind::DESTROY_CNL, mine, &body);

@@ -23,6 +23,8 @@ const AWARE_UPDATE: u16 = 0x01F5;
 pub(super) const RESOLVE_ACTION: u16 = 0x02;
 
 const STATUS_ACTIVE: u16 = 0x0020;
+/// What others see of a user who has set no text.
+const STATUS_TEXT: &[u8] = b"I am active";
 /// Resolve: one match, or none.
 const RESOLVED: u32 = 0;
 const NO_MATCH: u32 = 0x8000_0000;
@@ -33,21 +35,23 @@ const MATCH_USER: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct User {
     pub(super) name: Vec<u8>,
+    /// Of one log-in; clients make keys of it.
+    login_id: Vec<u8>,
     login_type: u16,
     /// Status, time and text, as set.
     pub(super) status: Vec<u8>,
 }
 
 impl User {
-    pub(super) fn new(name: &[u8], login_type: u16) -> Self {
+    pub(super) fn new(name: &[u8], login_id: &[u8], login_type: u16) -> Self {
         let mut status = Writer::new();
-        status.u16(STATUS_ACTIVE).u32(0).string(b"");
-        Self { name: name.to_vec(), login_type, status: status.0 }
+        status.u16(STATUS_ACTIVE).u32(0).string(STATUS_TEXT);
+        Self { name: name.to_vec(), login_id: login_id.to_vec(), login_type, status: status.0 }
     }
 
     /// The login info block: login id, type, user id, name, community, and the full part.
     fn write_info<'w>(&self, out: &'w mut Writer, address: u32) -> &'w mut Writer {
-        out.string(b"SANDBOX1").u16(self.login_type).string(&self.name).string(&self.name).string(b"");
+        out.string(&self.login_id).u16(self.login_type).string(&self.name).string(&self.name).string(b"");
         out.u8(1).string(b"").u32(address).string(b"sandbox")
     }
 
@@ -65,6 +69,22 @@ impl User {
         self.write_info(&mut out, 0).raw(back);
         out.0
     }
+}
+
+/// The body of an AcceptCnl that `user` sent, with its login info block for the creator: the
+/// server side writes it, as it does in a CreateCnl. One that has it, or has no place for it,
+/// stays as it is.
+pub(super) fn accepted(body: &[u8], user: &User) -> Vec<u8> {
+    let mut reader = Reader(body);
+    let front = (reader.u32(), reader.u32(), reader.u32(), reader.opaque());
+    let at = body.len() - reader.0.len();
+    if front.3.is_none() || reader.u8() != Some(0) {
+        return body.to_vec();
+    }
+    let mut out = Writer::new();
+    out.raw(&body[..at]).u8(1);
+    user.write_info(&mut out, 0).raw(reader.0);
+    out.0
 }
 
 /// A log-in, as far as the sandbox looks.
@@ -226,6 +246,22 @@ pub(super) fn resolved(data: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_accept_tells_the_creator_who_accepted() {
+        let (user, mut body) = (User::new(b"ann", b"ID1", 0x1700), Writer::new());
+        body.u32(0x1000).u32(0x1000).u32(3).opaque(b"extra").u8(0).u16(0).u32(0);
+        let told = accepted(&body.0, &user);
+        let mut reader = Reader(&told);
+        assert_eq!((reader.bytes(12), reader.opaque(), reader.u8()), (body.0.get(..12), Some(&b"extra"[..]), Some(1)));
+        assert_eq!(
+            (reader.string(), reader.u16(), reader.string()),
+            (Some(&b"ID1"[..]), Some(0x1700), Some(&b"ann"[..]))
+        );
+        assert_eq!(&told[told.len() - 6..], [0; 6], "what followed");
+        assert_eq!(accepted(&told, &user), told, "once");
+        assert_eq!(accepted(b"with pleasure", &user), b"with pleasure");
+    }
 
     #[test]
     fn passwords_are_read_by_their_type() {

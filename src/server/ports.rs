@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, task::AbortHandle};
+use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::{error, info};
 
 use super::{BoundListener, Fault, Shared, port_holder::explain};
@@ -43,7 +43,7 @@ struct Port {
     wanted: SocketAddr,
     address: SocketAddr,
     accepted: Arc<AtomicU64>,
-    state: Result<AbortHandle, String>,
+    state: Result<JoinHandle<()>, String>,
 }
 
 /// A port, as the status shows it.
@@ -105,8 +105,9 @@ impl Ports {
         ports.iter().filter(|port| port.state.is_ok()).map(|port| (port.settings.clone(), port.wanted)).collect()
     }
 
-    /// Makes `wanted` the ports: those that are not among them are closed.
-    pub(super) fn replace(&self, wanted: Vec<Wanted>) {
+    /// Makes `wanted` the ports: those that are not among them are closed, which has happened
+    /// when the tasks that are returned have ended.
+    pub(super) fn replace(&self, wanted: Vec<Wanted>) -> Vec<JoinHandle<()>> {
         let mut ports = self.ports.lock();
         let mut before = std::mem::take(&mut *ports);
         for Wanted { settings, address, state } in wanted {
@@ -125,16 +126,19 @@ impl Ports {
             self.telemetry.set_listener(port.settings.section, port.address.port(), port.state.is_ok());
             ports.push(port);
         }
+        let mut closing = Vec::new();
         for port in before {
-            if let Ok(task) = &port.state {
+            if let Ok(task) = port.state {
                 task.abort();
                 info!(section = %port.settings.section, port = port.address.port(), "port closed");
+                closing.push(task);
             }
             let (section, number) = (port.settings.section, port.address.port());
             if !ports.iter().any(|other| other.settings.section == section && other.address.port() == number) {
                 self.telemetry.remove_listener(section, number);
             }
         }
+        closing
     }
 
     fn open(
@@ -147,7 +151,7 @@ impl Ports {
         let address = listener.local_addr().unwrap_or(wanted);
         info!(section = %settings.section, %address, "port open");
         let accepting = listener::accept(listener, address.port(), Arc::clone(&self.ingress), Arc::clone(&accepted));
-        let task = tokio::spawn(accepting).abort_handle();
+        let task = tokio::spawn(accepting);
         Port { settings, wanted, address, accepted, state: Ok(task) }
     }
 

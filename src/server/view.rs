@@ -7,13 +7,20 @@ use crate::{
     admin::{View, status},
     community::State,
     stream::{Section, Transport},
+    telemetry::Load,
 };
 
 /// Why clients are refused, for the status; the metrics have the same names.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 15] = [
     "capacity",
     "per_address",
+    "logging_in",
+    "logging_in_per_address",
+    "tunnel_sessions",
+    "tunnel_sessions_per_address",
     "draining",
+    "held_bytes",
+    "not_logged_in",
     "no_community",
     "not_a_handshake",
     "login_timeout",
@@ -102,6 +109,12 @@ impl View for Live {
         shared.telemetry.set_community(
             servers.map(|server| (server.address.to_string(), server.state == State::Up, server.sessions)),
         );
+        shared.telemetry.set_load(Load {
+            connections: shared.ingress.connections(),
+            logging_in: shared.mux.logging_in(),
+            held_bytes: shared.mux.held_bytes(),
+            tunnel_sessions: shared.ingress.tunnel_sessions(),
+        });
         shared.telemetry.encode()
     }
 

@@ -13,7 +13,7 @@ use std::{
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// Bytes read at once, at the most.
-const SIZE: usize = 64 * 1024;
+pub const SIZE: usize = 64 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
@@ -29,8 +29,21 @@ pub fn poll_read<S: AsyncRead + Unpin, T>(
     cx: &mut Context<'_>,
     with: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<Option<T>>> {
+    poll_read_some(stream, cx, SIZE, with)
+}
+
+/// As [`poll_read`], `most` bytes at the most.
+///
+/// # Errors
+/// The stream's.
+pub fn poll_read_some<S: AsyncRead + Unpin, T>(
+    stream: &mut S,
+    cx: &mut Context<'_>,
+    most: usize,
+    with: impl FnOnce(&[u8], &mut Context<'_>) -> T,
+) -> Poll<io::Result<Option<T>>> {
     BUFFER.with_borrow_mut(|buffer| {
-        let mut into = ReadBuf::new(buffer);
+        let mut into = ReadBuf::new(&mut buffer[..most.min(SIZE)]);
         ready!(Pin::new(stream).poll_read(cx, &mut into))?;
         let bytes = into.filled();
         Poll::Ready(Ok(if bytes.is_empty() { None } else { Some(with(bytes, cx)) }))

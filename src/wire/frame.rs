@@ -211,11 +211,19 @@ pub fn first(bytes: &[u8], limit: u32) -> Result<First, Fault> {
 /// # Panics
 /// When `body` is over 4 GiB, which no caller can hold.
 pub fn build(kind: u16, channel: u32, body: &[u8]) -> Vec<u8> {
+    build_with_options(kind, 0, channel, body)
+}
+
+/// As [`build`], with option bits.
+///
+/// # Panics
+/// As [`build`].
+pub fn build_with_options(kind: u16, options: u16, channel: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).expect("a frame under 4 GiB");
     let mut frame = Vec::with_capacity(LENGTH + HEADER + body.len());
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(&kind.to_be_bytes());
-    frame.extend_from_slice(&0u16.to_be_bytes());
+    frame.extend_from_slice(&options.to_be_bytes());
     frame.extend_from_slice(&channel.to_be_bytes());
     frame.extend_from_slice(body);
     frame

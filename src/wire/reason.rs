@@ -20,6 +20,8 @@ pub enum Reason {
     ProtocolError = 0x8000_020F,
     /// The log-in was refused: wrong name or password.
     LoginRefused = 0x8000_0211,
+    /// The client must use TLS, and a certificate of its own.
+    EncryptionMismatch = 0x8000_0212,
     /// Nothing was heard for too long.
     IdleTooLong = 0x8000_0216,
     /// The connection to the Community broke.

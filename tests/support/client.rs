@@ -1,12 +1,13 @@
 //! A scripted Sametime client over every way in.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::{
     frames::{self, Frame},
-    http::{self, Stream},
+    http::Stream,
+    route::Route,
     soon,
     tunnel::{self, Kind, Pace},
 };
@@ -38,19 +39,24 @@ impl Client {
     }
 
     pub async fn connect_paced(way: Way, to: SocketAddr, pace: Pace) -> Self {
+        Self::connect_by(way, &to.into(), pace).await.unwrap()
+    }
+
+    /// By a proxy, say. A tunnel client's connections are opened as it goes.
+    pub async fn connect_by(way: Way, route: &Route, pace: Pace) -> io::Result<Self> {
         let tunnelled = |kind, tls| {
             let (near, far) = tokio::io::duplex(1 << 20);
-            tokio::spawn(tunnel::drive(kind, to, tls, pace, far));
+            tokio::spawn(tunnel::drive(kind, route.clone(), tls, pace, far));
             Box::new(near) as Stream
         };
-        Self::over(match way {
-            Way::Raw => http::connect(to, false).await,
-            Way::Tls => http::connect(to, true).await,
+        Ok(Self::over(match way {
+            Way::Raw => route.connect(false).await?,
+            Way::Tls => route.connect(true).await?,
             Way::Polling => tunnelled(Kind::Polling, false),
             Way::Hybrid => tunnelled(Kind::Hybrid, false),
             Way::PollingTls => tunnelled(Kind::Polling, true),
             Way::HybridTls => tunnelled(Kind::Hybrid, true),
-        })
+        }))
     }
 
     /// A client on a stream of the test's making.

@@ -61,6 +61,14 @@ impl Mux {
         let line = body.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
         line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
     }
+
+    /// The sum of a metric over all its labels.
+    pub async fn metric_sum(&self, name: &str) -> f64 {
+        let body = String::from_utf8(self.get("/metrics").await.body).unwrap();
+        let lines =
+            body.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
 }
 
 impl Drop for Mux {

@@ -1,19 +1,19 @@
 //! A client's side of the HTTP tunnel, as the recordings show it: written for the tests from
 //! the tunnel's description, not with the program's own code.
 
-use std::{io, net::SocketAddr, sync::LazyLock, time::Duration};
+use std::{io, sync::LazyLock, time::Duration};
 
 use num_bigint::BigUint;
 use rc2::{
     Rc2,
     cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
-    task::JoinHandle,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::http::{self, Response, Stream};
+use super::{
+    http::{self, Response, Stream},
+    route::Route,
+};
 
 pub static PRIME: LazyLock<BigUint> = LazyLock::new(|| {
     let hex = b"CF84AFCE86DDFA527F136D10357528EEFBA0AFEF808F29174E3B6A9E970001717C8F106C41C161A6CE91057B34DA62CBB87BFDC1B35C1B910FEA72249D566B9F";
@@ -222,151 +222,185 @@ impl Session {
     }
 }
 
-/// How a tunnel client is paced: real ones wait a second each time.
+/// How a tunnel client is paced: real ones wait a second each time. With little patience, on a
+/// busy machine, two requests with data overtake each other, and the protocol can't tell.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     /// Polling: from a response to the next idle poll.
     pub idle: Duration,
     /// Hybrid: how long data waits for the held request's response.
     pub patience: Duration,
+    /// Between the second copy of a request without a response and the third, and so on.
+    pub retry: Duration,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { idle: Duration::from_millis(10), patience: Duration::from_millis(20) }
+        Self {
+            idle: Duration::from_millis(10),
+            patience: Duration::from_millis(500),
+            retry: Duration::from_millis(200),
+        }
     }
 }
 
-async fn post(
-    to: SocketAddr,
-    tls: bool,
-    connection: Option<Stream>,
-    path: String,
-    body: Vec<u8>,
-) -> (Stream, io::Result<Response>) {
+/// Copies of one request, all without a response, until a client gives up. A real one sends six,
+/// the first again at once, then every three seconds.
+const COPIES: u32 = 30;
+
+type Posted = (Stream, io::Result<Response>);
+
+/// One request, on `connection` or a new one.
+async fn post(route: Route, tls: bool, connection: Option<Stream>, path: String, body: Vec<u8>) -> io::Result<Posted> {
     let mut connection = match connection {
         Some(connection) => connection,
-        None => http::connect(to, tls).await,
+        None => route.connect(tls).await?,
     };
     let response = http::exchange(&mut connection, &http::post(&path, &body)).await;
-    (connection, response)
+    Ok((connection, response))
+}
+
+/// What became of a request.
+enum Outcome {
+    Response(Stream, Response),
+    /// No response, or a proxy's own: the identical request is due again.
+    Lost(String),
+    /// The multiplexer knows no such session.
+    Over,
+}
+
+fn outcome(posted: io::Result<Posted>) -> Outcome {
+    match posted {
+        Err(failed) => Outcome::Lost(failed.to_string()),
+        Ok((_, Err(failed))) => Outcome::Lost(failed.to_string()),
+        Ok((_, Ok(response))) if response.status == 404 => Outcome::Over,
+        Ok((connection, Ok(response))) if response.status == 200 => Outcome::Response(connection, response),
+        // Its own trouble with us.
+        Ok((_, Ok(response))) if [502, 503, 504].contains(&response.status) => Outcome::Lost(response.head),
+        Ok((_, Ok(response))) => panic!("{}", response.head),
+    }
 }
 
 /// Opens a session, then carries the bytes of `stream` until the session or the stream ends.
-pub async fn drive(kind: Kind, to: SocketAddr, tls: bool, pace: Pace, stream: DuplexStream) {
-    let mut session = Session::new(kind);
-    let (connection, first) = post(to, tls, None, session.path(), session.opening()).await;
-    let first = first.unwrap();
-    assert_eq!(first.status, 200, "{}", first.head);
-    session.opened(&first.body);
+pub async fn drive(kind: Kind, route: Route, tls: bool, pace: Pace, stream: DuplexStream) {
+    let client = Driver { session: Session::new(kind), route, tls, pace };
     match kind {
-        Kind::Polling => drive_polling(session, to, tls, pace, stream, connection).await,
-        Kind::Hybrid => drive_hybrid(session, to, tls, pace, stream, connection).await,
+        Kind::Polling => client.polling(stream).await,
+        Kind::Hybrid => client.hybrid(stream).await,
     }
 }
 
-/// One request: the identical one again on a new connection, where the response is lost.
-async fn exchange(
-    session: &Session,
-    to: SocketAddr,
-    tls: bool,
-    connection: Option<Stream>,
-    body: &[u8],
-) -> (Stream, Response) {
-    let mut connection = connection;
-    for _ in 0..5 {
-        let (kept, response) = post(to, tls, connection.take(), session.path(), body.to_vec()).await;
-        if let Ok(response) = response {
-            return (kept, response);
-        }
-    }
-    panic!("no response to five requests");
-}
-
-async fn drive_polling(
-    mut session: Session,
-    to: SocketAddr,
+struct Driver {
+    session: Session,
+    route: Route,
     tls: bool,
     pace: Pace,
-    mut stream: DuplexStream,
-    connection: Stream,
-) {
-    let (mut buffer, mut connection) = (vec![0; 256 * 1024], Some(connection));
-    loop {
-        let data = match tokio::time::timeout(pace.idle, stream.read(&mut buffer)).await {
-            Err(_) => &[][..],
-            Ok(Ok(n)) if n > 0 => &buffer[..n],
-            Ok(_) => return,
-        };
-        let body = session.request(data);
-        let (kept, response) = exchange(&session, to, tls, connection.take(), &body).await;
-        connection = Some(kept);
-        if response.status == 404 {
-            return;
-        }
-        assert_eq!(response.status, 200, "{}", response.head);
-        let payload = session.response(&response.body);
-        if stream.write_all(&payload).await.is_err() {
-            return;
-        }
-    }
 }
 
-type Posted = JoinHandle<(Stream, io::Result<Response>)>;
+impl Driver {
+    fn post(
+        &self,
+        connection: Option<Stream>,
+        body: &[u8],
+    ) -> impl Future<Output = io::Result<Posted>> + Send + 'static {
+        let path = format!("{}{}", self.route.prefix, self.session.path());
+        post(self.route.clone(), self.tls, connection, path, body.to_vec())
+    }
 
-async fn drive_hybrid(
-    mut session: Session,
-    to: SocketAddr,
-    tls: bool,
-    pace: Pace,
-    stream: DuplexStream,
-    connection: Stream,
-) {
-    let (mut from, mut into) = tokio::io::split(stream);
-    let mut buffer = vec![0; 256 * 1024];
-    let spawn = |connection, session: &Session, body| tokio::spawn(post(to, tls, connection, session.path(), body));
-    let body = session.request(&[]);
-    let mut held: Posted = spawn(Some(connection), &session, body);
-    loop {
-        // Data first waits for the held request's response, then goes beside it.
-        let mut data = Vec::new();
-        let response = tokio::select! {
-            posted = &mut held => Some(posted.unwrap()),
-            read = from.read(&mut buffer) => match read {
-                Ok(n) if n > 0 => {
-                    data.extend_from_slice(&buffer[..n]);
-                    tokio::time::timeout(pace.patience, &mut held).await.ok().map(Result::unwrap)
-                }
-                _ => return,
-            },
-        };
-        let connection = match response {
-            Some((connection, response)) => {
-                let response = response.unwrap();
-                if response.status == 404 {
-                    return;
-                }
-                assert_eq!(response.status, 200, "{}", response.head);
-                let payload = session.response(&response.body);
-                if into.write_all(&payload).await.is_err() {
-                    return;
-                }
-                Some(connection)
+    /// One request: the identical one again on a new connection, where the response is lost.
+    /// `None`: the session is over.
+    async fn exchange(&self, connection: Option<Stream>, body: &[u8]) -> Option<(Stream, Response)> {
+        let mut connection = connection;
+        for copy in 0..COPIES {
+            match outcome(self.post(connection.take(), body).await) {
+                Outcome::Response(connection, response) => return Some((connection, response)),
+                Outcome::Over => return None,
+                Outcome::Lost(_) if copy == 0 => (),
+                Outcome::Lost(_) => tokio::time::sleep(self.pace.retry).await,
             }
-            // The older request is left to itself; its response must be empty.
-            None => {
-                let old = std::mem::replace(&mut held, tokio::spawn(std::future::pending()));
-                tokio::spawn(async move {
-                    let (_, response) = old.await.unwrap();
-                    if let Ok(response) = response {
-                        assert!(response.body.len() <= 16, "a superseded response with a payload is lost");
-                    }
-                });
+        }
+        panic!("no response to {COPIES} requests");
+    }
+
+    async fn open(&mut self) -> Stream {
+        let opened = self.exchange(None, &self.session.opening()).await;
+        let (connection, first) = opened.expect("a session");
+        self.session.opened(&first.body);
+        connection
+    }
+
+    async fn polling(mut self, mut stream: DuplexStream) {
+        let (mut buffer, mut connection) = (vec![0; 256 * 1024], Some(self.open().await));
+        loop {
+            let data = match tokio::time::timeout(self.pace.idle, stream.read(&mut buffer)).await {
+                Err(_) => &[][..],
+                Ok(Ok(n)) if n > 0 => &buffer[..n],
+                Ok(_) => return,
+            };
+            let body = self.session.request(data);
+            let Some((kept, response)) = self.exchange(connection.take(), &body).await else { return };
+            connection = Some(kept);
+            let payload = self.session.response(&response.body);
+            if stream.write_all(&payload).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn hybrid(mut self, stream: DuplexStream) {
+        let (mut from, mut into) = tokio::io::split(stream);
+        let mut buffer = vec![0; 256 * 1024];
+        let connection = self.open().await;
+        let mut body = self.session.request(&[]);
+        let mut held = tokio::spawn(self.post(Some(connection), &body));
+        let (mut data, mut copies) = (Vec::new(), 0);
+        loop {
+            let posted = if data.is_empty() {
+                tokio::select! {
+                    posted = &mut held => Some(posted),
+                    read = from.read(&mut buffer) => match read {
+                        Ok(n) if n > 0 => {
+                            data.extend_from_slice(&buffer[..n]);
+                            None
+                        }
+                        _ => return,
+                    },
+                }
+            } else {
                 None
-            }
-        };
-        let body = session.request(&data);
-        held.abort();
-        held = spawn(connection, &session, body);
+            };
+            // Data first waits for the held request's response, then goes beside it.
+            let posted = match posted {
+                Some(posted) => Some(posted),
+                None => tokio::time::timeout(self.pace.patience, &mut held).await.ok(),
+            };
+            let Some(posted) = posted else {
+                // The older request is left to itself: a real client reads its response no more.
+                body = self.session.request(&std::mem::take(&mut data));
+                let next = tokio::spawn(self.post(None, &body));
+                tokio::spawn(std::mem::replace(&mut held, next));
+                continue;
+            };
+            held = match outcome(posted.unwrap()) {
+                Outcome::Over => return,
+                Outcome::Response(connection, response) => {
+                    copies = 0;
+                    let payload = self.session.response(&response.body);
+                    if into.write_all(&payload).await.is_err() {
+                        return;
+                    }
+                    body = self.session.request(&std::mem::take(&mut data));
+                    tokio::spawn(self.post(Some(connection), &body))
+                }
+                Outcome::Lost(why) => {
+                    copies += 1;
+                    assert!(copies < COPIES, "no response to {COPIES} requests: {why}");
+                    if copies > 1 {
+                        tokio::time::sleep(self.pace.retry).await;
+                    }
+                    tokio::spawn(self.post(None, &body))
+                }
+            };
+        }
     }
 }

@@ -25,7 +25,7 @@ const EFFECTIVE_BITS: usize = 1024;
 const PRIME: &[u8] = b"CF84AFCE86DDFA527F136D10357528EEFBA0AFEF808F29174E3B6A9E970001717C8F106C41C161A6CE91057B34DA62CBB87BFDC1B35C1B910FEA72249D566B9F";
 const GENERATOR: u32 = 3;
 /// Bytes of our exponent: half the prime's, which is as strong as the prime and twice as fast.
-const SECRET: usize = 32;
+pub const SECRET: usize = 32;
 
 static MODULUS: LazyLock<BigUint> = LazyLock::new(|| BigUint::parse_bytes(PRIME, 16).expect("a constant in hex"));
 
@@ -35,6 +35,11 @@ pub struct Agreement {
     pub public: [u8; PUBLIC],
     /// The session's cipher.
     pub cipher: Cipher,
+}
+
+/// The public value of a secret: what the other end of a session is sent.
+pub fn public_of(secret: &[u8]) -> [u8; PUBLIC] {
+    padded(&BigUint::from(GENERATOR).modpow(&BigUint::from_bytes_be(secret), &MODULUS))
 }
 
 /// Agrees on a key with a client that sent `public`, our secret being `secret`.
@@ -49,10 +54,8 @@ pub fn agree_with(public: &[u8], secret: &[u8]) -> Option<Agreement> {
     if theirs <= one || theirs >= &*MODULUS - &one {
         return None;
     }
-    let secret = BigUint::from_bytes_be(secret);
-    let ours = BigUint::from(GENERATOR).modpow(&secret, &MODULUS);
-    let shared = padded(&theirs.modpow(&secret, &MODULUS));
-    Some(Agreement { public: padded(&ours), cipher: Cipher::new(&shared[PUBLIC - 16..]) })
+    let shared = padded(&theirs.modpow(&BigUint::from_bytes_be(secret), &MODULUS));
+    Some(Agreement { public: public_of(secret), cipher: Cipher::new(&shared[PUBLIC - 16..]) })
 }
 
 /// As [`agree_with`], with a secret of the system's.

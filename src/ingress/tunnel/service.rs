@@ -1,7 +1,7 @@
 //! Answers the tunnel's requests.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -11,14 +11,15 @@ use bytes::Bytes;
 use tracing::debug;
 
 use super::{
+    super::limits::{Place, Tally},
     Settings,
     acknowledgement::agree,
     envelope::{self, Kind},
     registry::{self, Registry},
     session::Session,
-    shared::{Reply, Shared, TunnelStream, fresh_token},
+    shared::{Payload, Reply, Shared, TunnelStream, fresh_token},
 };
-use crate::stream::{Arrival, Core, Refusal, Stream, Transport, Via};
+use crate::stream::{Arrival, Budget, Core, Refusal, Stream, Transport, Via, budget::Held, counted_address, lies_in};
 
 /// After its end a session still knows its client's retries for so long: real clients give
 /// up after about five, 3 s apart.
@@ -28,7 +29,7 @@ const LINGER: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 pub enum Answer {
     /// 200 with this body.
-    Body(Vec<u8>),
+    Body(Payload),
     /// 400: not the tunnel's.
     Malformed,
     /// 404: no such session, or not this client's. The client starts anew by itself.
@@ -49,13 +50,16 @@ pub struct Service {
     registry: Registry,
     settings: ArcSwap<Settings>,
     core: Arc<dyn Core>,
+    budget: Arc<Budget>,
+    tally: Arc<Tally>,
 }
 
 impl Service {
     /// A service that hands its sessions to `core`. Must be called on a tokio runtime: a task
     /// ends sessions whose clients are gone, for as long as the service lives.
     pub fn start(settings: Settings, core: Arc<dyn Core>) -> Arc<Self> {
-        let service = Arc::new(Self { registry: Registry::default(), settings: ArcSwap::from_pointee(settings), core });
+        let (registry, settings, budget) = (Registry::default(), ArcSwap::from_pointee(settings), core.budget());
+        let service = Arc::new(Self { registry, settings, core, budget, tally: Arc::default() });
         tokio::spawn(sweep(Arc::downgrade(&service)));
         service
     }
@@ -63,6 +67,21 @@ impl Service {
     /// Takes up new settings; requests that wait already wait as before.
     pub fn reconfigure(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
+    }
+
+    /// Sessions at present, those that have ended but may be asked for still among them.
+    pub fn sessions(&self) -> usize {
+        self.tally.count()
+    }
+
+    /// A place for one more session of `client`.
+    fn place(&self, client: IpAddr) -> Result<Place, Refusal> {
+        let settings = self.settings.load();
+        let mut place = self.tally.enter(settings.sessions).map_err(|_| Refusal::TunnelSessions)?;
+        if !lies_in(&settings.exempt, client) {
+            place.claim(settings.sessions_per_address, client).map_err(|_| Refusal::TunnelSessionsPerAddress)?;
+        }
+        Ok(place)
     }
 
     /// Answers the first request of a session.
@@ -74,6 +93,11 @@ impl Service {
                 return (Answer::Malformed, "malformed");
             }
         };
+        // Before the costly part.
+        let place = match self.place(client.ip()) {
+            Ok(place) => place,
+            Err(refusal) => return (Answer::Refused(refusal), "full"),
+        };
         let (agreement, name) = match (agree(opening.public), registry::fresh_name()) {
             (Ok(Some(agreement)), Ok(name)) => (agreement, name),
             (Ok(None), _) => return (Answer::Malformed, "malformed"),
@@ -81,7 +105,7 @@ impl Service {
         };
         let (settings, token) = (self.settings.load(), fresh_token());
         let session = Session::new(kind, settings.version, opening.connection, agreement.cipher, token);
-        let shared = Shared::new(session, settings.window);
+        let shared = Shared::new(session, settings.window, Held::none(&self.budget, client.ip()), place);
         let transport = transport(kind);
         let arrival = Arrival {
             stream: Stream::other(TunnelStream(Arc::clone(&shared))),
@@ -93,17 +117,20 @@ impl Service {
         }
         self.registry.insert(name, shared);
         let name = registry::to_text(&name);
-        (Answer::Body(envelope::opened(settings.version, &name, &agreement.public, &token)), "opened")
+        (Answer::Body(envelope::opened(settings.version, &name, &agreement.public, &token).into()), "opened")
     }
 
-    /// Answers a later request.
-    pub async fn request(&self, kind: Kind, name: &str, body: &[u8]) -> Outcome {
+    /// Answers a later request of `client`'s.
+    pub async fn request(&self, kind: Kind, name: &str, body: impl AsRef<[u8]>, client: IpAddr) -> Outcome {
         // A name that is none and a name that is not there look the same from outside.
         let Some(name) = registry::from_text(name) else { return (Answer::Unknown, "unknown") };
         let Some(session) = self.registry.get(&name).filter(|session| session.kind() == kind) else {
             return (Answer::Unknown, "unknown");
         };
         let settings = self.settings.load_full();
+        if settings.same_address && counted_address(session.client()) != counted_address(client) {
+            return (Answer::Unknown, "other_address");
+        }
         match session.answer(body, &settings).await {
             Reply::Body(body, outcome) => (Answer::Body(body), outcome),
             Reply::Gone => {

@@ -35,12 +35,17 @@ pub const TOKEN: usize = 5;
 /// A response's token.
 pub type Token = [u8; TOKEN];
 
-/// How many tokens of one epoch are kept: the newest, and the one before it.
-const TOKENS_KEPT: usize = 2;
+/// How many tokens of one epoch are kept, the newest among them. Each late copy of an answered
+/// request takes one, while the client may still acknowledge the answer that it read: it sends
+/// about five copies.
+const TOKENS_KEPT: usize = 16;
 /// How many epochs back a late retry is still known as one.
 const EPOCHS_KEPT: usize = 4;
-/// How many requests of one epoch are told apart. Clients give up after about five.
+/// How many requests an epoch may have. A client sends one a second beside the one that it waits
+/// for, and gives up long before.
 const REQUESTS_KEPT: usize = 64;
+/// Bytes of a buffer that may stand empty behind what is held.
+const SPARE: usize = 4 * 1024;
 
 /// Digests of requests: keyed, so that no client can make two of its own collide on purpose.
 static DIGESTS: std::sync::LazyLock<RandomState> = std::sync::LazyLock::new(RandomState::new);
@@ -74,6 +79,8 @@ pub enum Refused {
     Acknowledgement,
     /// The payload does not decrypt.
     Payload,
+    /// The client has read none of very many responses.
+    Unread,
 }
 
 /// See the module's page.
@@ -138,10 +145,11 @@ impl Session {
             if let Some(at) = self.requests.iter().position(|known| *known == digest) {
                 return Ok(if at + 1 == self.requests.len() { Accepted::Again } else { Accepted::Stale });
             }
-            let data = self.decode(payload)?;
+            // To forget one would be to consume a late copy of it again.
             if self.requests.len() == REQUESTS_KEPT {
-                self.requests.remove(0);
+                return Err(Refused::Unread);
             }
+            let data = self.decode(payload)?;
             self.requests.push(digest);
             return Ok(Accepted::New(data));
         }
@@ -170,8 +178,9 @@ impl Session {
         if let Some(at) = received {
             let Issued { token, end, iv } = self.issued.swap_remove(at);
             self.outbound.drain(..end);
-            if self.outbound.is_empty() {
-                self.outbound = Vec::new();
+            // What is held is counted by its length.
+            if self.outbound.is_empty() || self.outbound.capacity() > 2 * self.outbound.len() + SPARE {
+                self.outbound.shrink_to_fit();
             }
             self.outbound_iv = iv;
             self.token = token;
@@ -184,6 +193,17 @@ impl Session {
             self.older[EPOCHS_KEPT - 1] = Some(old);
         }
         self.requests.clear();
+    }
+
+    /// Whether a request may be of this session's client: it carries an acknowledgement that only
+    /// the client can have made. Changes nothing.
+    pub fn knows(&self, body: &[u8]) -> bool {
+        let acknowledgement = envelope::later(body).ok().and_then(|later| later.acknowledgement.try_into().ok());
+        acknowledgement.is_some_and(|acknowledgement: [u8; BLOCK]| {
+            self.acknowledgement == Some(acknowledgement)
+                || self.older.contains(&Some(acknowledgement))
+                || self.acknowledged_by(&acknowledgement).is_some()
+        })
     }
 
     /// The Community's bytes in a request's payload.
@@ -214,12 +234,19 @@ impl Session {
     /// The body for the newest request: `token`, which must be fresh, and all that the client
     /// has not acknowledged.
     pub fn respond(&mut self, token: Token) -> Vec<u8> {
+        self.respond_some(token, usize::MAX)
+    }
+
+    /// As [`Self::respond`], with `most` bytes of it at the most; the others come later.
+    pub fn respond_some(&mut self, token: Token, most: usize) -> Vec<u8> {
         let mut iv = self.outbound_iv;
+        let some = &self.outbound[..most.min(self.outbound.len())];
+        let end = some.len();
         let payload = match self.kind {
             Kind::Polling => None,
-            Kind::Hybrid => Some(envelope::record(self.connection, &self.outbound)),
+            Kind::Hybrid => Some(envelope::record(self.connection, some)),
         };
-        let payload = payload.as_deref().unwrap_or(&self.outbound);
+        let payload = payload.as_deref().unwrap_or(some);
         let body = if self.version == 0 || payload.is_empty() {
             envelope::response(&token, payload)
         } else {
@@ -228,7 +255,7 @@ impl Session {
         if self.issued.len() == TOKENS_KEPT {
             self.issued.remove(0);
         }
-        self.issued.push(Issued { token, end: self.outbound.len(), iv });
+        self.issued.push(Issued { token, end, iv });
         body
     }
 

@@ -7,6 +7,7 @@ use std::{
     collections::VecDeque,
     future::poll_fn,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -18,17 +19,22 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
+    super::limits::Place,
     Settings,
     envelope::{self, Kind},
     session::{Accepted, Refused, Session, TOKEN, Token},
 };
+use crate::stream::budget::{Held, LITTLE};
+
+/// What a piece in the inbox takes beside its bytes.
+const PIECE: usize = 64;
 
 /// A session, as the registry holds it.
 pub(super) struct Shared(Mutex<State>);
 
 struct State {
     session: Session,
-    /// Bytes for the Community that the core has not taken.
+    /// Bytes for the Community that the core has not taken, in the pieces that they came in.
     inbox: VecDeque<Bytes>,
     inbox_len: usize,
     /// The core, waiting for the inbox to fill, and for the client to acknowledge.
@@ -44,13 +50,95 @@ struct State {
     abandoned: bool,
     timed_out: bool,
     window: usize,
+    /// What this session holds, for the client that sent the first request.
+    held: Held,
+    /// Its place among all.
+    _place: Place,
+}
+
+impl State {
+    /// How many bytes there may be each way.
+    fn window(&self) -> usize {
+        if self.held.lacks(1) { self.window.min(LITTLE) } else { self.window }
+    }
+
+    /// How many more unacknowledged bytes there may be.
+    fn room(&self) -> usize {
+        self.window().saturating_sub(self.session.unacknowledged())
+    }
+
+    fn inbox_is_full(&self) -> bool {
+        self.inbox_size() >= self.window() && !self.abandoned
+    }
+
+    fn inbox_size(&self) -> usize {
+        self.inbox_len + PIECE * self.inbox.len()
+    }
+
+    /// Brings the budget up to date.
+    fn settle(&mut self) {
+        self.held.set(self.session.unacknowledged() + self.inbox_size());
+    }
+
+    /// The response to the newest request. Where too much is held, a part of it: the others come
+    /// when that is acknowledged.
+    fn respond(&mut self) -> Payload {
+        let all = self.session.unacknowledged();
+        let mut held = self.held.another();
+        if all <= LITTLE {
+            Payload { bytes: self.session.respond(fresh_token()), held: None }
+        } else if held.grow(all) {
+            Payload { bytes: self.session.respond(fresh_token()), held: Some(held) }
+        } else {
+            Payload { bytes: self.session.respond_some(fresh_token(), LITTLE), held: None }
+        }
+    }
+}
+
+/// A response's body. It is counted until it has been written.
+pub struct Payload {
+    bytes: Vec<u8>,
+    held: Option<Held>,
+}
+
+/// What is said, and the session's name and token, are in no log.
+impl std::fmt::Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.bytes.len())
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, held: None }
+    }
+}
+
+impl From<Payload> for Bytes {
+    fn from(payload: Payload) -> Self {
+        if payload.held.is_none() { payload.bytes.into() } else { Self::from_owner(payload) }
+    }
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl std::ops::Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// What became of a request.
 #[derive(Debug)]
 pub(super) enum Reply {
     /// The response's body, and a name for what happened.
-    Body(Vec<u8>, &'static str),
+    Body(Payload, &'static str),
     /// The client has it all, or the session is gone.
     Gone,
     /// Refused; see the error.
@@ -70,18 +158,24 @@ pub(super) fn fresh_token() -> Token {
 }
 
 /// Counts a request in, and out when dropped: a client that hangs up is out, too.
-struct InFlight<'a>(&'a Shared);
+struct InFlight<'a> {
+    shared: &'a Shared,
+    /// Whether the client is seen to be there: not by what somebody else sends.
+    is_sign_of_life: bool,
+}
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.0.lock();
+        let mut state = self.shared.0.lock();
         state.in_flight -= 1;
-        state.last_request = Instant::now();
+        if self.is_sign_of_life {
+            state.last_request = Instant::now();
+        }
     }
 }
 
 impl Shared {
-    pub(super) fn new(session: Session, window: usize) -> Arc<Self> {
+    pub(super) fn new(session: Session, window: usize, held: Held, place: Place) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
             session,
             inbox: VecDeque::new(),
@@ -95,6 +189,8 @@ impl Shared {
             abandoned: false,
             timed_out: false,
             window,
+            held,
+            _place: place,
         })))
     }
 
@@ -102,24 +198,42 @@ impl Shared {
         self.0.lock().session.kind()
     }
 
+    /// Where the first request came from.
+    pub(super) fn client(&self) -> IpAddr {
+        self.0.lock().held.client()
+    }
+
     /// Takes a request's body in and waits for what is to be answered: at once where there is
     /// payload; up to `reply_wait` where it brought data; up to `hold` for an idle hybrid one.
-    pub(super) async fn answer(&self, body: &[u8], settings: &Settings) -> Reply {
-        let in_flight = {
-            self.0.lock().in_flight += 1;
-            InFlight(self)
+    pub(super) async fn answer(&self, body: impl AsRef<[u8]>, settings: &Settings) -> Reply {
+        let mut in_flight = {
+            let mut state = self.0.lock();
+            // Who does not know the session does not wait: that it is there would be seen by that.
+            if state.inbox_is_full() && !state.session.knows(body.as_ref()) {
+                return Reply::Refused(Refused::Acknowledgement);
+            }
+            state.in_flight += 1;
+            InFlight { shared: self, is_sign_of_life: true }
         };
         if !self.inbox_has_room(settings.hold).await {
             return Reply::Busy;
         }
         let (number, wait, retry) = {
             let mut state = self.0.lock();
-            let accepted = match state.session.accept(body) {
+            let accepted = match state.session.accept(body.as_ref()) {
                 Ok(accepted) => accepted,
-                Err(refused) => return Reply::Refused(refused),
+                Err(refused) => {
+                    in_flight.is_sign_of_life = false;
+                    drop(state);
+                    return Reply::Refused(refused);
+                }
             };
             let (data, retry) = match accepted {
-                Accepted::Stale => return Reply::Body(state.session.empty(), "stale"),
+                Accepted::Stale => {
+                    let empty = state.session.empty();
+                    drop(state);
+                    return Reply::Body(empty.into(), "stale");
+                }
                 Accepted::Again => (Vec::new(), true),
                 Accepted::New(data) => (data, false),
             };
@@ -130,7 +244,7 @@ impl Shared {
             if !retry && state.session.is_over() {
                 return Reply::Gone;
             }
-            let brought_data = envelope::later(body).is_ok_and(|later| !later.payload.is_empty());
+            let brought_data = envelope::later(body.as_ref()).is_ok_and(|later| !later.payload.is_empty());
             let wait = match (state.session.kind(), brought_data) {
                 // An answered request has a new acknowledgement after it, so that the same words
                 // said twice are two requests and no retry: hybrid data is not held long, either.
@@ -143,14 +257,17 @@ impl Shared {
                 state.inbox.push_back(data.into());
                 wake(&mut state.reader);
             }
+            state.settle();
             // What was acknowledged makes room.
-            if state.session.unacknowledged() < state.window {
+            if state.room() > 0 {
                 wake(&mut state.writer);
             }
             state.newest += 1;
             wake(&mut state.waiter);
             (state.newest, wait, retry)
         };
+        // It may be long, and so may the wait.
+        drop(body);
         let timer = (!wait.is_zero()).then(|| Box::pin(tokio::time::sleep(wait)));
         let reply = self.wait(number, timer, retry).await;
         drop(in_flight);
@@ -162,7 +279,7 @@ impl Shared {
             let expired = timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
             let mut state = self.0.lock();
             if state.newest != number {
-                return Poll::Ready(Reply::Body(state.session.empty(), "superseded"));
+                return Poll::Ready(Reply::Body(state.session.empty().into(), "superseded"));
             }
             if state.timed_out {
                 return Poll::Ready(Reply::Gone);
@@ -177,22 +294,21 @@ impl Shared {
                 (false, true) => "payload",
                 (false, false) => "empty",
             };
-            Poll::Ready(Reply::Body(state.session.respond(fresh_token()), outcome))
+            Poll::Ready(Reply::Body(state.respond(), outcome))
         })
         .await
     }
 
     /// Waits until the core has taken enough of what clients sent before.
     async fn inbox_has_room(&self, at_most: Duration) -> bool {
-        let full = |state: &State| state.inbox_len >= state.window && !state.abandoned;
-        if !full(&self.0.lock()) {
+        if !self.0.lock().inbox_is_full() {
             return true;
         }
         let deadline = Instant::now() + at_most;
         while Instant::now() < deadline {
             // Rare, and a client behind a Community this slow does not notice the grain.
             tokio::time::sleep(Duration::from_millis(20)).await;
-            if !full(&self.0.lock()) {
+            if !self.0.lock().inbox_is_full() {
                 return true;
             }
         }
@@ -258,6 +374,7 @@ impl AsyncRead for TunnelStream {
         if state.inbox.is_empty() {
             state.inbox = VecDeque::new();
         }
+        state.settle();
         Poll::Ready(Ok(()))
     }
 }
@@ -268,13 +385,14 @@ impl AsyncWrite for TunnelStream {
         if state.timed_out {
             return Poll::Ready(Err(timed_out()));
         }
-        let room = state.window.saturating_sub(state.session.unacknowledged());
+        let room = state.room();
         if room == 0 {
             state.writer = Some(cx.waker().clone());
             return Poll::Pending;
         }
         let n = room.min(buf.len());
         state.session.push(&buf[..n]);
+        state.settle();
         wake(&mut state.waiter);
         Poll::Ready(Ok(n))
     }
@@ -299,6 +417,7 @@ impl Drop for TunnelStream {
         state.session.end();
         state.inbox = VecDeque::new();
         state.inbox_len = 0;
+        state.settle();
         wake(&mut state.waiter);
     }
 }

@@ -121,6 +121,46 @@ fn the_response_before_the_newest_acknowledges_only_what_it_carried() {
 }
 
 #[test]
+fn late_copies_do_not_cost_the_answer_that_was_read() {
+    for (kind, version) in WAYS {
+        let (mut client, mut session) = pair(kind, version);
+        let poll = client.request(b"");
+        session.accept(&poll).expect("new");
+        session.push(b"one");
+        let read = session.respond(token(1));
+        // Copies that a slow proxy held, each answered on a connection that nobody reads.
+        for n in 2..8 {
+            assert_eq!(session.accept(&poll), Ok(Accepted::Again));
+            session.push(b"more");
+            let _lost = session.respond(token(n));
+        }
+        client.receive(&read);
+        session.accept(&client.request(b"")).expect("what was read is acknowledged");
+        client.receive(&session.respond(token(9)));
+        assert_eq!(client.received, [&b"one"[..], &b"more".repeat(6)].concat());
+    }
+}
+
+#[test]
+fn however_many_requests_go_unanswered_none_is_consumed_twice() {
+    let (mut client, mut session) = pair(Kind::Hybrid, 0);
+    let first = client.request(b"first");
+    session.accept(&first).expect("new");
+    let mut refused = 0;
+    for n in 0u32..100 {
+        match session.accept(&client.request(&n.to_be_bytes())) {
+            Ok(Accepted::New(_)) => assert_eq!(refused, 0),
+            other => {
+                assert_eq!(other, Err(Refused::Unread));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    assert_eq!(session.accept(&first), Ok(Accepted::Stale));
+}
+
+#[test]
 fn late_retries_steal_nothing() {
     let (mut client, mut session) = pair(Kind::Hybrid, 0);
     let poll = client.request(b"");

@@ -1,0 +1,222 @@
+//! What is measured: scenarios, figures with their targets, and the values of a run.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::proxies::Contender::{self, HaProxy, Hyper, Mux, Nginx, Nothing};
+
+/// Something that contenders are put through.
+pub struct Scenario {
+    pub name: &'static str,
+    pub contenders: &'static [Contender],
+    pub is_memory: bool,
+}
+
+const PROXIES: &[Contender] = &[Mux, HaProxy, Nginx];
+const ALL: &[Contender] = &[Nothing, Mux, HaProxy, Nginx];
+const HTTP: &[Contender] = &[Mux, Hyper, Nginx];
+
+const fn scenario(name: &'static str, contenders: &'static [Contender]) -> Scenario {
+    Scenario { name, contenders, is_memory: false }
+}
+
+const fn memory(name: &'static str, contenders: &'static [Contender]) -> Scenario {
+    Scenario { name, contenders, is_memory: true }
+}
+
+pub const SCENARIOS: &[Scenario] = &[
+    scenario("start", PROXIES),
+    memory("idle-raw", PROXIES),
+    memory("idle-tls", PROXIES),
+    memory("idle-polling", HTTP),
+    memory("idle-hybrid", &[Mux]),
+    scenario("messages-1", ALL),
+    scenario("messages-64", ALL),
+    scenario("messages-1000", ALL),
+    scenario("messages-tls", PROXIES),
+    scenario("log-ins", ALL),
+    scenario("handshakes", PROXIES),
+    scenario("polls", HTTP),
+    scenario("wake-up", ALL),
+    scenario("bulk", ALL),
+];
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    Lower,
+    Higher,
+}
+
+/// What the multiplexer's value is set against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Against {
+    /// A number in the figure's unit.
+    Number,
+    /// Another contender: the ratio to it, taken in each round.
+    To(Contender),
+    /// The better of HAProxy and nginx.
+    TheBetter,
+}
+
+impl Against {
+    pub fn name(self) -> String {
+        match self {
+            Self::Number => "as it is".to_owned(),
+            Self::To(contender) => format!("to {}", contender.name()),
+            Self::TheBetter => "to the better of HAProxy and nginx".to_owned(),
+        }
+    }
+}
+
+pub struct Target {
+    pub against: Against,
+    pub must: f64,
+    pub aim: f64,
+}
+
+pub struct Figure {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub unit: &'static str,
+    pub better: Better,
+    pub targets: &'static [Target],
+}
+
+const fn target(against: Against, must: f64, aim: f64) -> Target {
+    Target { against, must, aim }
+}
+
+const fn low(name: &'static str, title: &'static str, unit: &'static str, targets: &'static [Target]) -> Figure {
+    Figure { name, title, unit, better: Better::Lower, targets }
+}
+
+const fn high(name: &'static str, title: &'static str, unit: &'static str, targets: &'static [Target]) -> Figure {
+    Figure { name, title, unit, better: Better::Higher, targets }
+}
+
+const CPU: &[Target] = &[target(Against::To(HaProxy), 1.0, 0.8)];
+const P99: &[Target] = &[target(Against::TheBetter, 1.1, 0.8)];
+
+pub const FIGURES: &[Figure] = &[
+    low("start", "Start to the first connection taken", "ms", &[target(Against::Number, 100.0, 20.0)]),
+    low("memory", "Memory without clients", "MiB", &[]),
+    low("idle-raw", "Memory of an idle client, of 9,000", "bytes", &[target(Against::Number, 1_800.0, 1_300.0)]),
+    low("idle-tls", "Memory of an idle TLS client, of 4,000", "bytes", &[target(Against::Number, 11_000.0, 6_500.0)]),
+    low(
+        "idle-polling",
+        "Memory of an idle polling session with its HTTP connection, of 4,000 (peers: the connection alone)",
+        "bytes",
+        &[target(Against::Number, 4_000.0, 1_500.0)],
+    ),
+    low(
+        "idle-hybrid",
+        "Memory of a held hybrid session with its HTTP connection, of 4,000",
+        "bytes",
+        &[target(Against::Number, 8_000.0, 3_000.0)],
+    ),
+    high("1 rate", "Messages, 1 busy client", "/s", &[]),
+    low("1 cpu", "CPU of a million messages, 1 busy client", "s", CPU),
+    low("1 p50", "Latency p50, 1 busy client", "us", &[]),
+    low("1 p99", "Latency p99, 1 busy client", "us", &[]),
+    low("1 p99.9", "Latency p99.9, 1 busy client", "us", &[]),
+    high("64 rate", "Messages, 64 busy clients", "/s", &[]),
+    low("64 cpu", "CPU of a million messages, 64 busy clients", "s", CPU),
+    low("64 p50", "Latency p50, 64 busy clients", "us", &[]),
+    low("64 p99", "Latency p99, 64 busy clients", "us", P99),
+    low("64 p99.9", "Latency p99.9, 64 busy clients", "us", &[]),
+    high("1000 rate", "Messages, 1,000 busy clients", "/s", &[]),
+    low("1000 cpu", "CPU of a million messages, 1,000 busy clients", "s", CPU),
+    low("1000 p50", "Latency p50, 1,000 busy clients", "us", &[]),
+    low("1000 p99", "Latency p99, 1,000 busy clients", "us", P99),
+    low("1000 p99.9", "Latency p99.9, 1,000 busy clients", "us", &[]),
+    high("tls rate", "Messages, 64 busy TLS clients", "/s", &[]),
+    low("tls cpu", "CPU of a million messages, 64 busy TLS clients", "s", &[]),
+    low("tls p50", "Latency p50, 64 busy TLS clients", "us", &[]),
+    low("tls p99", "Latency p99, 64 busy TLS clients", "us", &[]),
+    low("tls p99.9", "Latency p99.9, 64 busy TLS clients", "us", &[]),
+    high("log-ins rate", "Log-ins", "/s", &[target(Against::To(HaProxy), 0.95, 1.1)]),
+    low("log-ins cpu", "CPU of 1,000 log-ins", "s", &[]),
+    high("handshakes rate", "TLS handshakes, with log-in", "/s", &[]),
+    low("handshakes cpu", "CPU of a TLS handshake, with log-in", "ms", &[target(Against::To(HaProxy), 0.5, 0.4)]),
+    high(
+        "polls rate",
+        "Idle polls",
+        "/s",
+        &[target(Against::To(Hyper), 0.85, 1.0), target(Against::To(Nginx), 0.85, 1.0)],
+    ),
+    low("polls cpu", "CPU of a million idle polls", "s", &[]),
+    low("polls p99", "Latency p99 of idle polls, 64 clients", "us", &[]),
+    low("wake-up raw p50", "Community to one of 1,000 idle clients, raw, p50", "ms", &[]),
+    low("wake-up raw p99", "Community to one of 1,000 idle clients, raw, p99", "ms", &[]),
+    low("wake-up hybrid p50", "Community to one of 1,000 held hybrid clients, p50", "ms", &[]),
+    low("wake-up hybrid p99", "Community to one of 1,000 held hybrid clients, p99", "ms", &[]),
+    low("wake-up more", "Held hybrid p99 over raw p99", "ms", &[target(Against::Number, 1.0, 0.3)]),
+    high("bulk rate", "Bulk echoed, 4 clients", "MB/s", &[target(Against::TheBetter, 1.0, 1.15)]),
+    low("bulk cpu", "CPU of a GB echoed", "s", &[]),
+];
+
+/// Every value of a run, by figure and contender, in the order of the rounds.
+#[derive(Default)]
+pub struct Results {
+    values: BTreeMap<&'static str, BTreeMap<Contender, Vec<f64>>>,
+    missing: BTreeSet<String>,
+}
+
+/// Of an odd or even count; NaN of none.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+impl Results {
+    pub fn add(&mut self, figure: &'static str, contender: Contender, value: f64) {
+        // Nothing has no CPU time.
+        if value.is_finite() {
+            self.values.entry(figure).or_default().entry(contender).or_default().push(value);
+        }
+    }
+
+    pub fn miss(&mut self, why: String) {
+        eprintln!("MISSING: {why}");
+        self.missing.insert(why);
+    }
+
+    pub fn missing(&self) -> impl Iterator<Item = &String> {
+        self.missing.iter()
+    }
+
+    pub fn of(&self, figure: &str, contender: Contender) -> &[f64] {
+        self.values.get(figure).and_then(|by| by.get(&contender)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether anything was measured of it.
+    pub fn has(&self, contender: Contender) -> bool {
+        self.values.values().any(|by| by.contains_key(&contender))
+    }
+
+    /// Figures that have values.
+    pub fn figures(&self) -> impl Iterator<Item = &'static Figure> {
+        FIGURES.iter().filter(|figure| self.values.contains_key(figure.name))
+    }
+
+    /// The multiplexer's value against a target's reference: median over the rounds.
+    pub fn against(&self, figure: &Figure, against: Against) -> f64 {
+        let mux = self.of(figure.name, Mux);
+        let ratios = |to: &[f64]| median(&mux.iter().zip(to).map(|(mux, to)| mux / to).collect::<Vec<_>>());
+        match against {
+            Against::Number => median(mux),
+            Against::To(contender) => ratios(self.of(figure.name, contender)),
+            Against::TheBetter => {
+                let better = |(a, b): (&f64, &f64)| if figure.better == Better::Lower { a.min(*b) } else { a.max(*b) };
+                let best: Vec<f64> =
+                    self.of(figure.name, HaProxy).iter().zip(self.of(figure.name, Nginx)).map(better).collect();
+                ratios(&best)
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The multiplexer beside what would be picked instead: HAProxy, nginx, bare hyper, nothing.
+//!
+//! ```text
+//! cargo bench --bench compare -- [--quick] [--out FOLDER] [--before PROGRAM] [SCENARIO...]
+//! ```
+//! `--before` sets another build of the multiplexer beside this one.
+//!
+//! Every contender stands, in turn, in front of the same echo; the turns alternate, so that a
+//! machine that is busy with other things is so for all of them. Medians and ratios of one
+//! run are what counts. Client, proxy and echo share the machine: a rate is the system's,
+//! and CPU time is the proxy's own. Nothing but loopback is used.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
+
+mod echo;
+mod figures;
+mod load;
+mod proxies;
+mod report;
+mod svg;
+mod tunnel;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use figures::{Results, SCENARIOS, Scenario};
+use load::{Busy, Window};
+use proxies::{Contender, Folder, Running, Way, start};
+use tunnel::Kind;
+
+/// Idle clients: raw, and of the kinds that cost more.
+const IDLE_RAW: usize = 9_000;
+const IDLE_OTHER: usize = 4_000;
+const POLLING_CLIENTS: usize = 64;
+const WAKE_UP_CLIENTS: usize = 1_000;
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// How long and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    quick: bool,
+    rounds: usize,
+    /// Memory hardly varies.
+    memory_rounds: usize,
+    window: Window,
+    log_ins: usize,
+    handshakes: usize,
+    sweeps: usize,
+}
+
+impl Plan {
+    fn new(quick: bool) -> Self {
+        let (warm_up, length) = if quick { (200, 600) } else { (500, 2_000) };
+        Self {
+            quick,
+            rounds: if quick { 3 } else { 7 },
+            memory_rounds: if quick { 1 } else { 3 },
+            window: Window { warm_up: Duration::from_millis(warm_up), length: Duration::from_millis(length) },
+            log_ins: if quick { 4_000 } else { 12_000 },
+            handshakes: if quick { 1_000 } else { 4_000 },
+            sweeps: if quick { 1 } else { 3 },
+        }
+    }
+
+    fn rounds(&self, scenario: &Scenario) -> usize {
+        if scenario.is_memory { self.memory_rounds } else { self.rounds }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["--role", "community"] => {
+            echo::community();
+            return ExitCode::SUCCESS;
+        }
+        ["--role", "hyper"] => {
+            echo::hyper();
+            return ExitCode::SUCCESS;
+        }
+        _ => (),
+    }
+    // `cargo test --all-targets` runs this, too: it is no test.
+    if !arguments.contains(&"--bench") {
+        println!("run by: cargo bench --bench compare -- [--quick] [--out FOLDER] [SCENARIO...]");
+        return ExitCode::SUCCESS;
+    }
+    let quick = arguments.contains(&"--quick");
+    let value_of = |option: &str| {
+        let at = arguments.iter().position(|argument| *argument == option)?;
+        arguments.get(at + 1).copied()
+    };
+    let (folder, before) = (value_of("--out"), value_of("--before"));
+    let names: Vec<&str> = arguments
+        .iter()
+        .copied()
+        .filter(|name| !name.starts_with("--") && ![folder, before].contains(&Some(name)))
+        .collect();
+    if let Some(unknown) = names.iter().find(|name| SCENARIOS.iter().all(|scenario| scenario.name != **name)) {
+        let known: Vec<&str> = SCENARIOS.iter().map(|scenario| scenario.name).collect();
+        eprintln!("no scenario is called {unknown}; there are: {}", known.join(", "));
+        return ExitCode::from(2);
+    }
+    raise_descriptor_limit();
+    let plan = Plan::new(quick);
+    let chosen: Vec<&Scenario> =
+        SCENARIOS.iter().filter(|scenario| names.is_empty() || names.contains(&scenario.name)).collect();
+    let results = run(&plan, &chosen, before.map(PathBuf::from));
+    // A partial or quick run does not replace the record.
+    let default = if quick || !names.is_empty() || before.is_some() { "target/benchmarks" } else { "docs/benchmarks" };
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder.unwrap_or(default));
+    let table = report::write(&folder, &results, &plan);
+    println!("\n{table}\nwritten to {}", folder.display());
+    ExitCode::SUCCESS
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let enough = 2 * IDLE_RAW as u64 + 200;
+    if limit.maximum.is_some_and(|maximum| maximum < enough) {
+        eprintln!("the descriptor limit is below {enough} (ulimit -Hn): scenarios with many clients will fail");
+    }
+}
+
+fn run(plan: &Plan, scenarios: &[&Scenario], before: Option<PathBuf>) -> Results {
+    let (folder, mut results) = (Folder::new(before), Results::default());
+    for scenario in scenarios {
+        let mut present = Vec::new();
+        for contender in scenario.contenders {
+            match contender.missing() {
+                None => present.push(*contender),
+                Some(why) => results.miss(why),
+            }
+        }
+        if folder.before.is_some() {
+            present.push(Contender::Before);
+        }
+        for round in 0..plan.rounds(scenario) {
+            for turn in 0..present.len() {
+                let contender = present[(turn + round) % present.len()];
+                eprintln!("{} {}/{} {}", scenario.name, round + 1, plan.rounds(scenario), contender.name());
+                // A runtime for each turn: its clients end with it.
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let local = tokio::task::LocalSet::new();
+                let figures = local.block_on(&runtime, measure(scenario.name, contender, plan, &folder));
+                for (figure, value) in figures {
+                    results.add(figure, contender, value);
+                }
+            }
+        }
+    }
+    results
+}
+
+type Figures = Vec<(&'static str, f64)>;
+
+/// One turn of one contender.
+async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Folder) -> Figures {
+    let is_mux = matches!(contender, Contender::Mux | Contender::Before);
+    let tunnel = is_mux.then_some(Kind::Polling);
+    match scenario {
+        "start" => {
+            let running = start(contender, Way::Raw, folder);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            vec![("start", running.started_in.as_secs_f64() * 1e3), ("memory", running.memory() / MIB)]
+        }
+        "idle-raw" => {
+            let running = start(contender, Way::Raw, folder);
+            let bytes = memory_of(IDLE_RAW, &running, load::idle(IDLE_RAW, running.address, None)).await;
+            vec![("idle-raw", bytes)]
+        }
+        "idle-tls" => {
+            let running = start(contender, Way::Tls, folder);
+            let tls = load::tls();
+            let bytes = memory_of(IDLE_OTHER, &running, load::idle(IDLE_OTHER, running.address, Some(&tls))).await;
+            vec![("idle-tls", bytes)]
+        }
+        "idle-polling" => {
+            let running = start(contender, Way::Http, folder);
+            let bytes = memory_of(IDLE_OTHER, &running, tunnel::sessions(IDLE_OTHER, tunnel, running.address)).await;
+            vec![("idle-polling", bytes)]
+        }
+        "idle-hybrid" => {
+            let running = start(contender, Way::Http, folder);
+            let held = async {
+                let sessions = tunnel::sessions(IDLE_OTHER, Some(Kind::Hybrid), running.address).await;
+                tunnel::hold(sessions, &std::rc::Rc::default());
+            };
+            vec![("idle-hybrid", memory_of(IDLE_OTHER, &running, held).await)]
+        }
+        "messages-1" | "messages-64" | "messages-1000" => {
+            let running = start(contender, Way::Raw, folder);
+            let clients = scenario.trim_start_matches("messages-").parse().unwrap();
+            let busy = load::messages(&running, clients, None, plan.window).await;
+            message_figures(scenario, &busy)
+        }
+        "messages-tls" => {
+            let running = start(contender, Way::Tls, folder);
+            let busy = load::messages(&running, 64, Some(&load::tls()), plan.window).await;
+            message_figures(scenario, &busy)
+        }
+        "log-ins" => {
+            let running = start(contender, Way::Raw, folder);
+            let busy = load::come_and_go(&running, plan.log_ins, None).await;
+            vec![("log-ins rate", busy.rate), ("log-ins cpu", busy.cpu * 1e3)]
+        }
+        "handshakes" => {
+            let running = start(contender, Way::Tls, folder);
+            let busy = load::come_and_go(&running, plan.handshakes, Some(&load::tls())).await;
+            vec![("handshakes rate", busy.rate), ("handshakes cpu", busy.cpu * 1e3)]
+        }
+        "polls" => {
+            let running = start(contender, Way::Http, folder);
+            let busy = tunnel::polls(&running, POLLING_CLIENTS, tunnel, plan.window).await;
+            vec![("polls rate", busy.rate), ("polls cpu", busy.cpu * 1e6), ("polls p99", busy.percentile(99.0))]
+        }
+        "wake-up" => {
+            let pause = Duration::from_micros(1_000);
+            let running = start(contender, Way::Raw, folder);
+            let raw = load::wake_up(&running, WAKE_UP_CLIENTS, plan.sweeps, pause).await;
+            let mut figures = vec![
+                ("wake-up raw p50", load::percentile(&raw, 50.0) / 1e3),
+                ("wake-up raw p99", load::percentile(&raw, 99.0) / 1e3),
+            ];
+            if is_mux {
+                let running = start(contender, Way::Http, folder);
+                let hybrid = tunnel::wake_up(&running, WAKE_UP_CLIENTS, plan.sweeps, pause).await;
+                let p99 = load::percentile(&hybrid, 99.0) / 1e3;
+                figures.push(("wake-up hybrid p50", load::percentile(&hybrid, 50.0) / 1e3));
+                figures.push(("wake-up hybrid p99", p99));
+                figures.push(("wake-up more", p99 - load::percentile(&raw, 99.0) / 1e3));
+            }
+            figures
+        }
+        "bulk" => {
+            let running = start(contender, Way::Raw, folder);
+            let busy = load::bulk(&running, plan.window).await;
+            vec![("bulk rate", busy.rate / 1e6), ("bulk cpu", busy.cpu * 1e9)]
+        }
+        other => unreachable!("{other} is not in SCENARIOS"),
+    }
+}
+
+/// Bytes for each of `n` clients that `clients` makes, over what the proxy holds without any.
+async fn memory_of<T>(n: usize, running: &Running, clients: impl Future<Output = T>) -> f64 {
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = running.memory();
+    let clients = clients.await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let bytes = (running.memory() - before) / n as f64;
+    drop(clients);
+    bytes
+}
+
+fn message_figures(scenario: &str, busy: &Busy) -> Figures {
+    let names = match scenario {
+        "messages-1" => ["1 rate", "1 cpu", "1 p50", "1 p99", "1 p99.9"],
+        "messages-64" => ["64 rate", "64 cpu", "64 p50", "64 p99", "64 p99.9"],
+        "messages-1000" => ["1000 rate", "1000 cpu", "1000 p50", "1000 p99", "1000 p99.9"],
+        _ => ["tls rate", "tls cpu", "tls p50", "tls p99", "tls p99.9"],
+    };
+    let percentiles = [50.0, 99.0, 99.9].map(|percent| busy.percentile(percent));
+    let values = [busy.rate, busy.cpu * 1e6, percentiles[0], percentiles[1], percentiles[2]];
+    names.into_iter().zip(values).collect()
+}

@@ -1,0 +1,311 @@
+//! The contenders: each a process of its own, with a configuration that its own admins would
+//! write for this job, and two threads or workers.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The way to the far end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    Nothing,
+    Mux,
+    /// Another build of the multiplexer, by `--before`.
+    Before,
+    HaProxy,
+    Nginx,
+    Hyper,
+}
+
+impl Contender {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "no proxy",
+            Self::Mux => "sametime-mux",
+            Self::Before => "sametime-mux before",
+            Self::HaProxy => "HAProxy",
+            Self::Nginx => "nginx",
+            Self::Hyper => "bare hyper",
+        }
+    }
+
+    /// Its program and Debian package, where it is not built here.
+    fn program(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::HaProxy => Some(("haproxy", "haproxy")),
+            Self::Nginx => Some(("nginx", "nginx and libnginx-mod-stream")),
+            _ => None,
+        }
+    }
+
+    /// Why it can't be had here.
+    pub fn missing(self) -> Option<String> {
+        let (program, package) = self.program()?;
+        let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
+        if !found.status.success() {
+            return Some(format!("{} is not installed (Debian package {package})", self.name()));
+        }
+        (self == Self::Nginx && !Path::new(NGINX_STREAM).exists())
+            .then(|| "nginx has no stream module (Debian package libnginx-mod-stream)".to_owned())
+    }
+
+    /// What it says of its version.
+    pub fn version(self) -> Option<String> {
+        let (program, arguments) = match self {
+            Self::Mux => (MUX, "--version"),
+            Self::HaProxy => ("haproxy", "-v"),
+            Self::Nginx => ("nginx", "-v"),
+            Self::Nothing | Self::Before | Self::Hyper => return None,
+        };
+        let output = Command::new(program).arg(arguments).output().ok()?;
+        let text = String::from_utf8_lossy(if output.stdout.is_empty() { &output.stderr } else { &output.stdout });
+        Some(text.lines().next()?.trim_start_matches("nginx version: ").to_owned())
+    }
+}
+
+/// What a contender is to take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Raw,
+    Tls,
+    Http,
+}
+
+pub const MUX: &str = env!("CARGO_BIN_EXE_sametime-mux");
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// Scratch files of a run, with one TLS pair for all.
+pub struct Folder {
+    folder: tempfile::TempDir,
+    /// The program of [`Contender::Before`].
+    pub before: Option<PathBuf>,
+}
+
+impl Folder {
+    pub fn new(before: Option<PathBuf>) -> Self {
+        let folder = Self { folder: tempfile::tempdir().unwrap(), before };
+        let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        fs::write(folder.path("server.pem"), &certificate).unwrap();
+        fs::write(folder.path("server.key"), &key).unwrap();
+        fs::write(folder.path("both.pem"), certificate + &key).unwrap();
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
+
+/// A process that is killed when dropped.
+pub struct Process {
+    child: Child,
+    _alive: Option<ChildStdin>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // nginx ends its workers on SIGTERM; the others have nobody to end.
+        let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_millis(300) {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for id in self.ids() {
+            let _ = Command::new("kill").args(["-9", &id.to_string()]).stderr(Stdio::null()).status();
+        }
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// Starts this program in another role; it says its port and lives as long as this does.
+    pub fn role(role: &str) -> (Self, SocketAddr) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--role", role])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port: u16 = line.trim().parse().unwrap();
+        let alive = child.stdin.take();
+        (Self { child, _alive: alive }, SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// It and its children: nginx's workers.
+    fn ids(&self) -> Vec<u32> {
+        let id = self.child.id();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        let children = children.split_whitespace().map(|id| id.parse().unwrap());
+        std::iter::once(id).chain(children).collect()
+    }
+
+    /// CPU time so far, user and system, all threads and workers.
+    pub fn cpu(&self) -> f64 {
+        let ticks: u64 = self.ids().iter().map(|id| ticks(*id)).sum();
+        ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    /// Proportional set size in bytes, all workers.
+    pub fn memory(&self) -> f64 {
+        self.ids().iter().map(|id| pss(*id)).sum::<u64>() as f64
+    }
+
+    fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+/// Fields 14 and 15 of /proc/PID/stat (proc(5)): the name in field 2 may hold spaces.
+fn ticks(id: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1;
+    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+fn pss(id: u32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{id}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    1024 * line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+}
+
+/// A contender in front of a fresh echo.
+pub struct Running {
+    pub proxy: Option<Process>,
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// The Community behind it.
+    pub community: SocketAddr,
+    _community: Process,
+    /// From the start of the proxy's process until it took a connection.
+    pub started_in: Duration,
+}
+
+impl Running {
+    pub fn cpu(&self) -> f64 {
+        self.proxy.as_ref().map_or(f64::NAN, Process::cpu)
+    }
+
+    pub fn memory(&self) -> f64 {
+        self.proxy.as_ref().map_or(f64::NAN, Process::memory)
+    }
+}
+
+/// Starts `contender` for `way`, and its echo. Returns once it takes connections.
+pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
+    let (community_process, community) = Process::role("community");
+    let (proxy, address, started_in) = match contender {
+        Contender::Nothing => (None, community, Duration::ZERO),
+        Contender::Hyper => {
+            let (proxy, address) = Process::role("hyper");
+            (Some(proxy), address, Duration::ZERO)
+        }
+        _ => {
+            let port = free_port();
+            let (mut command, address) = (command(contender, way, folder, port, community), local(port));
+            let since = Instant::now();
+            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+            let mut proxy = Process { child, _alive: None };
+            while std::net::TcpStream::connect(address).is_err() {
+                assert!(proxy.is_alive(), "{} does not start: {}", contender.name(), log(folder));
+                assert!(since.elapsed() < Duration::from_secs(20), "{} takes no connections", contender.name());
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            (Some(proxy), address, since.elapsed())
+        }
+    };
+    Running { proxy, address, community, _community: community_process, started_in }
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn log(folder: &Folder) -> String {
+    fs::read_to_string(folder.path("log")).unwrap_or_default()
+}
+
+fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community: SocketAddr) -> Command {
+    let here = folder.path("");
+    let here = here.display();
+    let (file, text) = match contender {
+        Contender::Mux | Contender::Before => ("mux.toml", mux_configuration(&here.to_string(), port, community)),
+        Contender::HaProxy => {
+            let tls = if way == Way::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
+            let text = format!(
+                "global\n nbthread 2\n maxconn 9900\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n\
+                 frontend clients\n bind 127.0.0.1:{port} backlog 4096{tls}\n default_backend community\n\
+                 backend community\n server one {community}\n"
+            );
+            ("haproxy.cfg", text)
+        }
+        Contender::Nginx => ("nginx.conf", nginx_configuration(&here.to_string(), way, port, community)),
+        Contender::Nothing | Contender::Hyper => unreachable!("not configured by a file"),
+    };
+    let file = folder.path(file);
+    fs::write(&file, text).unwrap();
+    let mut command = match contender {
+        Contender::Mux => Command::new(MUX),
+        Contender::Before => Command::new(folder.before.as_ref().expect("only with --before")),
+        Contender::HaProxy => Command::new("haproxy"),
+        _ => Command::new("nginx"),
+    };
+    match contender {
+        Contender::Mux | Contender::Before => command.args(["run", "--config"]).arg(file),
+        Contender::HaProxy => command.args(["-db", "-f"]).arg(file),
+        _ => command.arg("-e").arg(folder.path("log")).arg("-c").arg(file),
+    };
+    command.stderr(fs::File::create(folder.path("log")).unwrap());
+    command
+}
+
+/// As shipped, but for ports; tunnel sessions that are to be looked at stay.
+fn mux_configuration(here: &str, port: u16, community: SocketAddr) -> String {
+    format!(
+        "[client_connections]\nhost_name = \"127.0.0.1\"\nports = [{port}]\n\
+         [http_tunneled_client_connections]\nports = []\n[https_tunneled_client_connections]\nports = []\n\
+         [community]\nservers = [\"{community}\"]\n[tls]\ncertificate = \"{here}server.pem\"\nprivate_key = \"{here}server.key\"\n\
+         [tunnel]\nhold = \"2m\"\nsession_timeout = \"10m\"\n[limits]\ncapacity = 9900\n[admin]\nlisten = \"\"\n"
+    )
+}
+
+fn nginx_configuration(here: &str, way: Way, port: u16, community: SocketAddr) -> String {
+    let main = format!(
+        "daemon off;\nworker_processes 2;\nworker_rlimit_nofile 20000;\npid {here}nginx.pid;\nerror_log {here}log error;\n\
+         load_module {NGINX_STREAM};\nevents {{ worker_connections 19000; }}\n"
+    );
+    match way {
+        Way::Http => format!(
+            "{main}http {{\n access_log off;\n keepalive_requests 100000000;\n keepalive_timeout 1h;\n client_body_temp_path {here}body;\n\
+             proxy_temp_path {here}proxy;\n fastcgi_temp_path {here}fastcgi;\n uwsgi_temp_path {here}uwsgi;\n scgi_temp_path {here}scgi;\n\
+             server {{\n listen 127.0.0.1:{port} backlog=4096;\n default_type application/octet-stream;\n\
+             add_header Cache-Control \"no-cache, no-store\";\n add_header Pragma no-cache;\n return 200 \"{}\";\n }}\n}}\n",
+            String::from_utf8_lossy(&super::echo::POLL_ANSWER)
+        ),
+        Way::Raw | Way::Tls => {
+            let (ssl, pair) = if way == Way::Tls {
+                let pair = format!(" ssl_certificate {here}server.pem;\n ssl_certificate_key {here}server.key;\n");
+                (" ssl", pair)
+            } else {
+                ("", String::new())
+            };
+            format!(
+                "{main}stream {{\n server {{\n listen 127.0.0.1:{port}{ssl} backlog=4096;\n{pair} proxy_timeout 1h;\n proxy_pass {community};\n }}\n}}\n"
+            )
+        }
+    }
+}

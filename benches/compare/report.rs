@@ -1,0 +1,197 @@
+//! Writes what a run came to: a table, its values, and plots.
+
+use std::{fmt::Write, fs, path::Path, process::Command};
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    Plan,
+    figures::{Against, Better, Figure, Results, Target, median},
+    proxies::Contender::{self, Before, HaProxy, Hyper, Mux, Nginx, Nothing},
+    svg,
+};
+
+const COLUMNS: [Contender; 6] = [Nothing, Mux, Before, HaProxy, Nginx, Hyper];
+
+/// Plots: file, title, and the figures in it, which have one unit.
+const PLOTS: &[(&str, &str, &[&str])] = &[
+    ("memory", "Memory of an idle client", &["idle-raw", "idle-tls", "idle-polling", "idle-hybrid"]),
+    ("cpu", "CPU of a million messages", &["1 cpu", "64 cpu", "1000 cpu", "tls cpu", "polls cpu"]),
+    ("latency", "Latency of messages, 64 busy clients", &["64 p50", "64 p99", "64 p99.9"]),
+    ("latency-1000", "Latency of messages, 1,000 busy clients", &["1000 p50", "1000 p99", "1000 p99.9"]),
+    ("rates", "Work each second", &["log-ins rate", "handshakes rate", "polls rate", "64 rate", "1000 rate"]),
+    ("bulk", "Bulk echoed", &["bulk rate"]),
+    (
+        "wake-up",
+        "From the Community to one of 1,000 clients",
+        &["wake-up raw p50", "wake-up hybrid p50", "wake-up raw p99", "wake-up hybrid p99"],
+    ),
+];
+
+/// Writes README.md, results.json and the plots; returns the table.
+pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
+    fs::create_dir_all(folder).unwrap();
+    let (machine, table, targets) = (machine(), table(results), targets(results));
+    let mut plots = String::new();
+    for (file, title, names) in PLOTS {
+        let figures: Vec<&Figure> = results.figures().filter(|figure| names.contains(&figure.name)).collect();
+        if let Some(first) = figures.first() {
+            let groups: Vec<svg::Group> = figures.iter().map(|figure| group(results, figure)).collect();
+            fs::write(folder.join(format!("{file}.svg")), svg::bars(title, first.unit, &groups)).unwrap();
+            let _ = writeln!(plots, "![{title}]({file}.svg)\n");
+        }
+    }
+    let versions: String = COLUMNS
+        .iter()
+        .filter(|contender| results.has(**contender))
+        .filter_map(|contender| contender.version())
+        .fold(String::new(), |text, version| text + "- " + &version + "\n");
+    let missing: String = results.missing().fold(String::new(), |text, why| text + "- missing: " + why + "\n");
+    let command = if plan.quick { "cargo bench --bench compare -- --quick" } else { "cargo bench --bench compare" };
+    let page = format!(
+        "# Benchmarks\n\nWritten by `{command}`. Every contender stands in front of the same echo, in turn, in one run: {} rounds (memory: {}), \
+         each turn with fresh processes; medians, and in brackets the lowest and the highest. Ratios are taken in each round; the median of them counts. \
+         Client, proxy and echo share the machine's cores: a rate is the whole system's, CPU time is the proxy's own, user and system. \
+         Memory is the proportional set size of all of a proxy's processes; the kernel's socket buffers come on top. \
+         A message is a frame of 104 bytes that is sent, echoed and received before the next. \
+         HAProxy runs `mode tcp` with two threads, nginx `stream` (for polls `return 200`) with two workers, the multiplexer its defaults.\n\n\
+         {machine}{versions}{missing}\n## Figures\n\n{table}\n## Targets\n\n{targets}\n## Plots\n\n{plots}",
+        plan.rounds, plan.memory_rounds
+    );
+    fs::write(folder.join("README.md"), &page).unwrap();
+    fs::write(folder.join("results.json"), values(results, &machine)).unwrap();
+    format!("{table}\n{targets}")
+}
+
+fn group(results: &Results, figure: &Figure) -> svg::Group {
+    let bars = COLUMNS.iter().filter_map(|contender| {
+        let values = results.of(figure.name, *contender);
+        (!values.is_empty()).then(|| svg::Bar {
+            label: contender.name(),
+            middle: median(values),
+            low: values.iter().copied().fold(f64::INFINITY, f64::min),
+            high: values.iter().copied().fold(0.0, f64::max),
+            colour: colour(*contender),
+        })
+    });
+    svg::Group { label: figure.title, bars: bars.collect() }
+}
+
+fn colour(contender: Contender) -> &'static str {
+    match contender {
+        Nothing => "#9aa0a6",
+        Mux => "#1a73e8",
+        Before => "#8ab4f8",
+        HaProxy => "#f29900",
+        Nginx => "#188038",
+        Hyper => "#a142f4",
+    }
+}
+
+/// Digits as far as they mean something.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        _ if value.is_nan() => String::new(),
+        size if size >= 1000.0 => {
+            let (text, mut out) = (format!("{value:.0}"), String::new());
+            for (i, c) in text.chars().enumerate() {
+                if i > 0 && (text.len() - i).is_multiple_of(3) && c != '-' {
+                    out.push(',');
+                }
+                out.push(c);
+            }
+            out
+        }
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn cell(values: &[f64]) -> String {
+    let (low, high) = (
+        values.iter().copied().fold(f64::INFINITY, f64::min),
+        values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+    );
+    match values.len() {
+        0 => String::new(),
+        1 => number(values[0]),
+        _ => format!("{} ({} to {})", number(median(values)), number(low), number(high)),
+    }
+}
+
+fn table(results: &Results) -> String {
+    let columns: Vec<Contender> = COLUMNS.into_iter().filter(|column| results.has(*column)).collect();
+    let names: Vec<&str> = columns.iter().map(|column| column.name()).collect();
+    let mut text = format!("| figure | unit | {} |\n|---|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    for figure in results.figures() {
+        let cells: Vec<String> = columns.iter().map(|column| cell(results.of(figure.name, *column))).collect();
+        let cells = cells.join(" | ");
+        let _ = writeln!(text, "| {} | {} | {cells} |", figure.title, figure.unit);
+    }
+    text
+}
+
+fn targets(results: &Results) -> String {
+    let mut text = "| figure | the multiplexer, | measured | must | aim | |\n|---|---|---|---|---|---|\n".to_owned();
+    for figure in results.figures() {
+        let before = results.against(figure, Against::To(Before));
+        if !before.is_nan() {
+            let _ = writeln!(text, "| {} | to the build before | {} | | | |", figure.title, number(before));
+        }
+        for target in figure.targets {
+            let value = results.against(figure, target.against);
+            if !value.is_nan() {
+                let against = target.against.name();
+                let numbers = [value, target.must, target.aim].map(number).join(" | ");
+                let _ =
+                    writeln!(text, "| {} | {against} | {numbers} | {} |", figure.title, verdict(figure, target, value));
+            }
+        }
+    }
+    text
+}
+
+fn verdict(figure: &Figure, target: &Target, value: f64) -> &'static str {
+    let meets = |bound: f64| if figure.better == Better::Lower { value <= bound } else { value >= bound };
+    match (meets(target.must), meets(target.aim)) {
+        (_, true) => "aim reached",
+        (true, false) => "met",
+        (false, false) => "**not met**",
+    }
+}
+
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).map(str::to_owned).unwrap_or_default();
+        line.split_once(':').map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+    };
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = field(&read("/proc/meminfo"), "MemTotal").trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
+    let rust =
+        Command::new("rustc").arg("--version").output().map(|out| String::from_utf8_lossy(&out.stdout).into_owned());
+    format!(
+        "- {cores} cores, {}, {:.0} GiB, Linux {}- {}",
+        field(&read("/proc/cpuinfo"), "model name"),
+        memory / 1024.0 / 1024.0,
+        read("/proc/sys/kernel/osrelease"),
+        rust.unwrap_or_default()
+    )
+}
+
+fn values(results: &Results, machine: &str) -> String {
+    let mut figures = Map::new();
+    for figure in results.figures() {
+        let by: Map<String, Value> = COLUMNS
+            .iter()
+            .map(|contender| (contender.name().to_owned(), results.of(figure.name, *contender)))
+            .filter(|(_, values)| !values.is_empty())
+            .map(|(name, values)| (name, json!(values)))
+            .collect();
+        figures.insert(figure.name.to_owned(), json!({ "title": figure.title, "unit": figure.unit, "rounds": by }));
+    }
+    let all = json!({ "machine": machine.lines().collect::<Vec<_>>(), "figures": figures });
+    serde_json::to_string_pretty(&all).unwrap() + "\n"
+}

@@ -1,0 +1,160 @@
+//! The hot paths on one thread and without sockets, for an instruction counter:
+//! `tests/instructions.rs` runs it under callgrind with two counts of messages, and holds the
+//! difference to the record in `instructions.toml`.
+//!
+//! ```text
+//! instructions PATH COUNT        PATH: scan, relay, polling, hybrid
+//! ```
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+#[path = "support/tunnel.rs"]
+mod support;
+
+use std::{future::Future, net::SocketAddr, pin::Pin, process::ExitCode, sync::Arc, time::Duration, time::Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sametime_mux::{
+    ingress::tunnel::{Service, envelope::Kind},
+    mux::{Mux, Settings},
+    stream::{Arrival, Community, Core, Lease, Link, LinkError, Stream, Transport, Via},
+    telemetry::Telemetry,
+    wire::frame::{self, Scanner},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+const BODY: [u8; 92] = [b'm'; 92];
+const MESSAGE: usize = 104;
+const HANDSHAKE_BODY: [u8; 20] = [0; 20];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (Some(path), Some(Ok(count))) = (arguments.first(), arguments.get(1).map(|n| n.parse::<usize>())) else {
+        println!("run by tests/instructions.rs: PATH COUNT");
+        return ExitCode::SUCCESS;
+    };
+    match path.as_str() {
+        "scan" => scan(count),
+        path => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                match path {
+                    "relay" => relay(count).await,
+                    "polling" => tunnel(Kind::Polling, count).await,
+                    "hybrid" => tunnel(Kind::Hybrid, count).await,
+                    other => panic!("no such path: {other}"),
+                }
+            });
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Messages come in reads of 64 KiB, cut wherever that cuts them.
+fn scan(count: usize) {
+    let bytes = frame::build(4, 1, &BODY).repeat(count);
+    let (mut scanner, mut seen) = (Scanner::new(), 0);
+    for read in bytes.chunks(64 * 1024) {
+        scanner.scan(read, 1 << 20, |_| seen += 1).unwrap();
+    }
+    assert_eq!(seen, count);
+}
+
+/// The Community's ends of the links that the core has opened.
+#[derive(Default)]
+struct Links(Mutex<Vec<DuplexStream>>);
+
+#[derive(Debug)]
+struct NoLease;
+
+impl Lease for NoLease {
+    fn broken(&self, _: &str) {}
+}
+
+impl Community for Links {
+    fn connect(&self, _: SocketAddr) -> Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send + '_>> {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        self.0.lock().push(far);
+        let link = Link { stream: Stream::other(near), server: "memory".into(), lease: Box::new(NoLease) };
+        Box::pin(std::future::ready(Ok(link)))
+    }
+}
+
+fn core() -> (Mux, Arc<Links>) {
+    let links = Arc::new(Links::default());
+    let settings = Settings {
+        capacity: 10,
+        per_address: 0,
+        logging_in: 10,
+        logging_in_per_address: 0,
+        held_bytes: 1 << 30,
+        held_bytes_per_address: 0,
+        exempt: vec![],
+        login_timeout: Duration::from_secs(600),
+        logging_in_timeout: None,
+        idle_timeout: None,
+        max_frame: 1 << 20,
+        drain_timeout: Duration::ZERO,
+    };
+    let community: Arc<dyn Community> = Arc::clone(&links) as _;
+    (Mux::start(settings, community, Telemetry::new("instructions")), links)
+}
+
+/// The Community's end of the one session, its Handshake read.
+async fn link_of(links: &Links) -> DuplexStream {
+    let mut link = loop {
+        if let Some(link) = links.0.lock().pop() {
+            break link;
+        }
+        tokio::task::yield_now().await;
+    };
+    let mut handshake = [0; frame::LENGTH + frame::HEADER + HANDSHAKE_BODY.len()];
+    link.read_exact(&mut handshake).await.unwrap();
+    link
+}
+
+/// Each message is relayed to the Community and its echo back.
+async fn relay(count: usize) {
+    let (mux, links) = core();
+    let (mut client, near) = tokio::io::duplex(64 * 1024);
+    let via = Via {
+        client: SocketAddr::from(([127, 0, 0, 1], 5000)),
+        port: 1533,
+        transport: Transport::Raw,
+        accepted: Instant::now(),
+    };
+    assert!(mux.take(Arrival { stream: Stream::other(near), first: Bytes::new(), via }).is_ok(), "room");
+    client.write_all(&frame::build(0, 0, &HANDSHAKE_BODY)).await.unwrap();
+    let mut link = link_of(&links).await;
+    let (message, mut buffer) = (frame::build(4, 1, &BODY), [0; MESSAGE]);
+    for _ in 0..count {
+        client.write_all(&message).await.unwrap();
+        link.read_exact(&mut buffer).await.unwrap();
+        link.write_all(&buffer).await.unwrap();
+        client.read_exact(&mut buffer).await.unwrap();
+    }
+}
+
+/// Each request brings a message, and its answer one. The client's side is counted, too.
+async fn tunnel(kind: Kind, count: usize) {
+    let (mux, links) = core();
+    let service = Service::start(support::settings(Duration::from_secs(600)), Arc::new(mux));
+    let mut client = support::Client::open(&service, kind);
+    let name = client.name.clone();
+    let (message, mut buffer) = (frame::build(4, 1, &BODY), [0; MESSAGE]);
+    let first = client.request(&frame::build(0, 0, &HANDSHAKE_BODY));
+    let (answer, mut link) = tokio::join!(service.request(kind, &name, &first, support::FROM), async {
+        let mut link = link_of(&links).await;
+        link.write_all(&message).await.unwrap();
+        link
+    });
+    assert_eq!(client.take(&answer.0).len(), MESSAGE);
+    for _ in 0..count {
+        let body = client.request(&message);
+        let (answer, ()) = tokio::join!(service.request(kind, &name, &body, support::FROM), async {
+            link.read_exact(&mut buffer).await.unwrap();
+            link.write_all(&buffer).await.unwrap();
+        });
+        assert_eq!(client.take(&answer.0).len(), MESSAGE);
+    }
+}

@@ -1,0 +1,110 @@
+//! A tunnel client without sockets, and a core that only keeps what arrives.
+#![allow(dead_code, unreachable_pub)]
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use sametime_mux::{
+    ingress::tunnel::{
+        Answer, Service, Settings,
+        acknowledgement::{Agreement, Cipher, FIRST_IV, agree_with},
+        envelope::{self, Kind},
+    },
+    stream::{Arrival, Core, Refusal},
+    wire::message::{Reader, Writer},
+};
+
+/// Where clients come from.
+pub const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const SECRET: [u8; 1] = [5];
+
+pub fn settings(reply_wait: Duration) -> Settings {
+    Settings {
+        hold: Duration::from_secs(25),
+        reply_wait,
+        session_timeout: Duration::from_secs(600),
+        version: 0,
+        window: 128 * 1024,
+        same_address: false,
+        sessions: 1_000_000,
+        sessions_per_address: 0,
+        exempt: vec![],
+    }
+}
+
+/// Sessions that arrive stay open.
+#[derive(Default)]
+pub struct Keep(Mutex<Vec<Arrival>>);
+
+impl Core for Keep {
+    fn take(&self, arrival: Arrival) -> Result<(), Box<(Refusal, Arrival)>> {
+        self.0.lock().push(arrival);
+        Ok(())
+    }
+}
+
+/// What both ends of a session come to.
+pub fn agreed() -> (Agreement, Cipher) {
+    let ours = agree_with(&agree_with(&[3], &SECRET).unwrap().public, &[9; 32]).unwrap();
+    let client = agree_with(&ours.public, &SECRET).unwrap().cipher;
+    (ours, client)
+}
+
+pub struct Client {
+    kind: Kind,
+    version: u32,
+    cipher: Cipher,
+    pub name: String,
+    pub token: [u8; 5],
+    chain: [u8; 8],
+    sent: [u8; 8],
+}
+
+impl Client {
+    pub fn of(kind: Kind, version: u32, cipher: Cipher, token: [u8; 5]) -> Self {
+        Self { kind, version, cipher, name: String::new(), token, chain: FIRST_IV, sent: FIRST_IV }
+    }
+
+    /// Opens a session.
+    pub fn open(service: &Service, kind: Kind) -> Self {
+        let mut body = Writer::new();
+        body.u32(0).u32(1).opaque(&agree_with(&[3], &SECRET).unwrap().public);
+        if kind == Kind::Hybrid {
+            body.raw(&envelope::record(0, b"S\0\0\0\x01C"));
+        }
+        let client = SocketAddr::from(([127, 0, 0, 1], 5000));
+        let (Answer::Body(answer), _) = service.open(kind, &body.0, client, 1533) else { panic!("opened") };
+        let mut reader = Reader(&answer);
+        let (_, _, version) = (reader.u32(), reader.string(), reader.u32().unwrap());
+        let name = String::from_utf8(reader.string().unwrap().to_vec()).unwrap();
+        let cipher = agree_with(reader.opaque().unwrap(), &SECRET).unwrap().cipher;
+        let token = reader.opaque().unwrap().try_into().unwrap();
+        Self { name, ..Self::of(kind, version, cipher, token) }
+    }
+
+    /// A later request's body.
+    pub fn request(&mut self, data: &[u8]) -> Vec<u8> {
+        let mut payload = if self.kind == Kind::Hybrid { envelope::record(1, data) } else { data.to_vec() };
+        if self.version > 0 && !payload.is_empty() {
+            payload = self.cipher.encrypt(&mut self.sent, &payload);
+        }
+        let mut body = Writer::new();
+        body.u32(0).opaque(&self.cipher.encrypt(&mut self.chain, &self.token)).raw(&payload);
+        body.0
+    }
+
+    /// Takes an answer in; the Community's bytes.
+    pub fn take(&mut self, answer: &Answer) -> Vec<u8> {
+        let Answer::Body(body) = answer else { panic!("{answer:?}") };
+        let mut reader = Reader(body);
+        self.token = reader.opaque().unwrap().try_into().unwrap();
+        reader.u8().unwrap();
+        match self.kind {
+            Kind::Hybrid if !reader.0.is_empty() => reader.0[9..].to_vec(),
+            _ => reader.0.to_vec(),
+        }
+    }
+}

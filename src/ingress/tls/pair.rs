@@ -1,0 +1,131 @@
+//! The pair on disk: read with a fault that says what a file is and how to make of it what is
+//! needed; made, where there is none.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use rustls_pemfile::Item;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tracing::warn;
+
+use super::Fault;
+
+/// How long a self-signed certificate is good: until its admin has a real one.
+const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
+
+/// What a file is to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Certificates,
+    Key,
+}
+
+fn items(path: &Path, wanted: Wanted) -> Result<Vec<Item>, Fault> {
+    let bytes = fs::read(path).map_err(|error| Fault(format!("{} can't be read: {error}", path.display())))?;
+    let file = path.display();
+    if let Some(der) = der(&bytes) {
+        return Err(Fault(match (der, wanted) {
+            (Der::Pkcs12, Wanted::Certificates) => format!(
+                "{file} is PKCS#12 (a .p12 or .pfx file), PEM is needed: openssl pkcs12 -in {file} -nokeys -out {file}.pem"
+            ),
+            (Der::Pkcs12, Wanted::Key) => format!(
+                "{file} is PKCS#12 (a .p12 or .pfx file), PEM is needed: openssl pkcs12 -in {file} -nocerts -nodes -out {file}.key"
+            ),
+            (Der::Other, Wanted::Certificates) => {
+                format!("{file} is DER, PEM is needed: openssl x509 -inform der -in {file} -out {file}.pem")
+            }
+            (Der::Other, Wanted::Key) => {
+                format!("{file} is DER, PEM is needed: openssl pkey -inform der -in {file} -out {file}.pem")
+            }
+        }));
+    }
+    let says = |words: &[u8]| bytes.windows(words.len()).any(|w| w == words);
+    if wanted == Wanted::Key && (says(b"BEGIN ENCRYPTED PRIVATE KEY") || says(b"Proc-Type: 4,ENCRYPTED")) {
+        return Err(Fault(format!(
+            "the key in {file} is encrypted, and nobody is there to type its password: openssl pkey -in {file} -out {file}.open"
+        )));
+    }
+    rustls_pemfile::read_all(&mut &bytes[..])
+        .collect::<Result<_, _>>()
+        .map_err(|error| Fault(format!("{file} is no PEM file: {error}")))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Der {
+    Pkcs12,
+    Other,
+}
+
+/// Whether the file is binary: a SEQUENCE. PKCS#12 begins with version 3 (RFC 7292, section 4).
+fn der(bytes: &[u8]) -> Option<Der> {
+    let after = match bytes {
+        [0x30, 0x80, ..] => 2,
+        [0x30, long @ 0x81..=0x84, ..] => 2 + usize::from(long - 0x80),
+        _ => return None,
+    };
+    Some(if bytes.get(after..)?.starts_with(&[2, 1, 3]) { Der::Pkcs12 } else { Der::Other })
+}
+
+/// The certificates of a file, at least one.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let chain: Vec<_> = items(path, Wanted::Certificates)?
+        .into_iter()
+        .filter_map(|item| if let Item::X509Certificate(certificate) = item { Some(certificate) } else { None })
+        .collect();
+    if chain.is_empty() {
+        return Err(Fault(format!("{} holds no certificate (-----BEGIN CERTIFICATE-----)", path.display())));
+    }
+    Ok(chain)
+}
+
+/// The private key of a file.
+pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
+    let key = items(path, Wanted::Key)?.into_iter().find_map(|item| match item {
+        Item::Pkcs8Key(key) => Some(key.into()),
+        Item::Pkcs1Key(key) => Some(key.into()),
+        Item::Sec1Key(key) => Some(key.into()),
+        _ => None,
+    });
+    key.ok_or_else(|| Fault(format!("{} holds no private key (-----BEGIN PRIVATE KEY-----)", path.display())))
+}
+
+/// Makes a self-signed pair for this machine's name and writes it.
+pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), Fault> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    if let Ok(host) = rustix::system::uname().nodename().to_str()
+        && !host.is_empty()
+        && !names.iter().any(|name| name == host)
+    {
+        names.insert(0, host.to_owned());
+    }
+    let made = rcgen::KeyPair::generate().and_then(|signing_key| {
+        let mut parameters = rcgen::CertificateParams::new(names)?;
+        let now = SystemTime::now();
+        // An hour for clocks that are behind.
+        parameters.not_before = (now - Duration::from_secs(3600)).into();
+        parameters.not_after = (now + SELF_SIGNED_FOR).into();
+        Ok((parameters.self_signed(&signing_key)?, signing_key))
+    });
+    let (signed, signing_key) = made.map_err(|error| Fault(format!("no self-signed pair could be made: {error}")))?;
+    write_new(key, signing_key.serialize_pem().as_bytes(), 0o600)?;
+    write_new(certificate, signed.pem().as_bytes(), 0o644)?;
+    warn!(certificate = %certificate.display(), key = %key.display(),
+        "no TLS pair was there: a self-signed one was made; clients will not trust it until you replace both files and reload");
+    Ok(())
+}
+
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let written = || {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(bytes)
+    };
+    written().map_err(|error| {
+        Fault(format!("{} is not there, and no self-signed pair could be written: {error}", path.display()))
+    })
+}

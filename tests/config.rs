@@ -1,0 +1,239 @@
+//! The configuration database: each key wrong in turn, faults in one go, the shipped files.
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
+
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+
+use sametime_mux::config::{self, Faults, Place, Settings};
+
+/// Key, a value that is wrong, what the message says of it.
+const WRONG: &[(&str, &str, &str)] = &[
+    ("client_connections.host_name", "\"not a name\"", "\"not a name\" is neither an address nor a name"),
+    ("client_connections.host_name", "1", "1: invalid type: integer"),
+    ("client_connections.ports", "[0]", "0 is no port"),
+    ("client_connections.ports", "[65536]", "65536 is no port"),
+    ("client_connections.ports", "[-1]", "-1 is no port"),
+    ("client_connections.ports", "[1533, 1533]", "port 1533 stands there twice"),
+    ("client_connections.ports", "1533", "1533: invalid type: integer"),
+    ("client_connections.ports", "[\"1533\"]", "invalid type: string"),
+    ("http_tunneled_client_connections.host_name", "\"-a-\"", "\"-a-\" is neither an address nor a name"),
+    ("http_tunneled_client_connections.ports", "[1533]", "port 1533 stands in [client_connections], too"),
+    ("https_tunneled_client_connections.host_name", "\"a..b\"", "\"a..b\" is neither an address nor a name"),
+    ("https_tunneled_client_connections.ports", "[80]", "port 80 stands in [http_tunneled_client_connections], too"),
+    ("listeners.require_all", "\"yes\"", "invalid type: string"),
+    ("listeners.proxy_protocol_from", "[\"10.0.0.0/33\"]", "\"10.0.0.0/33\" is no network"),
+    ("listeners.forwarded_for_from", "[\"proxy.example\"]", "\"proxy.example\" is no network"),
+    ("community.servers", "[]", "there is no server"),
+    ("community.servers", "[\"chat.example\"]", "\"chat.example\" has no port"),
+    ("community.servers", "[\"chat.example:0\"]", "\"chat.example:0\" has no legal port"),
+    ("community.servers", "[\"::1:1533\"]", "\"::1:1533\" has no legal host; an IPv6 address stands in brackets"),
+    ("community.servers", "[\"a:1533\", \"a:1533\"]", "\"a:1533\" stands there twice"),
+    ("community.balance", "\"random\"", "unknown variant `random`"),
+    ("community.recalculate_after", "0", "0 is out of bounds"),
+    ("community.link", "\"tunnel\"", "unknown variant `tunnel`"),
+    ("community.link", "\"trunk\"", "\"trunk\" is not in this version"),
+    ("community.send_proxy_protocol", "2", "2: invalid type: integer"),
+    ("community.connect_timeout", "\"0s\"", "\"0s\" is out of bounds"),
+    ("community.check_interval", "\"2h\"", "\"2h\" is out of bounds"),
+    ("trunk.connections", "0", "0 is out of bounds"),
+    ("trunk.tls", "\"\"", "invalid type: string"),
+    ("trunk.certificate_authority", "false", "false: invalid type: boolean"),
+    ("trunk_listener.host_name", "\"*\"", "\"*\" is neither an address nor a name"),
+    ("trunk_listener.ports", "[9443]", "the trunk is not in this version"),
+    ("trunk_listener.target", "\"1533\"", "\"1533\" has no port"),
+    ("http_backend.url", "\"https://web.example\"", "does not begin with http://"),
+    ("http_backend.url", "\"http://web.example/path\"", "is more, or less, than http://host:port"),
+    ("http_backend.url", "\"web.example\"", "does not begin with http://"),
+    ("http_backend.connections", "0", "0 is out of bounds"),
+    ("tls.certificate", "\"\"", "\"\" is no file"),
+    ("tls.private_key", "7", "7: invalid type: integer"),
+    ("tls.client_certificates", "\"on\"", "unknown variant `on`"),
+    ("tls.client_ca", "true", "true: invalid type: boolean"),
+    ("limits.capacity", "0", "0 is out of bounds"),
+    ("limits.capacity", "1.5", "1.5: invalid type: floating point"),
+    ("limits.per_address", "30000", "30000 is more than limits.capacity"),
+    ("limits.per_address", "-1", "-1 is out of bounds"),
+    ("limits.logging_in", "0", "0 is out of bounds"),
+    ("limits.logging_in_per_address", "-1", "-1 is out of bounds"),
+    ("limits.logging_in_timeout", "\"100ms\"", "\"100ms\" is out of bounds"),
+    ("limits.tunnel_sessions", "0", "0 is out of bounds"),
+    ("limits.tunnel_sessions_per_address", "\"1\"", "invalid type: string"),
+    ("limits.connections", "0", "0 is out of bounds"),
+    ("limits.connections_per_address", "2000000", "2000000 is out of bounds"),
+    ("limits.connection_rate", "-1", "-1 is out of bounds"),
+    ("limits.connection_rate_per_address", "-1", "-1 is out of bounds"),
+    ("limits.held_bytes", "1000", "1000 is out of bounds"),
+    ("limits.held_bytes_per_address", "1", "1 is out of bounds"),
+    ("limits.held_bytes_per_address", "536870912", "536870912 is more than limits.held_bytes"),
+    ("limits.exempt", "[\"proxy\"]", "\"proxy\" is no network"),
+    ("limits.login_timeout", "30", "30: invalid type: integer"),
+    ("limits.login_timeout", "\"soon\"", "\"soon\" is no duration"),
+    ("limits.idle_timeout", "\"31d\"", "\"31d\" is out of bounds"),
+    ("limits.max_frame", "100", "100 is out of bounds"),
+    ("limits.drain_timeout", "\"25h\"", "\"25h\" is out of bounds"),
+    ("tunnel.hold", "\"10m\"", "\"10m\" is out of bounds"),
+    ("tunnel.reply_wait", "\"1m\"", "\"1m\" is out of bounds"),
+    ("tunnel.session_timeout", "\"0s\"", "\"0s\" is out of bounds"),
+    ("tunnel.version", "2", "2 is out of bounds"),
+    ("tunnel.same_address", "1", "1: invalid type: integer"),
+    ("tunnel.window", "1", "1 is out of bounds"),
+    ("admin.listen", "\"9533\"", "\"9533\" is no address with a port"),
+    ("admin.listen", "\"127.0.0.1:0\"", "\"127.0.0.1:0\" has no port"),
+    ("admin.token_file", "[]", "[]: invalid type: sequence"),
+    ("log.format", "\"xml\"", "unknown variant `xml`"),
+    ("log.level", "\"loud\"", "unknown variant `loud`"),
+];
+
+fn parse(text: &str) -> Result<Settings, Faults> {
+    config::parse(text, Path::new("st.toml"), std::iter::empty())
+}
+
+fn faults(text: &str) -> Vec<String> {
+    let faults = parse(text).expect_err(text);
+    faults.to_string().lines().map(str::to_owned).collect()
+}
+
+fn with(variables: &[(&str, &str)]) -> Result<Settings, Faults> {
+    let own = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    config::parse("\n[limits]\ncapacity = 7\n", Path::new("st.toml"), own)
+}
+
+#[test]
+fn each_key_wrong_in_turn_is_told_with_file_line_key_and_what_is_legal() {
+    let mut tried = BTreeSet::new();
+    for (key, value, says) in WRONG {
+        let (section, name) = key.split_once('.').unwrap();
+        let legal = config::keys().into_iter().find(|k| k.section == section && k.name == name).expect(key).legal;
+        let found = faults(&format!("# a comment\n\n[{section}]\n\n{name} = {value}\n"));
+        assert_eq!(found.len(), 1, "{key} = {value}: {found:#?}");
+        let begin = format!("st.toml:5: {key}: ");
+        assert!(found[0].starts_with(&begin) && found[0].contains(says), "{key} = {value}: {}", found[0]);
+        assert!(found[0].ends_with(&format!(" ({legal})")) && !legal.is_empty(), "{}", found[0]);
+        tried.insert((*key).to_owned());
+    }
+    let all: BTreeSet<String> = config::keys().iter().map(|key| format!("{}.{}", key.section, key.name)).collect();
+    assert_eq!(tried, all, "a key that is not tried, or is none");
+}
+
+#[test]
+fn every_fault_is_told_in_one_go_in_the_order_of_the_file() {
+    let found = faults(
+        "loose = 1\n[limit]\n[limits]\ncapacty = 3\nmax_frame = \"big\"\nper_address = -1\n[tls]\ncertificate = 3\n[tunnel]\nversion = 9\n",
+    );
+    let begins: Vec<&str> = found.iter().map(|line| line.split(" (").next().unwrap()).collect();
+    assert_eq!(
+        begins,
+        [
+            "st.toml:1: loose: a key outside any section",
+            "st.toml:2: limit: no such section",
+            "st.toml:4: limits.capacty: no such key",
+            "st.toml:5: limits.max_frame: \"big\": invalid type: string \"big\", expected i64",
+            "st.toml:6: limits.per_address: -1 is out of bounds",
+            "st.toml:8: tls.certificate: 3: invalid type: integer `3`, expected a string",
+            "st.toml:10: tunnel.version: 9 is out of bounds",
+        ]
+    );
+    assert!(found[1].contains("did you mean limits? the sections are client_connections, "), "{}", found[1]);
+    assert!(found[2].contains("did you mean capacity? the keys of [limits] are capacity, "), "{}", found[2]);
+}
+
+#[test]
+fn what_is_no_toml_is_told_with_its_line() {
+    for (text, line) in
+        [("[limits\n", 1), ("[limits]\ncapacity = \n", 2), ("[limits]\ncapacity = 1\ncapacity = 2\n", 3)]
+    {
+        let found = parse(text).expect_err(text);
+        assert_eq!(found.faults[0].place, Place::Line(line), "{found}");
+    }
+}
+
+#[test]
+fn nothing_to_listen_on_is_a_fault() {
+    let none = "[client_connections]\nports = []\n[http_tunneled_client_connections]\nports = []\n[https_tunneled_client_connections]\nports = []\n";
+    assert!(faults(none)[0].contains("no section has a port"));
+    assert!(faults("[tls]\nclient_certificates = \"optional\"\n")[0].contains("there must be a file"));
+    assert!(faults("[admin]\nlisten = \"0.0.0.0:9533\"\n")[0].contains("there must be a token"));
+}
+
+#[test]
+fn a_port_may_stand_twice_on_addresses_of_its_own() {
+    let two = "[client_connections]\nhost_name = \"127.0.0.1\"\nports = [1533]\n[http_tunneled_client_connections]\nhost_name = \"127.0.0.2\"\nports = [1533]\n";
+    assert_eq!(parse(two).unwrap().ingress.listeners.len(), 3);
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_is_checked_as_strictly() {
+    assert_eq!(with(&[]).unwrap().mux.capacity, 7);
+    let settings = with(&[
+        ("SAMETIME_MUX__LIMITS__CAPACITY", "12"),
+        ("SAMETIME_MUX__LIMITS__LOGIN_TIMEOUT", "3s"),
+        ("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "1533,1534"),
+        ("SAMETIME_MUX__HTTP_TUNNELED_CLIENT_CONNECTIONS__PORTS", "[]"),
+        ("SAMETIME_MUX__COMMUNITY__SERVERS", "a:1533, b:1533"),
+        ("SAMETIME_MUX__ADMIN__LISTEN", ""),
+        ("SAMETIME_MUX_CONFIG", "elsewhere.toml"),
+        ("PATH", "/bin"),
+    ]);
+    let settings = settings.unwrap();
+    assert_eq!((settings.mux.capacity, settings.mux.login_timeout), (12, Duration::from_secs(3)));
+    assert_eq!(settings.ingress.listeners.iter().map(|l| l.port).collect::<Vec<_>>(), [1533, 1534, 443]);
+    assert_eq!((settings.community.servers.len(), settings.admin.listen), (2, None));
+
+    let wrong = with(&[("SAMETIME_MUX__LIMITS__CAPACITY", "many"), ("SAMETIME_MUX__LIMITS__CAPACTY", "1")]);
+    let wrong = wrong.unwrap_err().to_string();
+    assert!(wrong.contains("environment variable SAMETIME_MUX__LIMITS__CAPACITY: limits.capacity: many"), "{wrong}");
+    assert!(wrong.contains("SAMETIME_MUX__LIMITS__CAPACTY: no such key (did you mean SAMETIME_MUX__LIMITS__CAPACITY?"));
+}
+
+/// All TOML files under a folder.
+fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else if path.extension().is_some_and(|e| e == "toml") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_shipped_files_are_right() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let databases: Vec<_> =
+        files(&root.join("config")).into_iter().filter(|path| !path.parent().unwrap().ends_with("load")).collect();
+    assert!(!databases.is_empty(), "the scan found nothing");
+    for path in databases {
+        config::parse(&fs::read_to_string(&path).unwrap(), &path, std::iter::empty()).unwrap_or_else(|f| panic!("{f}"));
+    }
+}
+
+#[test]
+fn the_seed_says_every_default_and_explains_every_key() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/stconfig.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let shipped = config::parse(&text, &file, std::iter::empty()).unwrap();
+    assert_eq!(shipped, config::parse("", &file, std::iter::empty()).unwrap());
+    let (mut section, mut explained, mut commented) = (String::new(), BTreeSet::new(), false);
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.split(']').next().unwrap().to_owned();
+        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| commented && !line.starts_with('#')) {
+            explained.insert(format!("{section}.{name}"));
+        }
+        commented = line.starts_with('#');
+    }
+    let all: BTreeSet<String> = config::keys().iter().map(|key| format!("{}.{}", key.section, key.name)).collect();
+    assert_eq!(explained, all);
+}
+
+#[test]
+fn the_documents_name_every_key() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = fs::read_to_string(root.join("docs/configuration.md")).unwrap();
+    for key in config::keys() {
+        let row = format!("| `{}.{}` |", key.section, key.name);
+        assert!(table.contains(&row), "docs/configuration.md has no row {row}");
+    }
+}

@@ -1,0 +1,169 @@
+//! The program as an admin runs it: a process with a configuration database and a log.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{http, soon};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
+
+/// Ports that were free a moment ago, each another.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("[::]:0").unwrap());
+    held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+pub fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+pub struct Program {
+    pub child: Child,
+    pub log: Arc<Mutex<String>>,
+    pub folder: TempDir,
+    pub admin: u16,
+}
+
+/// What a test configures; the rest are defaults, on ports that are free.
+pub struct Setup {
+    pub folder: TempDir,
+    pub raw: u16,
+    pub http: u16,
+    pub https: u16,
+    pub admin: u16,
+    pub more: String,
+}
+
+impl Setup {
+    pub fn new(more: &str) -> Self {
+        let [raw, http, https, admin] = free_ports();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("token"), "open sesame\n").unwrap();
+        let this = Self { folder, raw, http, https, admin, more: more.to_owned() };
+        this.write(&[raw]);
+        this
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.folder.path().join("stconfig.toml")
+    }
+
+    pub fn toml(&self, raw: &[u16]) -> String {
+        let folder = self.folder.path().display();
+        format!(
+            "[client_connections]\nports = {raw:?}\n[http_tunneled_client_connections]\nports = [{}]\n[https_tunneled_client_connections]\nports = [{}]\n[tls]\ncertificate = \"{folder}/server.pem\"\nprivate_key = \"{folder}/server.key\"\n[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"{folder}/token\"\n{}",
+            self.http, self.https, self.admin, self.more
+        )
+    }
+
+    pub fn write(&self, raw: &[u16]) {
+        fs::write(self.file(), self.toml(raw)).unwrap();
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        Command::new(PROGRAM).args(arguments).env("SAMETIME_MUX_CONFIG", self.file()).output().unwrap()
+    }
+
+    /// Starts and waits for `ready`.
+    pub fn start(self) -> Program {
+        let program = self.spawn();
+        program.says("ready");
+        program
+    }
+
+    pub fn spawn(self) -> Program {
+        let mut child = Command::new(PROGRAM)
+            .args(["run", "--config"])
+            .arg(self.file())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, into) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                into.lock().push_str(&(line + "\n"));
+            }
+        });
+        Program { child, log, admin: self.admin, folder: self.folder }
+    }
+}
+
+impl Program {
+    /// Waits until the log says `what`.
+    pub fn says(&self, what: &str) {
+        let since = Instant::now();
+        while !self.log.lock().contains(what) {
+            assert!(since.elapsed() < Duration::from_secs(60), "the log never says {what:?}:\n{}", self.log.lock());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "still running:\n{}", self.log.lock());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub async fn ask(&self, request: &str) -> http::Response {
+        let mut tcp = http::tcp(local(self.admin)).await;
+        let request = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        soon("an answer", http::exchange(&mut tcp, request.as_bytes())).await.unwrap()
+    }
+
+    pub async fn status(&self) -> Value {
+        serde_json::from_slice(&self.ask("GET /api/status").await.body).unwrap()
+    }
+
+    /// The sum of a metric over the labels that begin with `name`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let body = self.ask("GET /metrics").await.body;
+        let lines = String::from_utf8(body).unwrap();
+        let lines =
+            lines.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    }
+
+    /// Memory of the process, in bytes.
+    pub fn resident(&self) -> u64 {
+        let statm = fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * rustix::param::page_size() as u64
+    }
+
+    pub async fn reload(&self, token: &str) -> http::Response {
+        let mut tcp = http::tcp(local(self.admin)).await;
+        let head = format!(
+            "POST /api/reload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        soon("an answer", http::exchange(&mut tcp, head.as_bytes())).await.unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
