@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 
 mod check;
 mod community;
+mod load;
 mod log;
 mod run;
 mod status;
@@ -54,6 +55,8 @@ enum Command {
     Check(ConfigArgument),
     /// Run the sandbox Community server alone
     Community(community::Arguments),
+    /// Put load on a multiplexer: simulated clients over every transport
+    Load(Box<load::Arguments>),
     /// Show the running server's ports, sessions and Community servers
     Status(status::Arguments),
 }
@@ -65,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Run(config) => run::run(&config.file()),
         Command::Check(config) => check::run(&config.file()),
         Command::Community(arguments) => on_runtime(community::run(arguments)),
+        Command::Load(arguments) => on_runtime(load::run(*arguments)),
         Command::Status(arguments) => on_runtime(status::run(arguments)),
     }
 }

@@ -20,13 +20,15 @@
 //! | [`telemetry`], [`throttle`] | counters, rare log lines |
 //! | [`stream`], [`wire`] | streams and arrivals, frames and messages |
 //!
-//! [`sandbox`] is a guest: a small Community server, for trying things out and for tests.
+//! Two guests: [`sandbox`], a small Community server for trying things out and for tests, and
+//! [`load`], simulated clients and their report.
 
 pub mod admin;
 pub mod cli;
 pub mod community;
 pub mod config;
 pub mod ingress;
+pub mod load;
 pub mod mux;
 pub mod sandbox;
 pub mod server;

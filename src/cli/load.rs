@@ -1,0 +1,245 @@
+//! `sametime-mux load`: simulated clients.
+
+use std::{
+    fs,
+    io::{IsTerminal, stderr},
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{BAD_USAGE, FAILED, table};
+use crate::load::{self, Outcome, Plan, Proxies, Route, Scenario};
+
+/// Without a terminal, so often a line says how it goes.
+const SAY_EVERY: u64 = 5;
+
+// The last of an argument wins: a script's own may stand in front.
+#[derive(Debug, clap::Args)]
+#[command(args_override_self = true)]
+pub(super) struct Arguments {
+    /// The multiplexer's port
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1533")]
+    target: String,
+    /// Its port for TLS clients [default: as --target]
+    #[arg(long, value_name = "HOST:PORT")]
+    tls_target: Option<String>,
+    /// Its port for tunnels [default: as --target]
+    #[arg(long, value_name = "HOST:PORT")]
+    http_target: Option<String>,
+    /// A scenario file, such as config/load/office-day.toml; other arguments win over it
+    #[arg(long, value_name = "FILE")]
+    scenario: Option<PathBuf>,
+    /// How many clients
+    #[arg(long)]
+    clients: Option<u32>,
+    /// Over how long their log-ins are spread
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    ramp_up: Option<Duration>,
+    /// How long the run goes on after that
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// The mean time between two messages of a client; 0s: none
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    think_time: Option<Duration>,
+    /// The mean time that a client stays before it logs out and in again; 0s: to the end
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    stay: Option<Duration>,
+    /// Weight of raw clients; where a weight is given, those not given are 0
+    #[arg(long, value_name = "WEIGHT")]
+    raw: Option<u32>,
+    /// Weight of TLS clients
+    #[arg(long, value_name = "WEIGHT")]
+    tls: Option<u32>,
+    /// Weight of polling clients
+    #[arg(long, value_name = "WEIGHT")]
+    polling: Option<u32>,
+    /// Weight of hybrid clients
+    #[arg(long, value_name = "WEIGHT")]
+    hybrid: Option<u32>,
+    /// Hostile clients beside the others
+    #[arg(long)]
+    hostile: Option<u32>,
+    /// Stop when the log-ins of the last 5 s have a higher p99: finds the capacity
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    stop_p99_login: Option<Duration>,
+    /// A SOCKS5 proxy for raw and TLS clients
+    #[arg(long, value_name = "HOST:PORT")]
+    socks5: Option<String>,
+    /// A proxy for raw and TLS clients that takes CONNECT
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "socks5")]
+    https_proxy: Option<String>,
+    /// An HTTP proxy for tunnels
+    #[arg(long, value_name = "HOST:PORT")]
+    http_proxy: Option<String>,
+    /// Worker processes [default: as many as the descriptor limit asks for]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: Option<u32>,
+    /// Makes two runs alike
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the result as JSON; - is stdout
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the result as a page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Needed for a target that is not on loopback: load takes a server down
+    #[arg(long)]
+    yes_i_own_this_server: bool,
+    /// One process of clients, whose parent speaks to it
+    #[arg(long, hide = true)]
+    worker: bool,
+}
+
+pub(super) async fn run(arguments: Arguments) -> ExitCode {
+    if arguments.worker {
+        return match load::work().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => failed(&why),
+        };
+    }
+    let plan = match plan(&arguments) {
+        Ok(plan) => plan,
+        Err(why) => {
+            eprintln!("sametime-mux load: {why}");
+            return ExitCode::from(BAD_USAGE);
+        }
+    };
+    let progress = Progress::new(&plan.scenario);
+    match load::run(plan, |outcome| progress.say(outcome)).await {
+        Ok(outcome) => {
+            progress.end();
+            show(&arguments, &outcome)
+        }
+        Err(load::Fault(why)) => {
+            progress.end();
+            failed(&why)
+        }
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("sametime-mux load: {why}");
+    ExitCode::from(FAILED)
+}
+
+fn plan(arguments: &Arguments) -> Result<Plan, String> {
+    let mut scenario = match &arguments.scenario {
+        None => Scenario::default(),
+        Some(file) => {
+            let named = |why: String| format!("{}: {why}", file.display());
+            let text = fs::read_to_string(file).map_err(|error| named(error.to_string()))?;
+            Scenario::parse(&text).map_err(named)?
+        }
+    };
+    macro_rules! given {
+        ($($name:ident),*) => { $(if let Some(value) = arguments.$name { scenario.$name = value; })* };
+    }
+    given!(clients, ramp_up, duration, think_time, stay, hostile, stop_p99_login);
+    let weights = [arguments.raw, arguments.tls, arguments.polling, arguments.hybrid];
+    if weights.iter().any(Option::is_some) {
+        let [raw, tls, polling, hybrid] = weights.map(Option::unwrap_or_default);
+        scenario.mix = load::Mix { raw, tls, polling, hybrid };
+    }
+    scenario.check()?;
+    let target = resolve(&arguments.target)?;
+    let or_target = |given: &Option<String>| given.as_deref().map_or(Ok(target), resolve);
+    let proxy = |given: &Option<String>| given.as_deref().map(resolve).transpose();
+    let route = Route {
+        raw: target,
+        tls: or_target(&arguments.tls_target)?,
+        http: or_target(&arguments.http_target)?,
+        proxies: Proxies {
+            socks5: proxy(&arguments.socks5)?,
+            https: proxy(&arguments.https_proxy)?,
+            http: proxy(&arguments.http_proxy)?,
+        },
+        source: None,
+    };
+    let stranger = route.addresses().find(|address| !address.ip().to_canonical().is_loopback());
+    if let Some(address) = stranger.filter(|_| !arguments.yes_i_own_this_server) {
+        return Err(format!(
+            "{address} is not on loopback, and load takes a server down: say --yes-i-own-this-server if you do"
+        ));
+    }
+    Ok(Plan { scenario, route, workers: arguments.workers, seed: arguments.seed })
+}
+
+fn resolve(name: &str) -> Result<SocketAddr, String> {
+    let mut found = name.to_socket_addrs().map_err(|error| format!("{name}: {error} (host:port)"))?;
+    found.next().ok_or_else(|| format!("{name}: no such host"))
+}
+
+fn show(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
+    let json = match serde_json::to_string_pretty(outcome) {
+        Ok(json) => json,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let to_stdout = arguments.json.as_deref().is_some_and(|file| file.as_os_str() == "-");
+    let mut files = Vec::new();
+    match &arguments.json {
+        Some(_) if to_stdout => println!("{json}"),
+        Some(file) => files.push((file, json)),
+        None => (),
+    }
+    files.extend(arguments.html.as_ref().map(|file| (file, load::html(outcome))));
+    for (file, text) in files {
+        if let Err(error) = fs::write(file, text) {
+            return failed(&format!("{}: {error}", file.display()));
+        }
+    }
+    if !to_stdout {
+        for rows in load::table(outcome) {
+            println!("{}", table(&rows));
+        }
+        println!("{}", load::verdict(outcome));
+    }
+    if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+}
+
+/// A bar on a terminal, a line now and then elsewhere.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new(scenario: &Scenario) -> Self {
+        let seconds = scenario.whole().as_secs();
+        let bar = stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(seconds);
+            let style = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {msg}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        Self(bar)
+    }
+
+    fn say(&self, outcome: &Outcome) {
+        let Some(point) = outcome.points.last() else { return };
+        let all = outcome.total.all();
+        let errors: u64 = outcome.total.errors.values().sum();
+        let text = format!(
+            "{} clients, {} log-ins/s, {} messages/s, {} lost, {errors} errors",
+            point.sessions.values().sum::<u64>(),
+            point.log_ins,
+            point.echoed,
+            all.lost + all.disordered + all.corrupt,
+        );
+        match &self.0 {
+            Some(bar) => {
+                bar.set_position(outcome.seconds);
+                bar.set_message(text);
+            }
+            None if outcome.seconds.is_multiple_of(SAY_EVERY) => eprintln!("{} s: {text}", outcome.seconds),
+            None => (),
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
