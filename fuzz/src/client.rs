@@ -1,0 +1,125 @@
+//! A tunnel client, as the recordings show it: what it puts into a request, and what it makes
+//! of a response.
+
+use sametime_mux::{
+    ingress::tunnel::{
+        acknowledgement::{BLOCK, Cipher, FIRST_IV, agree_with},
+        envelope::{self, Kind},
+        session::Token,
+    },
+    wire::message::{Reader, Writer},
+};
+
+/// The client's Diffie-Hellman secret. Short: the power is dear, and no secret here.
+pub const SECRET: [u8; 2] = [3, 9];
+/// The virtual connection that a hybrid client opens.
+pub const CONNECTION: u32 = 1;
+
+/// The client's Diffie-Hellman value.
+pub fn public() -> [u8; 64] {
+    agree_with(&[3], &SECRET).expect("legal").public
+}
+
+/// One client, once its session is open.
+pub struct Client {
+    kind: Kind,
+    version: u32,
+    cipher: Cipher,
+    token: Token,
+    acknowledgement_iv: [u8; BLOCK],
+    acknowledgement: Option<[u8; BLOCK]>,
+    sent_iv: [u8; BLOCK],
+    received_iv: [u8; BLOCK],
+    /// What the Community said, as far as it came through.
+    pub received: Vec<u8>,
+}
+
+impl Client {
+    /// A client whose first response carried `token`.
+    pub fn new(kind: Kind, version: u32, cipher: Cipher, token: Token) -> Self {
+        Self {
+            kind,
+            version,
+            cipher,
+            token,
+            acknowledgement_iv: FIRST_IV,
+            acknowledgement: None,
+            sent_iv: FIRST_IV,
+            received_iv: FIRST_IV,
+            received: Vec::new(),
+        }
+    }
+
+    /// The first request's body.
+    pub fn opening(kind: Kind) -> Vec<u8> {
+        let mut out = Writer::new();
+        out.u32(0).u32(1).opaque(&public());
+        if kind == Kind::Hybrid {
+            let mut open = Writer::new();
+            open.u8(b'S').u32(CONNECTION).u8(b'C');
+            out.raw(&envelope::record(0, &open.0));
+        }
+        out.0
+    }
+
+    /// The client that the first response makes; its session's name.
+    pub fn opened(kind: Kind, body: &[u8]) -> (Self, String) {
+        let mut reader = Reader(body);
+        assert_eq!((reader.u32(), reader.string()), (Some(0), Some(&b""[..])));
+        let version = reader.u32().expect("a version");
+        let name = String::from_utf8(reader.string().expect("a name").to_vec()).expect("text");
+        let public = reader.opaque().expect("a value");
+        let token = reader.opaque().expect("a token").try_into().expect("five bytes");
+        let cipher = agree_with(public, &SECRET).expect("legal").cipher;
+        (Self::new(kind, version, cipher, token), name)
+    }
+
+    /// A request's body. The same acknowledgement as before, unless a response was received.
+    pub fn request(&mut self, data: &[u8]) -> Vec<u8> {
+        let acknowledgement = *self.acknowledgement.get_or_insert_with(|| {
+            let secret = self.cipher.encrypt(&mut self.acknowledgement_iv, &self.token);
+            secret.try_into().expect("one block")
+        });
+        let clear = if self.kind == Kind::Hybrid { envelope::record(CONNECTION, data) } else { data.to_vec() };
+        let payload =
+            if self.version == 0 || clear.is_empty() { clear } else { self.cipher.encrypt(&mut self.sent_iv, &clear) };
+        let mut out = Writer::new();
+        out.u32(0).opaque(&acknowledgement).raw(&payload);
+        out.0
+    }
+
+    /// Reads a response; true when it carried payload.
+    pub fn receive(&mut self, body: &[u8]) -> bool {
+        let mut reader = Reader(body);
+        self.token = reader.opaque().and_then(|t| t.try_into().ok()).expect("a token");
+        let padding = reader.u8().expect("padding");
+        reader.bytes(padding.into()).expect("padding");
+        self.acknowledgement = None;
+        if reader.0.is_empty() {
+            return false;
+        }
+        let clear = if self.version == 0 {
+            reader.0.to_vec()
+        } else {
+            self.cipher.decrypt(&mut self.received_iv, reader.0).expect("decrypts")
+        };
+        match self.kind {
+            Kind::Polling => self.received.extend(clear),
+            Kind::Hybrid => envelope::each_record(&clear, |on, data| {
+                assert_eq!(on, CONNECTION);
+                self.received.extend_from_slice(data);
+            })
+            .expect("records"),
+        }
+        true
+    }
+}
+
+/// Whether a response's body carries payload.
+pub fn carries_payload(body: &[u8]) -> bool {
+    let mut reader = Reader(body);
+    let _token = reader.opaque().expect("a token");
+    let padding = reader.u8().expect("padding");
+    reader.bytes(padding.into()).expect("padding");
+    !reader.0.is_empty()
+}

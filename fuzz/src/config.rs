@@ -1,0 +1,45 @@
+//! The configuration database: settings that are legal, or faults that an admin can find.
+
+use std::path::Path;
+
+use sametime_mux::config::{ENV_PREFIX, Place, parse};
+
+/// Text, and behind the first zero byte environment variables, one in a line.
+pub fn check(input: &[u8]) {
+    let end = input.iter().position(|&b| b == 0).unwrap_or(input.len());
+    let text = String::from_utf8_lossy(&input[..end]);
+    let environment = String::from_utf8_lossy(input.get(end + 1..).unwrap_or_default()).into_owned();
+    let variables = || {
+        environment.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| {
+            // Names that are no key's are looked at, too.
+            let name = if name.starts_with(ENV_PREFIX) { name.to_owned() } else { format!("{ENV_PREFIX}{name}") };
+            (name, value.to_owned())
+        })
+    };
+    let parsed = parse(&text, Path::new("stconfig.toml"), variables());
+    assert_eq!(parsed, parse(&text, Path::new("stconfig.toml"), variables()), "the same twice");
+    match parsed {
+        Err(faults) => {
+            assert!(!faults.faults.is_empty());
+            let lines = text.bytes().filter(|&b| b == b'\n').count() + 1;
+            for fault in &faults.faults {
+                assert!(!fault.what.is_empty());
+                if let Place::Line(line) = fault.place {
+                    assert!((1..=lines).contains(&line), "line {line} of {lines}");
+                }
+            }
+            assert!(!faults.to_string().is_empty());
+        }
+        Ok(settings) => {
+            let (ingress, limits) = (&settings.ingress, &settings.mux);
+            assert!(ingress.listeners.iter().all(|listener| listener.port != 0));
+            assert!((1024..=16 << 20).contains(&ingress.max_frame));
+            assert!(!ingress.login_timeout.is_zero());
+            assert!((4096..=16 << 20).contains(&ingress.tunnel.window));
+            assert!(ingress.tunnel.version <= 1 && !ingress.tunnel.session_timeout.is_zero());
+            assert!(ingress.http_backend.as_ref().is_none_or(|url| url.authority().is_some()));
+            assert!((1..=1_000_000).contains(&limits.capacity) && limits.per_address <= limits.capacity);
+            assert!(!settings.community.servers.is_empty());
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Frames: the same heads and the same fault in any fragmentation, as a plain reader sees them.
+
+use sametime_mux::wire::{
+    frame::{self, Fault, First, HEADER, Head, LENGTH, Scanner, first, is_keep_alive},
+    message::{self, Reader},
+};
+
+use super::Choices;
+
+/// A frame and where it begins.
+type Found = (usize, Head);
+
+/// Reads a stream that lies there as a whole: frames, and the fault with its frame's place.
+fn plainly(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, Fault)>, bool) {
+    let (mut found, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        if is_keep_alive(bytes[at]) {
+            at += 1;
+            continue;
+        }
+        let mut reader = Reader(&bytes[at..]);
+        let Some(length) = reader.u32() else { return (found, None, false) };
+        if (length as usize) < HEADER {
+            return (found, Some((at, Fault::TooShort { length })), false);
+        }
+        if length > limit {
+            return (found, Some((at, Fault::TooLong { length, limit })), false);
+        }
+        let (Some(kind), Some(options), Some(channel)) = (reader.u16(), reader.u16(), reader.u32()) else {
+            return (found, None, false);
+        };
+        found.push((at, Head { length, kind, options, channel }));
+        at += LENGTH + length as usize;
+    }
+    (found, None, at == bytes.len())
+}
+
+/// The first bytes choose limit and fragments, the rest is the stream.
+pub fn check(input: &[u8]) {
+    let mut choices = Choices(input);
+    let limit = [16, 300, 65_536, 1 << 20][choices.below(4)];
+    let pieces: Vec<usize> = (0..4).map(|_| 1 + choices.below(40)).collect();
+    let stream = choices.0;
+    let (found, fault, at_boundary) = plainly(stream, limit);
+
+    let (mut scanner, mut seen, mut at, mut failed) = (Scanner::new(), Vec::new(), 0, None);
+    for piece in pieces.iter().cycle() {
+        if at == stream.len() {
+            break;
+        }
+        let piece = &stream[at..][..(*piece).min(stream.len() - at)];
+        if let Err((before, fault)) = scanner.scan(piece, limit, |head| seen.push(head)) {
+            failed = Some((at, before, fault));
+            break;
+        }
+        at += piece.len();
+    }
+    assert_eq!(seen, found.iter().map(|(_, head)| *head).collect::<Vec<_>>());
+    match (fault, failed) {
+        (None, None) => assert_eq!(scanner.at_boundary(), at_boundary),
+        (Some((place, fault)), Some((piece, before, seen))) => {
+            assert_eq!(seen, fault);
+            // A frame that began in a piece before has nothing in front of it in this one.
+            assert_eq!(before, place.saturating_sub(piece));
+        }
+        (expected, seen) => panic!("{expected:?}, but {seen:?}"),
+    }
+
+    match (first(stream, limit), found.first(), fault) {
+        (Ok(First::Whole { head, start, end }), Some(found), _) => {
+            assert_eq!((start, head), *found);
+            assert_eq!(end, start + LENGTH + head.length as usize);
+            stamp(&stream[start..end]);
+        }
+        (Ok(First::Partial), found, fault) => {
+            let whole = found.is_some_and(|(at, head)| at + LENGTH + head.length as usize <= stream.len());
+            assert!(!whole && (found.is_some() || fault.is_none()));
+        }
+        (Err(seen), None, Some((_, fault))) => assert_eq!(seen, fault),
+        unexpected => panic!("{unexpected:?}"),
+    }
+}
+
+/// Writing the client's address into a frame touches nothing else.
+fn stamp(frame: &[u8]) {
+    let mut stamped = frame.to_vec();
+    message::stamp_client_address(&mut stamped, [192, 0, 2, 7].into());
+    assert_eq!(stamped.len(), frame.len());
+    let field = 20..24;
+    for (at, (now, before)) in stamped.iter().zip(frame).enumerate() {
+        assert!(field.contains(&at) || now == before, "byte {at}");
+    }
+    // And it is still a frame of the same head.
+    assert_eq!(first(&stamped, u32::MAX), first(frame, u32::MAX));
+    let _ = frame::build(0, 0, frame);
+}

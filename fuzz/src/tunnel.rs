@@ -1,0 +1,318 @@
+//! The tunnel's service, as it runs: requests that are held, superseded and hung up on, and the
+//! Community's stream behind them. The clock stands still but where a step moves it.
+
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    future::Future,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use sametime_mux::{
+    ingress::tunnel::{Answer, Outcome, Service, Settings, envelope::Kind},
+    stream::{Arrival, Core, Refusal, Stream},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    Choices,
+    client::{Client, carries_payload},
+};
+
+const WAYS: [(Kind, u32); 4] = [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)];
+/// Requests at the server at once, at the most.
+const HELD: usize = 8;
+/// What a session puts up with between two responses that the client reads; see `session`.
+const UNREAD: usize = 60;
+const OVERTAKING: usize = 6;
+/// More than any run says: what happens beyond the window is another matter.
+/// Where clients come from.
+const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+const WINDOW: usize = 1 << 20;
+
+/// Keeps the one stream that arrives.
+#[derive(Default)]
+struct Community(Mutex<Option<Stream>>);
+
+impl Core for Community {
+    fn take(&self, arrival: Arrival) -> Result<(), Box<(Refusal, Arrival)>> {
+        *self.0.lock().expect("one thread") = Some(arrival.stream);
+        Ok(())
+    }
+}
+
+struct Held {
+    connection: usize,
+    answer: Pin<Box<dyn Future<Output = Outcome>>>,
+}
+
+struct World {
+    kind: Kind,
+    service: Arc<Service>,
+    name: String,
+    client: Client,
+    stream: Stream,
+    /// The request in hand, and whether a copy of it has arrived.
+    current: Option<(Vec<u8>, bool)>,
+    connection: usize,
+    /// Requests, and late copies, since a response was read.
+    unread: usize,
+    overtaking: usize,
+    /// Copies that arrive late.
+    late: VecDeque<Vec<u8>>,
+    held: Vec<Held>,
+    sent: Vec<u8>,
+    consumed: Vec<u8>,
+    said: Vec<u8>,
+    words: u16,
+}
+
+/// The first byte chooses the tunnel, each further one a step.
+pub fn check(input: &[u8]) {
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        /// The service's own task ends with it, at its next tick.
+        static RUNS: Cell<u32> = const { Cell::new(0) };
+    }
+    RUNTIME.with(|runtime| {
+        runtime.block_on(run(input));
+        RUNS.set(RUNS.get() + 1);
+        if RUNS.get().is_multiple_of(64) {
+            runtime.block_on(async { tokio::time::sleep(Duration::from_secs(2)).await });
+        }
+    });
+}
+
+async fn run(input: &[u8]) {
+    let mut choices = Choices(input);
+    let (kind, version) = WAYS[choices.below(WAYS.len())];
+    let settings = Settings {
+        hold: Duration::from_secs(25),
+        reply_wait: Duration::from_millis(100),
+        session_timeout: Duration::from_secs(3600),
+        version,
+        window: WINDOW,
+        same_address: false,
+        sessions: 10,
+        sessions_per_address: 0,
+        exempt: vec![],
+    };
+    let core = Arc::new(Community::default());
+    let service = Service::start(settings, Arc::clone(&core) as Arc<dyn Core>);
+    let (Answer::Body(body), _) = service.open(kind, &Client::opening(kind), FROM, 1533) else { panic!("refused") };
+    let (client, name) = Client::opened(kind, &body);
+    let stream = core.0.lock().expect("one thread").take().expect("an arrival");
+    let mut world = World {
+        kind,
+        service,
+        name,
+        client,
+        stream,
+        current: None,
+        connection: 0,
+        unread: 0,
+        overtaking: 0,
+        late: VecDeque::new(),
+        held: Vec::new(),
+        sent: Vec::new(),
+        consumed: Vec::new(),
+        said: Vec::new(),
+        words: 0,
+    };
+    while !choices.is_over() {
+        match choices.below(8) {
+            0..=2 => world.post(&mut choices),
+            3 => world.a_late_copy(&mut choices),
+            4 => world.community_says(&mut choices),
+            5 => world.hang_up(&mut choices),
+            6 => tokio::time::advance(Duration::from_millis(10 << choices.below(12))).await,
+            _ => world.stranger(&mut choices),
+        }
+        world.settle();
+    }
+    world.heals().await;
+}
+
+impl World {
+    fn words(&mut self, n: usize) -> Vec<u8> {
+        self.words += 1;
+        let [a, b] = self.words.to_be_bytes();
+        [a, b].into_iter().chain((0..n).map(|i| (i % 251) as u8)).collect()
+    }
+
+    fn post(&mut self, choices: &mut Choices<'_>) {
+        let choice = choices.byte();
+        let beside = self.kind == Kind::Hybrid && choice & 1 == 1;
+        match &self.current {
+            Some((_, arrived)) if !(beside && *arrived && self.unread < UNREAD) => (),
+            current => {
+                let data =
+                    if current.is_some() || choice & 2 == 2 { self.words((choice >> 4).into()) } else { Vec::new() };
+                self.sent.extend_from_slice(&data);
+                self.current = Some((self.client.request(&data), false));
+                self.unread += 1;
+            }
+        }
+        self.connection += 1;
+        let Some((body, arrived)) = &mut self.current else { return };
+        let body = body.clone();
+        if choice & 4 == 4 {
+            self.late.push_back(body.clone());
+        }
+        // Else it is lost, and comes again by a retry, or late.
+        if choice & 8 == 0 {
+            *arrived = true;
+            let connection = self.connection;
+            self.arrive(connection, body);
+        }
+    }
+
+    fn arrive(&mut self, connection: usize, body: Vec<u8>) {
+        if self.held.len() == HELD {
+            self.held.remove(0);
+        }
+        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
+        let answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
+        self.held.push(Held { connection, answer });
+        self.settle();
+    }
+
+    fn a_late_copy(&mut self, choices: &mut Choices<'_>) {
+        let at = choices.below(self.late.len());
+        if self.overtaking == OVERTAKING {
+            return;
+        }
+        self.overtaking += 1;
+        if let Some(body) = self.late.remove(at) {
+            if let Some((current, arrived)) = &mut self.current {
+                *arrived |= *current == body;
+            }
+            // Nobody reads its response.
+            self.arrive(usize::MAX, body);
+        }
+    }
+
+    fn community_says(&mut self, choices: &mut Choices<'_>) {
+        let n = choices.below(60);
+        let data = self.words(n);
+        let mut cx = Context::from_waker(Waker::noop());
+        let written = Pin::new(&mut self.stream).poll_write(&mut cx, &data);
+        assert!(matches!(written, Poll::Ready(Ok(n)) if n == data.len()), "{written:?}");
+        self.said.extend(data);
+    }
+
+    /// A connection breaks: its request is forgotten, as a server forgets it.
+    fn hang_up(&mut self, choices: &mut Choices<'_>) {
+        if !self.held.is_empty() {
+            let at = choices.below(self.held.len());
+            self.held.remove(at);
+        }
+    }
+
+    fn stranger(&mut self, choices: &mut Choices<'_>) {
+        let n = choices.below(40);
+        let mut body = choices.bytes(n).to_vec();
+        // A right acknowledgement, the request's bytes 8..16, is beyond a stranger.
+        for byte in body.iter_mut().skip(4).take(4) {
+            *byte = 0;
+        }
+        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
+        let mut answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
+        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready((Answer::Unknown, _)) => (),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lets everything that can happen happen.
+    fn settle(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        // A request that supersedes others lets them end: until nothing does any more.
+        loop {
+            let before = self.held.len();
+            let mut answered = Vec::new();
+            self.held.retain_mut(|held| match held.answer.as_mut().poll(&mut cx) {
+                Poll::Pending => true,
+                Poll::Ready((answer, outcome)) => {
+                    answered.push((held.connection, answer, outcome));
+                    false
+                }
+            });
+            for (connection, answer, outcome) in answered {
+                self.answered(connection, answer, outcome);
+            }
+            if self.held.len() == before {
+                break;
+            }
+        }
+        let mut buffer = [0; 512];
+        loop {
+            let mut read = ReadBuf::new(&mut buffer);
+            match Pin::new(&mut self.stream).poll_read(&mut cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.consumed.extend_from_slice(read.filled()),
+                Poll::Ready(Err(error)) => panic!("{error}"),
+                _ => break,
+            }
+        }
+        assert!(self.sent.starts_with(&self.consumed), "the Community got what was not said, or not in order");
+        assert!(self.said.starts_with(&self.client.received), "the client got what was not said, or not in order");
+    }
+
+    fn answered(&mut self, connection: usize, answer: Answer, outcome: &str) {
+        match answer {
+            Answer::Body(body) => {
+                let superseded = matches!(outcome, "superseded" | "stale");
+                assert!(!superseded || !carries_payload(&body), "payload in a {outcome} response");
+                if connection == self.connection && self.current.take().is_some() {
+                    self.client.receive(&body);
+                    (self.unread, self.overtaking) = (0, 0);
+                }
+            }
+            // A late copy of an epoch long over.
+            Answer::Unknown => assert_ne!(connection, self.connection, "{outcome}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn heals(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        // The session ends when the client has it all: a last word in between shows that it has.
+        for _ in 0..4 {
+            self.connection += 1;
+            let body = match &self.current {
+                Some((body, _)) => body.clone(),
+                None => self.client.request(&[]),
+            };
+            self.current = Some((body.clone(), true));
+            self.arrive(self.connection, body);
+            if self.current.is_some() {
+                tokio::time::advance(Duration::from_secs(26)).await;
+                self.settle();
+            }
+            assert!(self.current.is_none(), "no answer");
+        }
+        assert_eq!(self.consumed, self.sent, "lost on the way to the Community");
+        assert_eq!(self.client.received, self.said, "lost on the way to the client");
+        // The Community says its last byte; the client fetches it, and then the session is gone.
+        let _ = Pin::new(&mut self.stream).poll_write(&mut cx, b"bye");
+        let _ = Pin::new(&mut self.stream).poll_shutdown(&mut cx);
+        self.said.extend(b"bye");
+        self.held.clear();
+        let body = self.client.request(&[]);
+        self.current = Some((body.clone(), true));
+        self.connection += 1;
+        self.arrive(self.connection, body);
+        assert_eq!(self.client.received, self.said);
+        let body = self.client.request(&[]);
+        let (answer, outcome) = self.service.request(self.kind, &self.name, &body, FROM.ip()).await;
+        assert!(matches!(answer, Answer::Unknown), "{outcome}");
+    }
+}
