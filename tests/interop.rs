@@ -1,0 +1,298 @@
+//! Clients through every proxy that we could get, and in front of every way in: the matrix of
+//! `docs/interop.md`. After a change that is meant to change it, or with other versions of the
+//! proxies: `SAMETIME_MUX_RECORD=1 cargo test --test interop` writes the document's tables anew.
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, unreachable_pub)]
+
+#[path = "interop/finch.rs"]
+mod finch;
+#[path = "interop/rows.rs"]
+mod rows;
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpStream,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rows::{Place, Row};
+use support::{
+    client::{Client, Way},
+    has,
+    mux::{self, Mux},
+    peer::{CHAT, Process, assert_chat, free_address, meanwhile, run, talk, text},
+    route::Route,
+    soon,
+    tunnel::Pace,
+    until,
+};
+
+const COLUMNS: [&str; 7] = ["raw", "polling", "hybrid", "libmeanwhile", "finch", "curl", "openssl"];
+/// Longer than the idle time-out of every proxy in `rows.rs`.
+const IDLE: Duration = Duration::from_millis(3_500);
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/interop.md");
+
+fn column(way: Way) -> &'static str {
+    match way {
+        Way::Raw | Way::Tls => "raw",
+        Way::Polling | Way::PollingTls => "polling",
+        Way::Hybrid | Way::HybridTls => "hybrid",
+    }
+}
+
+/// As a real client, but for the shorter times.
+const PACE: Pace =
+    Pace { idle: Duration::from_millis(200), patience: Duration::from_millis(500), retry: Duration::from_millis(200) };
+
+/// A client that has said something and heard it.
+struct Talker {
+    way: Way,
+    client: Client,
+    channel: u32,
+}
+
+async fn chat(client: &mut Client, channel: u32, text: &[u8]) {
+    client.say(channel, text).await;
+    assert_eq!(client.recv().await.expect("an answer").text(), text);
+}
+
+impl Talker {
+    async fn start(way: Way, route: Route) -> Self {
+        let mut client = Client::connect_by(way, &route, PACE).await.unwrap();
+        client.log_in("bob").await;
+        let channel = client.open_chat("echo").await;
+        for said in [&b"hello"[..], &[b'x'; 40_000]] {
+            chat(&mut client, channel, said).await;
+        }
+        Self { way, client, channel }
+    }
+
+    fn is_raw(&self) -> bool {
+        matches!(self.way, Way::Raw | Way::Tls)
+    }
+
+    /// Silent for longer than the proxies wait, but for the keep-alives of every client.
+    async fn idle(mut self) -> Self {
+        let until = tokio::time::Instant::now() + IDLE;
+        while tokio::time::Instant::now() < until {
+            self.client.send(&[0x80]).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        chat(&mut self.client, self.channel, b"still there").await;
+        self
+    }
+
+    /// After the proxy was away: a tunnel's session goes on, a raw client comes again.
+    async fn again(mut self, route: Route, restarted: bool) {
+        if restarted && self.is_raw() {
+            self.client.recv_all().await;
+            self = Self::start(self.way, route).await;
+        }
+        chat(&mut self.client, self.channel, b"and again").await;
+        self.client.log_out().await;
+        self.client.recv_all().await;
+    }
+}
+
+type Cells = Vec<(&'static str, Result<(), String>)>;
+
+/// Runs `phase` for each that is left; notes those that fail.
+async fn phase<T: Send + 'static, U: Send + 'static, F>(
+    cells: Vec<(Way, T)>,
+    failed: &mut Cells,
+    phase: impl Fn(Way, T) -> F,
+) -> Vec<(Way, U)>
+where
+    F: Future<Output = U> + Send + 'static,
+{
+    let tasks: Vec<_> = cells.into_iter().map(|(way, cell)| (way, tokio::spawn(phase(way, cell)))).collect();
+    let mut left = Vec::new();
+    for (way, task) in tasks {
+        match task.await {
+            Ok(done) => left.push((way, done)),
+            Err(why) => failed.push((column(way), Err(panicked(why)))),
+        }
+    }
+    left
+}
+
+fn panicked(why: tokio::task::JoinError) -> String {
+    let why = why.into_panic();
+    let said = why.downcast_ref::<String>().cloned().or_else(|| why.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    said.unwrap_or_else(|| "panicked".to_owned())
+}
+
+async fn start_proxy(row: &Row, place: &Place<'_>) -> Option<Process> {
+    row.program?;
+    let process = Process::start_logged(&mut (row.command)(place), &place.folder.join("proxy.log"));
+    let what = format!("{}, {}: its port", row.proxy, row.way);
+    until(&what, || TcpStream::connect(place.at).is_ok()).await;
+    Some(process)
+}
+
+/// All cells of a row.
+async fn run_row(row: Row) -> (Row, Cells) {
+    let folder = tempfile::tempdir().unwrap();
+    pair(folder.path());
+    let settings = format!("{}[tunnel]\nhold = \"1s\"\n[admin]\nlisten = \"\"\n", row.settings);
+    let mux = mux::start(&settings).await;
+    let at = if row.program.is_some() { free_address() } else { mux.raw() };
+    let place = Place { at, mux: mux.raw(), folder: folder.path() };
+    let proxy = start_proxy(&row, &place).await;
+    let route = (row.route)(&place);
+    let mut cells: Cells = Vec::new();
+
+    let cells_of_ways = row.ways.iter().map(|way| (*way, route.clone())).collect();
+    let start = |way, route| async move { Talker::start(way, route).await.idle().await };
+    let talkers = phase(cells_of_ways, &mut cells, start).await;
+    let restarted = proxy.is_some();
+    drop(proxy);
+    let _proxy = start_proxy(&row, &place).await;
+    let done = phase(talkers, &mut cells, |_, talker| talker.again(route.clone(), restarted)).await;
+    cells.extend(done.into_iter().map(|(way, ())| (column(way), Ok(()))));
+    cells.extend(programs(&row, &place).await);
+    gone(&row, &mux).await;
+    (row, cells)
+}
+
+/// Nothing is left behind in the multiplexer.
+async fn gone(row: &Row, mux: &Mux) {
+    let what = format!("{}, {}: the end of every session", row.proxy, row.way);
+    until(&what, || mux.server.sessions() == 0).await;
+}
+
+/// The programs of others that come this way.
+async fn programs(row: &Row, place: &Place<'_>) -> Cells {
+    let mut cells = Vec::new();
+    let filled =
+        |argument: &&str| argument.replace("{at}", &place.at.to_string()).replace("{mux}", &place.mux.to_string());
+    if let Some(option) = row.meanwhile.filter(|_| meanwhile().is_some()) {
+        let (at, mux, straight) = (place.at, place.mux, option.is_empty());
+        let task = tokio::spawn(async move {
+            let proxy = at.to_string();
+            let through: &[&str] = if straight { &[] } else { &[option, &proxy] };
+            assert_chat(talk(through, if straight { at } else { mux }, "ann", "secret", CHAT).await);
+        });
+        cells.push(("libmeanwhile", task.await.map_err(panicked)));
+    }
+    if row.ways.contains(&Way::Raw) && finch::is_there() {
+        let (route, folder) = ((row.route)(place), place.folder.to_owned());
+        let task = tokio::spawn(async move { finch::chat(&route, &folder).await });
+        cells.push(("finch", task.await.map_err(panicked)));
+    }
+    if !row.curl.is_empty() && has("curl", "curl") {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--max-time", "20", "--write-out", "%{http_code}", "--output"]);
+        command.arg(place.folder.join("curl.out"));
+        if !row.curl.iter().any(|argument| argument.contains("prox") || argument.contains("socks")) {
+            command.args(["--noproxy", "*"]);
+        }
+        let output = run(command.args(row.curl.iter().map(filled))).await;
+        let said = text(&output.stdout);
+        let outcome = if said == "200" { Ok(()) } else { Err(format!("{said} {}", text(&output.stderr))) };
+        cells.push(("curl", outcome));
+    }
+    if let Some(arguments) = row.openssl.filter(|_| has("openssl", "openssl")) {
+        let mut command = Command::new("openssl");
+        command.arg("s_client").args(arguments.iter().map(filled)).stdin(Stdio::null());
+        let output = run(&mut command).await;
+        let said = text(&output.stdout);
+        let there = said.contains("BEGIN CERTIFICATE") && said.contains("New, TLSv1.");
+        cells.push(("openssl", if there { Ok(()) } else { Err(text(&output.stderr)) }));
+    }
+    cells
+}
+
+/// A TLS pair for the proxies that end TLS.
+fn pair(folder: &Path) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(folder.join("server.pem"), made.cert.pem()).unwrap();
+    fs::write(folder.join("server.key"), made.signing_key.serialize_pem()).unwrap();
+}
+
+/// A line of the document's table.
+fn line(row: &Row, cells: &Cells) -> String {
+    let of = |column: &&str| match cells.iter().find(|(of, _)| of == column) {
+        None => " ",
+        Some((_, Ok(()))) => "yes",
+        Some((_, Err(_))) => "NO",
+    };
+    let cells: Vec<_> = COLUMNS.iter().map(of).collect();
+    format!("| {} | {} | {} |", row.proxy, row.way, cells.join(" | "))
+}
+
+/// What a program calls its version, or its Debian package does.
+fn version(row: &Row) -> Option<(String, String)> {
+    let (program, package, arguments) = row.program?;
+    let said = if arguments.is_empty() {
+        Command::new("dpkg-query").args(["--show", "--showformat", "${Version}", package]).output().unwrap().stdout
+    } else {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        [output.stdout, output.stderr].concat()
+    };
+    let number = text(&said).split(|c: char| c.is_whitespace() || "/v,".contains(c)).find_map(|word| {
+        let numeric = word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+        numeric.then(|| word.split(['-', '+']).next().unwrap().trim_end_matches('.').to_owned())
+    });
+    Some((row.proxy.to_owned(), number.unwrap_or_else(|| "?".to_owned())))
+}
+
+/// The part of the document between two marks, and what stands around it.
+fn parts<'a>(document: &'a str, name: &str) -> (&'a str, &'a str, &'a str) {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
+    let from = document.find(&begin).unwrap() + begin.len();
+    let to = document.find(&end).unwrap();
+    (&document[..from], &document[from..to], &document[to..])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_client_comes_through_every_proxy() {
+    let mut tasks = Vec::new();
+    // So many at once that it is over soon, so few that two cores keep up.
+    let places = Arc::new(tokio::sync::Semaphore::new(12));
+    meanwhile();
+    for row in rows::rows() {
+        if row.program.is_some_and(|(program, package, _)| !has(program, package)) {
+            continue;
+        }
+        let places = Arc::clone(&places);
+        tasks.push(tokio::spawn(async move {
+            let _place = places.acquire_owned().await.unwrap();
+            soon(&format!("{}, {}", row.proxy, row.way), run_row(row)).await
+        }));
+    }
+    assert!(tasks.len() >= 2, "the direct rows need no proxy");
+    let (mut lines, mut versions, mut failures) = (Vec::new(), BTreeSet::new(), Vec::new());
+    for task in tasks {
+        let (row, cells) = task.await.unwrap();
+        for (column, outcome) in &cells {
+            if let Err(why) = outcome {
+                failures.push(format!("{}, {}, {column}: {why}", row.proxy, row.way));
+            }
+        }
+        lines.push(line(&row, &cells));
+        versions.extend(version(&row));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let document = fs::read_to_string(DOCUMENT).unwrap();
+    if std::env::var_os("SAMETIME_MUX_RECORD").is_some() {
+        let (before, _, after) = parts(&document, "matrix");
+        let heads = format!("| proxy | way | {} |\n|---|---|{}\n", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
+        let document = format!("{before}{heads}{}\n{after}", lines.join("\n"));
+        let (before, _, after) = parts(&document, "versions");
+        let versions: Vec<_> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        fs::write(DOCUMENT, format!("{before}{}.\n{after}", versions.join(", "))).unwrap();
+        return;
+    }
+    let (_, recorded, _) = parts(&document, "matrix");
+    for line in &lines {
+        // What was not run, for want of a program, is not compared.
+        let agrees =
+            |recorded: &str| recorded.split('|').zip(line.split('|')).all(|(was, is)| is == "   " || was == is);
+        assert!(recorded.lines().any(agrees), "docs/interop.md says something else than\n{line}");
+    }
+}

@@ -1,0 +1,514 @@
+//! The rows of the matrix: each a proxy, its configuration, and how clients come through it.
+
+use std::{fs, net::SocketAddr, path::Path, process::Command};
+
+use crate::support::{
+    client::Way,
+    route::{Hop, Route},
+};
+
+/// An idle connection lasts so long at each proxy. Held requests (one second here) and clients'
+/// keep-alives are to come more often, as they do at the default of minutes.
+const TIMEOUT: u32 = 2;
+
+pub const PLAIN: &[Way] = &[Way::Raw, Way::Polling, Way::Hybrid];
+pub const TLS: &[Way] = &[Way::Tls, Way::PollingTls, Way::HybridTls];
+const TUNNEL: &[Way] = &[Way::Polling, Way::Hybrid];
+const TUNNEL_TLS: &[Way] = &[Way::PollingTls, Way::HybridTls];
+
+/// Where things are while a row runs.
+pub struct Place<'a> {
+    /// The proxy is to listen there.
+    pub at: SocketAddr,
+    /// The multiplexer.
+    pub mux: SocketAddr,
+    pub folder: &'a Path,
+}
+
+impl Place<'_> {
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        fs::write(self.folder.join(name), text).unwrap();
+        self.path(name)
+    }
+}
+
+pub struct Row {
+    pub proxy: &'static str,
+    pub way: &'static str,
+    /// The program, its Debian package, and how it says its version.
+    pub program: Option<(&'static str, &'static str, &'static [&'static str])>,
+    pub command: Box<dyn Fn(&Place) -> Command + Send + Sync>,
+    pub route: fn(&Place) -> Route,
+    pub ways: &'static [Way],
+    /// Of the multiplexer's own file.
+    pub settings: &'static str,
+    /// What libmeanwhile is told: nothing, or a proxy's option.
+    pub meanwhile: Option<&'static str>,
+    /// What curl is told; `{at}` and `{mux}` are replaced.
+    pub curl: &'static [&'static str],
+    /// Whether openssl finds TLS, and how it gets there.
+    pub openssl: Option<&'static [&'static str]>,
+}
+
+type Program = Option<(&'static str, &'static str, &'static [&'static str])>;
+
+const NONE: Program = None;
+const DANTE: Program = Some(("danted", "dante-server", &["-v"]));
+// It tells no version; its package does.
+const MICROSOCKS: Program = Some(("microsocks", "microsocks", &[]));
+const SQUID: Program = Some(("squid", "squid", &["-v"]));
+const TINYPROXY: Program = Some(("tinyproxy", "tinyproxy-bin", &["-v"]));
+const NGINX: Program = Some(("nginx", "nginx-light", &["-v"]));
+const HAPROXY: Program = Some(("haproxy", "haproxy", &["-v"]));
+const APACHE: Program = Some(("apache2", "apache2-bin", &["-v"]));
+const STUNNEL: Program = Some(("stunnel4", "stunnel4", &["-version"]));
+
+const CURL_DIRECT: &[&str] = &["http://{at}/CommunityCBR"];
+const CURL_PREFIX: &[&str] = &["http://{at}/st01/CommunityCBR"];
+const CURL_TLS: &[&str] = &["--insecure", "https://{at}/CommunityCBR"];
+const CURL_PREFIX_TLS: &[&str] = &["--insecure", "https://{at}/st01/CommunityCBR"];
+const CURL_SOCKS5: &[&str] = &["--socks5", "{at}", "http://{mux}/CommunityCBR"];
+const OPENSSL: Option<&[&str]> = Some(&["-connect", "{at}"]);
+const OPENSSL_CONNECT: Option<&[&str]> = Some(&["-proxy", "{at}", "-connect", "{mux}"]);
+
+/// All of them.
+pub fn rows() -> Vec<Row> {
+    let mut rows = vec![
+        row("none", "direct", NONE, |_| Command::new("true"), straight, PLAIN).meanwhile("").curl(CURL_DIRECT),
+        row("none", "direct, TLS", NONE, |_| Command::new("true"), straight, TLS).curl(CURL_TLS).openssl(OPENSSL),
+    ];
+    rows.extend(socks());
+    rows.extend(http_proxies());
+    rows.extend(nginx());
+    rows.extend(haproxy());
+    rows.extend(apache());
+    rows.push(row("stunnel", "TLS ended", STUNNEL, stunnel, straight, TLS).curl(CURL_TLS).openssl(OPENSSL));
+    rows
+}
+
+fn row(
+    proxy: &'static str,
+    way: &'static str,
+    program: Program,
+    command: impl Fn(&Place) -> Command + Send + Sync + 'static,
+    route: fn(&Place) -> Route,
+    ways: &'static [Way],
+) -> Row {
+    let command = Box::new(command);
+    Row { proxy, way, program, command, route, ways, settings: "", meanwhile: None, curl: &[], openssl: None }
+}
+
+impl Row {
+    fn meanwhile(self, option: &'static str) -> Self {
+        Self { meanwhile: Some(option), ..self }
+    }
+
+    fn curl(self, arguments: &'static [&'static str]) -> Self {
+        Self { curl: arguments, ..self }
+    }
+
+    fn openssl(self, arguments: Option<&'static [&'static str]>) -> Self {
+        Self { openssl: arguments, ..self }
+    }
+
+    fn settings(self, settings: &'static str) -> Self {
+        Self { settings, ..self }
+    }
+}
+
+fn straight(place: &Place) -> Route {
+    place.at.into()
+}
+
+fn under_prefix(place: &Place) -> Route {
+    Route::under(place.at, "/st01")
+}
+
+fn connect(place: &Place) -> Route {
+    Route::by(place.at, Hop::Connect, place.mux)
+}
+
+fn absolute(place: &Place) -> Route {
+    Route::absolute(place.at, place.mux)
+}
+
+fn socks4(place: &Place) -> Route {
+    Route::by(place.at, Hop::Socks4, place.mux)
+}
+
+fn socks5(place: &Place) -> Route {
+    Route::by(place.at, Hop::Socks5, place.mux)
+}
+
+fn socks5_name(place: &Place) -> Route {
+    Route::by(place.at, Hop::Socks5Name, place.mux)
+}
+
+fn socks() -> Vec<Row> {
+    let dante = |place: &Place| {
+        let file = place.write(
+            "danted.conf",
+            &format!(
+                "errorlog: stderr\ninternal: 127.0.0.1 port = {}\nexternal: 127.0.0.1\nsocksmethod: none\n\
+                 clientmethod: none\nuser.privileged: root\nuser.unprivileged: nobody\ntimeout.io: {TIMEOUT}\n\
+                 client pass {{ from: 127.0.0.0/8 to: 0/0 }}\nsocks pass {{ from: 0/0 to: 0/0 }}\n",
+                place.at.port()
+            ),
+        );
+        let mut command = Command::new("danted");
+        command.args(["-p", &place.path("danted.pid"), "-f", &file]);
+        command
+    };
+    let microsocks = |login: bool| {
+        move |place: &Place| {
+            let mut command = Command::new("microsocks");
+            command.args(["-i", "127.0.0.1", "-p", &place.at.port().to_string()]);
+            if login {
+                command.args(["-u", "alice", "-P", "open sesame"]);
+            }
+            command
+        }
+    };
+    vec![
+        row("dante", "SOCKS4", DANTE, dante, socks4, PLAIN).meanwhile("--socks4").curl(&[
+            "--socks4",
+            "{at}",
+            "http://{mux}/CommunityCBR",
+        ]),
+        row("dante", "SOCKS5 by address", DANTE, dante, socks5, PLAIN).meanwhile("--socks5").curl(CURL_SOCKS5),
+        row("dante", "SOCKS5 by name", DANTE, dante, socks5_name, PLAIN).curl(&[
+            "--socks5-hostname",
+            "{at}",
+            "http://{mux}/CommunityCBR",
+        ]),
+        row("dante", "SOCKS5, TLS inside", DANTE, dante, socks5, TLS),
+        row("microsocks", "SOCKS5 by address", MICROSOCKS, microsocks(false), socks5, PLAIN)
+            .meanwhile("--socks5")
+            .curl(CURL_SOCKS5),
+        row("microsocks", "SOCKS5 by name", MICROSOCKS, microsocks(false), socks5_name, PLAIN),
+        row(
+            "microsocks",
+            "SOCKS5 with log-in",
+            MICROSOCKS,
+            microsocks(true),
+            |place| socks5(place).login("alice", "open sesame"),
+            PLAIN,
+        )
+        .curl(&["--socks5", "{at}", "--proxy-user", "alice:open sesame", "http://{mux}/CommunityCBR"]),
+    ]
+}
+
+fn http_proxies() -> Vec<Row> {
+    let squid = |place: &Place| {
+        let file = place.write(
+            "squid.conf",
+            &format!(
+                "http_port {}\nhttp_access allow all\npid_filename none\naccess_log none\ncache_log /dev/null\n\
+                 cache deny all\ncache_mem 1 MB\nshutdown_lifetime 0 seconds\npinger_enable off\n\
+                 visible_hostname localhost\nread_timeout {TIMEOUT} seconds\nclient_idle_pconn_timeout {TIMEOUT} seconds\n\
+                 server_idle_pconn_timeout {TIMEOUT} seconds\n",
+                place.at
+            ),
+        );
+        let mut command = Command::new("squid");
+        command.args(["-N", "-f", &file]);
+        command
+    };
+    let tinyproxy = |place: &Place| {
+        let file = place.write(
+            "tinyproxy.conf",
+            &format!("Port {}\nListen 127.0.0.1\nAllow 127.0.0.1\nTimeout {TIMEOUT}\n", place.at.port()),
+        );
+        let mut command = Command::new("tinyproxy");
+        command.args(["-d", "-c", &file]);
+        command
+    };
+    let tunnelled: &[&str] = &["--proxytunnel", "--proxy", "http://{at}", "http://{mux}/CommunityCBR"];
+    let proxied: &[&str] = &["--proxy", "http://{at}", "http://{mux}/CommunityCBR"];
+    vec![
+        row("squid", "CONNECT", SQUID, squid, connect, PLAIN).meanwhile("--connect").curl(tunnelled),
+        row("squid", "CONNECT, TLS inside", SQUID, squid, connect, TLS).openssl(OPENSSL_CONNECT),
+        row("squid", "plain HTTP", SQUID, squid, absolute, TUNNEL).curl(proxied),
+        row("tinyproxy", "CONNECT", TINYPROXY, tinyproxy, connect, PLAIN).meanwhile("--connect").curl(tunnelled),
+        row("tinyproxy", "CONNECT, TLS inside", TINYPROXY, tinyproxy, connect, TLS).openssl(OPENSSL_CONNECT),
+        row("tinyproxy", "plain HTTP", TINYPROXY, tinyproxy, absolute, TUNNEL).curl(proxied),
+    ]
+}
+
+/// nginx with `body` as its configuration.
+fn nginx_with(place: &Place, body: &str) -> Command {
+    let path = place.folder.display();
+    // Built in, or a module of its own.
+    let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    let load = if Path::new(module).exists() { format!("load_module {module};\n") } else { String::new() };
+    let file = place.write(
+        "nginx.conf",
+        &format!(
+            "{load}worker_processes 1; pid {path}/pid; error_log {path}/error.log;\n\
+             events {{ worker_connections 256; }}\n{body}"
+        ),
+    );
+    let mut command = Command::new("nginx");
+    command.args(["-p", &path.to_string(), "-c", &file, "-e", &format!("{path}/error.log")]);
+    command.args(["-g", "daemon off; master_process off;"]);
+    command
+}
+
+fn nginx_http(place: &Place, server: &str, location: &str) -> Command {
+    let (path, at, mux) = (place.folder.display(), place.at, place.mux);
+    let ssl = if server.contains("ssl_certificate") { " ssl" } else { "" };
+    nginx_with(
+        place,
+        &format!(
+            "http {{ access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;\n\
+             fastcgi_temp_path {path}/fastcgi; uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;\n\
+             upstream mux {{ server {mux}; keepalive 8; }}\n\
+             keepalive_timeout {TIMEOUT}s;\n\
+             server {{ listen {at}{ssl}; {server}\n\
+             location /st01/ {{ proxy_pass http://mux; proxy_read_timeout {TIMEOUT}s; {location} }} }} }}\n"
+        ),
+    )
+}
+
+fn nginx_stream(place: &Place, server: &str) -> Command {
+    let (at, mux) = (place.at, place.mux);
+    let ssl = if server.contains("ssl_certificate") { " ssl" } else { "" };
+    nginx_with(
+        place,
+        &format!("stream {{ server {{ listen {at}{ssl}; proxy_pass {mux}; proxy_timeout {TIMEOUT}s; {server} }} }}\n"),
+    )
+}
+
+fn nginx() -> Vec<Row> {
+    let tls = |place: &Place| {
+        format!("ssl_certificate {}; ssl_certificate_key {};", place.path("server.pem"), place.path("server.key"))
+    };
+    let kept = "proxy_http_version 1.1; proxy_set_header Connection '';";
+    vec![
+        row(
+            "nginx",
+            "prefix, HTTP/1.0 upstream, response buffering (its defaults)",
+            NGINX,
+            |place| nginx_http(place, "", ""),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "nginx",
+            "prefix, HTTP/1.1 kept alive upstream, no buffering",
+            NGINX,
+            move |place| nginx_http(place, "", &format!("{kept} proxy_buffering off; proxy_request_buffering off;")),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "nginx",
+            "prefix, keep-alive off",
+            NGINX,
+            |place| nginx_http(place, "keepalive_timeout 0;", ""),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "nginx",
+            "prefix, TLS ended",
+            NGINX,
+            move |place| nginx_http(place, &tls(place), kept),
+            under_prefix,
+            TUNNEL_TLS,
+        )
+        .curl(CURL_PREFIX_TLS)
+        .openssl(OPENSSL),
+        row("nginx", "stream", NGINX, |place| nginx_stream(place, ""), straight, PLAIN).meanwhile("").curl(CURL_DIRECT),
+        row("nginx", "stream, TLS passed through", NGINX, |place| nginx_stream(place, ""), straight, TLS)
+            .curl(CURL_TLS)
+            .openssl(OPENSSL),
+        row("nginx", "stream, TLS ended", NGINX, move |place| nginx_stream(place, &tls(place)), straight, TLS)
+            .curl(CURL_TLS)
+            .openssl(OPENSSL),
+        row(
+            "nginx",
+            "stream, PROXY protocol 1",
+            NGINX,
+            |place| nginx_stream(place, "proxy_protocol on;"),
+            straight,
+            PLAIN,
+        )
+        .settings("[listeners]\nproxy_protocol_from = [\"127.0.0.0/8\"]\n")
+        .meanwhile("")
+        .curl(CURL_DIRECT),
+    ]
+}
+
+fn haproxy_with(place: &Place, mode: &str, bind: &str, more: &str, server: &str) -> Command {
+    let (at, mux) = (place.at, place.mux);
+    let file = place.write(
+        "haproxy.cfg",
+        &format!(
+            "global\n  maxconn 500\ndefaults\n  mode {mode}\n  timeout connect {TIMEOUT}s\n  timeout client {TIMEOUT}s\n  \
+             timeout server {TIMEOUT}s\nfrontend clients\n  bind {at} {bind}\n  {more}\n  default_backend mux\n\
+             backend mux\n  server mux {mux} {server}\n"
+        ),
+    );
+    let mut command = Command::new("haproxy");
+    command.args(["-db", "-q", "-f", &file]);
+    command
+}
+
+fn haproxy() -> Vec<Row> {
+    // One file with both, as HAProxy wants them.
+    let crt = |place: &Place| {
+        let pair = ["server.pem", "server.key"].map(|name| fs::read_to_string(place.folder.join(name)).unwrap());
+        format!("ssl crt {}", place.write("both.pem", &pair.concat()))
+    };
+    let believed = "[listeners]\nproxy_protocol_from = [\"127.0.0.0/8\"]\n";
+    vec![
+        row("HAProxy", "HTTP, prefix", HAPROXY, |place| haproxy_with(place, "http", "", "", ""), under_prefix, TUNNEL)
+            .curl(CURL_PREFIX),
+        row(
+            "HAProxy",
+            "HTTP, prefix, keep-alive off",
+            HAPROXY,
+            |place| haproxy_with(place, "http", "", "option httpclose", ""),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "HAProxy",
+            "HTTP, prefix, TLS ended",
+            HAPROXY,
+            move |place| haproxy_with(place, "http", &crt(place), "", ""),
+            under_prefix,
+            TUNNEL_TLS,
+        )
+        .curl(CURL_PREFIX_TLS)
+        .openssl(OPENSSL),
+        row("HAProxy", "TCP", HAPROXY, |place| haproxy_with(place, "tcp", "", "", ""), straight, PLAIN)
+            .meanwhile("")
+            .curl(CURL_DIRECT),
+        row(
+            "HAProxy",
+            "TCP, TLS passed through",
+            HAPROXY,
+            |place| haproxy_with(place, "tcp", "", "", ""),
+            straight,
+            TLS,
+        )
+        .curl(CURL_TLS)
+        .openssl(OPENSSL),
+        row(
+            "HAProxy",
+            "TCP, TLS ended",
+            HAPROXY,
+            move |place| haproxy_with(place, "tcp", &crt(place), "", ""),
+            straight,
+            TLS,
+        )
+        .curl(CURL_TLS)
+        .openssl(OPENSSL),
+        row(
+            "HAProxy",
+            "TCP, PROXY protocol 1",
+            HAPROXY,
+            |place| haproxy_with(place, "tcp", "", "", "send-proxy"),
+            straight,
+            PLAIN,
+        )
+        .settings(believed)
+        .meanwhile("")
+        .curl(CURL_DIRECT),
+        row(
+            "HAProxy",
+            "TCP, PROXY protocol 2",
+            HAPROXY,
+            |place| haproxy_with(place, "tcp", "", "", "send-proxy-v2"),
+            straight,
+            PLAIN,
+        )
+        .settings(believed)
+        .meanwhile("")
+        .curl(CURL_DIRECT),
+    ]
+}
+
+fn apache_with(place: &Place, more: &str) -> Command {
+    let (path, at, mux) = (place.folder.display(), place.at, place.mux);
+    let names = ["mpm_event", "authz_core", "env", "proxy", "proxy_http", "ssl"];
+    let load: String = names.iter().fold(String::new(), |load, name| {
+        load + &format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n")
+    });
+    let file = place.write(
+        "apache2.conf",
+        &format!(
+            "ServerRoot {path}\nServerName localhost\nPidFile {path}/pid\nErrorLog {path}/error.log\nListen {at}\n{load}\
+             DefaultRuntimeDir {path}\nMutex sem\nThreadsPerChild 32\nMaxRequestWorkers 32\nTimeout {TIMEOUT}\nKeepAliveTimeout {TIMEOUT}\n\
+             {more}\nProxyPass /st01/ http://{mux}/st01/\n"
+        ),
+    );
+    let mut command = Command::new("apache2");
+    command.args(["-X", "-f", &file]);
+    command
+}
+
+fn apache() -> Vec<Row> {
+    vec![
+        row("Apache", "prefix", APACHE, |place| apache_with(place, ""), under_prefix, TUNNEL).curl(CURL_PREFIX),
+        row(
+            "Apache",
+            "prefix, keep-alive off",
+            APACHE,
+            |place| apache_with(place, "KeepAlive Off\nSetEnv proxy-nokeepalive 1"),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "Apache",
+            "prefix, HTTP/1.0 upstream",
+            APACHE,
+            |place| apache_with(place, "SetEnv force-proxy-request-1.0 1"),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "Apache",
+            "prefix, TLS ended",
+            APACHE,
+            |place| {
+                let (certificate, key) = (place.path("server.pem"), place.path("server.key"));
+                let lines = format!("SSLEngine on\nSSLCertificateFile {certificate}\nSSLCertificateKeyFile {key}");
+                apache_with(place, &lines)
+            },
+            under_prefix,
+            TUNNEL_TLS,
+        )
+        .curl(CURL_PREFIX_TLS)
+        .openssl(OPENSSL),
+    ]
+}
+
+fn stunnel(place: &Place) -> Command {
+    let file = place.write(
+        "stunnel.conf",
+        &format!(
+            "foreground = yes\npid =\nsyslog = no\n[sametime]\naccept = {}\nconnect = {}\ncert = {}\nkey = {}\n\
+             TIMEOUTidle = {TIMEOUT}\nTIMEOUTclose = 0\n",
+            place.at,
+            place.mux,
+            place.path("server.pem"),
+            place.path("server.key")
+        ),
+    );
+    let mut command = Command::new("stunnel4");
+    command.arg(file);
+    command
+}
