@@ -1,0 +1,119 @@
+//! What the documents say of the program is so.
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
+
+mod support;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use support::{
+    client::{Client, Way},
+    mux,
+};
+
+fn document(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+/// Words in backquotes that begin with `prefix`.
+fn named<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
+    text.split('`').filter(|word| word.starts_with(prefix) && !word.contains(char::is_whitespace)).collect()
+}
+
+#[tokio::test]
+async fn operations_name_every_metric_and_no_other() {
+    let mux = mux::start("").await;
+    Client::connect(Way::Raw, mux.raw()).await.log_in("bob").await;
+    let shown = String::from_utf8(mux.get("/metrics").await.body).unwrap();
+    let types = shown.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let there: BTreeSet<String> = types
+        .map(|line| line.split_once(' ').unwrap())
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        })
+        .collect();
+    assert!(there.len() > 15, "{there:?}");
+    let text = document("docs/operations.md");
+    let said: BTreeSet<String> = named(&text, "sametime_mux_").into_iter().map(str::to_owned).collect();
+    assert_eq!(said, there);
+}
+
+#[test]
+fn the_threat_model_names_tests_that_are_there() {
+    let sources = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")).unwrap();
+    let sources = sources.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "rs"));
+    let code: String = sources.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let tests = code.split("#[").filter(|item| item.starts_with("test]") || item.starts_with("tokio::test"));
+    let there: BTreeSet<&str> =
+        tests.filter_map(|item| item.split_once("fn ")?.1.split_once('(')).map(|(name, _)| name).collect();
+    let document = document("SECURITY.md");
+    let rows: Vec<Vec<&str>> = document
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.trim_matches('|').split(" | ").collect())
+        .filter(|row: &Vec<&str>| row[0].trim() != "who")
+        .collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    for row in rows {
+        assert_eq!(row.len(), 4, "{row:?}");
+        let tests: Vec<&str> = row[3].split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test for {row:?}");
+        for test in tests {
+            assert!(there.contains(test), "{test} is no test");
+        }
+    }
+}
+
+#[test]
+fn links_lead_to_files_that_are_there() {
+    let mut seen = 0;
+    for file in [
+        "README.md",
+        "SECURITY.md",
+        "docs/architecture.md",
+        "docs/operations.md",
+        "docs/configuration.md",
+        "docs/http-safety.md",
+        "docs/interop.md",
+        "docs/load.md",
+        "docs/testing.md",
+        "fuzz/README.md",
+        "CHANGELOG.md",
+    ] {
+        let folder = Path::new(file).parent().unwrap();
+        for link in document(file).split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(link.split('#').next().unwrap());
+            assert!(path.exists(), "{file} links to {link}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 3, "only {seen} links were seen");
+}
+
+#[test]
+fn the_kits_examples_are_those_that_run() {
+    let (text, code) = (document("docs/testing.md"), document("tests/kit.rs"));
+    let examples: Vec<_> = text.split("```rust\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        assert!(code.contains(example), "tests/kit.rs has it otherwise:\n{example}");
+    }
+}
+
+#[test]
+fn every_test_file_is_in_the_testing_document() {
+    let text = document("docs/testing.md");
+    let table = text.split("## A conversation").next().unwrap();
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")).unwrap();
+    let names: BTreeSet<String> = files
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter_map(|name| name.strip_suffix(".rs").map(str::to_owned))
+        .collect();
+    assert!(names.len() > 10, "{names:?}");
+    let named: BTreeSet<String> = table.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    assert!(names.is_subset(&named), "not named: {:?}", names.difference(&named));
+}
