@@ -12,8 +12,8 @@ use std::{
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
-use tracing::{error, warn};
+use tokio::net::{TcpListener, TcpStream};
+use tracing::{debug, error, warn};
 
 use super::{Ingress, connection};
 use crate::stream::note_vanished;
@@ -127,7 +127,7 @@ pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, acc
                     ingress.paused(port);
                     tokio::time::sleep(pause).await;
                 }
-                tokio::spawn(connection::serve(Arc::clone(&ingress), tcp, peer, port));
+                hand_over(&ingress, tcp, peer, port);
             }
             Err(failed) => {
                 let class = classify(&failed);
@@ -145,6 +145,22 @@ pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, acc
                 }
             }
         }
+    }
+}
+
+/// Gives a connection to one of the workers, whose thread watches it from then on.
+fn hand_over(ingress: &Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: u16) {
+    let serving = Arc::clone(ingress);
+    let handed = tcp.into_std().map(|tcp| {
+        ingress.workers.spawn(async move {
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => connection::serve(serving, tcp, peer, port).await,
+                Err(error) => debug!(client = %peer, port, %error, "the connection can't be watched"),
+            }
+        });
+    });
+    if let Err(error) = handed {
+        debug!(client = %peer, port, %error, "the connection can't be handed over");
     }
 }
 
