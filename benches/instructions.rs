@@ -10,14 +10,14 @@
 #[path = "support/tunnel.rs"]
 mod support;
 
-use std::{future::Future, net::SocketAddr, pin::Pin, process::ExitCode, sync::Arc, time::Duration, time::Instant};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration, time::Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sametime_mux::{
     ingress::tunnel::{Service, envelope::Kind},
     mux::{Mux, Settings},
-    stream::{Arrival, Community, Core, Lease, Link, LinkError, Stream, Transport, Via},
+    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Transport, Via},
     telemetry::Telemetry,
     wire::frame::{self, Scanner},
 };
@@ -72,11 +72,13 @@ impl Lease for NoLease {
 }
 
 impl Community for Links {
-    fn connect(&self, _: SocketAddr) -> Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send + '_>> {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        self.0.lock().push(far);
-        let link = Link { stream: Stream::other(near), server: "memory".into(), lease: Box::new(NoLease) };
-        Box::pin(std::future::ready(Ok(link)))
+    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], _: SpeaksOn<'a>) -> Linking<'a> {
+        Box::pin(async {
+            let (mut near, far) = tokio::io::duplex(64 * 1024);
+            near.write_all(hello).await.unwrap();
+            self.0.lock().push(far);
+            Ok(Link { stream: Stream::other(near), server: "memory".into(), lease: Box::new(NoLease) })
+        })
     }
 }
 

@@ -24,6 +24,15 @@ pub enum Balance {
     LeastSessions,
 }
 
+/// How a server is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// By a connection. Its system takes one even while the server hangs.
+    Connect,
+    /// By a Handshake, which must be answered.
+    Handshake,
+}
+
 /// A Community server, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Server {
@@ -46,6 +55,11 @@ pub struct Settings {
     pub send_proxy_protocol: bool,
     /// How long a server may take to accept a link.
     pub connect_timeout: Duration,
+    /// How long it may take to answer a client's Handshake.
+    pub handshake_timeout: Duration,
+    /// How it is tried without a client. One that left a Handshake unanswered is tried by Handshakes
+    /// until it answers one.
+    pub check: Check,
     /// How often each server is tried without a client; `None`: never, but for one that is down.
     pub check_interval: Option<Duration>,
 }

@@ -71,6 +71,8 @@ pub struct Settings {
     pub limits: Limits,
     /// From accept to the end of the first frame or request.
     pub login_timeout: Duration,
+    /// A connection whose peer is gone without a word is given up after so long; 8 s at the least.
+    pub vanished_timeout: Duration,
     /// The most that one frame may hold, in bytes; bounds a tunnel request, too.
     pub max_frame: u32,
     /// The TLS pair.

@@ -109,6 +109,7 @@ impl Server {
         let acceptor = tls::Acceptor::load(&settings.ingress.tls)?;
         let bound = Ports::bind_all(&settings.ingress, &[])?;
         let telemetry = Telemetry::new(VERSION);
+        telemetry.set_runtimes(workers.runtimes());
         let sandbox = if wants_sandbox(&settings.community) { Some(start_sandbox().await?) } else { None };
         let pool = community::Pool::start(settings.community.clone(), sandbox.as_ref().map(|(address, _)| *address));
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));

@@ -30,7 +30,7 @@ mod close;
 pub mod scratch;
 
 pub use budget::Budget;
-pub use close::{linger, refuse};
+pub use close::{linger, note_vanished, refuse};
 
 /// A section of the configuration database that holds ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -325,11 +325,18 @@ pub trait Core: Send + Sync + 'static {
     }
 }
 
+/// A link that is being opened.
+pub type Linking<'a> = Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send + 'a>>;
+/// Is over when a client speaks on, or ends, although it has no answer yet.
+pub type SpeaksOn<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send + 'a)>;
+
 /// What the core asks for links.
 pub trait Community: Send + Sync + 'static {
-    /// Chooses a server and opens a link to it for `client`. A server that refuses is
-    /// skipped for the next one.
-    fn connect(&self, client: SocketAddr) -> Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send + '_>>;
+    /// Chooses a server, opens a link to it for `client`, sends it `hello` (the client's Handshake)
+    /// and waits for its first answer, which is left in the link. A server that refuses, or does
+    /// not answer, is skipped for the next one. When the client speaks on, it is committed: the
+    /// server that has its hello keeps it, and is not waited for.
+    fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], speaks_on: SpeaksOn<'a>) -> Linking<'a>;
 }
 
 /// A stream to a Community server, and the place on that server that it takes up.

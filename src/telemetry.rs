@@ -428,6 +428,11 @@ impl Telemetry {
         }
     }
 
+    /// The runtimes whose tasks are counted beside those of the present one.
+    pub fn set_runtimes(&self, runtimes: &[tokio::runtime::Handle]) {
+        self.process.set_runtimes(runtimes);
+    }
+
     /// When the certificate ends, in seconds since 1970.
     pub fn set_certificate_end(&self, unix: i64) {
         self.certificate_end.store(unix, Relaxed);

@@ -347,6 +347,78 @@ async fn a_client_without_a_server_is_told() {
 }
 
 #[tokio::test]
+async fn a_client_that_does_not_wait_for_an_answer_is_not_kept_waiting() {
+    // Says nothing before it has heard the log-in, nor does the other server get a word.
+    let slow = Community::start(|mut connection: Connection| async move {
+        for kind in [frames::HANDSHAKE, frames::LOGIN] {
+            let Some(frame) = connection.recv().await else { return };
+            assert_eq!(frame.kind, kind);
+        }
+        connection.send(&Frame::new(frames::HANDSHAKE_ACK, 0, &[0; 8]).bytes()).await;
+        connection.send(&Frame::new(frames::LOGIN_ACK, 0, &[0; 30]).bytes()).await;
+        connection.read_on().await;
+    })
+    .await;
+    let other = Community::start_echo().await;
+    let mux = mux::start(&format!(
+        "[community]\nservers = [\"{}\", \"{}\"]\nbalance = \"failover\"\nhandshake_timeout = \"2m\"\n",
+        slow.address, other.address
+    ))
+    .await;
+    let hello = [frames::handshake().bytes(), frames::login("bob", "secret").bytes()].concat();
+    let mut present = Vec::new();
+    for (n, way) in Way::ALL.into_iter().enumerate() {
+        // In one go, and later.
+        let mut client = Client::connect(way, mux.raw()).await;
+        if n % 2 == 0 {
+            client.send(&hello).await;
+        } else {
+            client.send_frame(&frames::handshake()).await;
+            until("the handshake", || slow.sessions() > n).await;
+            client.send_frame(&frames::login("bob", "secret")).await;
+        }
+        for kind in [frames::HANDSHAKE_ACK, frames::LOGIN_ACK] {
+            assert_eq!(client.recv().await.expect("an answer").kind, kind, "{way:?}");
+        }
+        assert_eq!(slow.seen(n).len(), hello.len(), "{way:?}: each byte once");
+        present.push(client);
+    }
+    // Who leaves without an answer is gone.
+    for way in [Way::Raw, Way::Tls] {
+        let mut client = Client::connect(way, mux.raw()).await;
+        client.send_frame(&frames::handshake()).await;
+        client.shut_down().await;
+        drop(client);
+    }
+    until("their end", || mux.server.sessions() == present.len()).await;
+    assert_eq!(other.sessions(), 0);
+    assert_eq!(mux.metric("sametime_mux_held_bytes").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_passed_over_and_nothing_said_is_lost() {
+    let hangs = Community::start(|mut connection: Connection| async move { connection.read_on().await }).await;
+    let other = Community::start_echo().await;
+    let mux = mux::start(&format!(
+        "[community]\nservers = [\"{}\", \"{}\"]\nbalance = \"failover\"\nhandshake_timeout = \"300ms\"\n",
+        hangs.address, other.address
+    ))
+    .await;
+    for way in Way::ALL {
+        let mut client = Client::connect(way, mux.raw()).await;
+        client.log_in("bob").await;
+        let channel = client.open_chat("echo").await;
+        client.say(channel, b"hello").await;
+        assert_eq!(client.recv().await.expect("an echo").text(), b"hello", "{way:?}");
+    }
+    assert_eq!(other.sessions(), Way::ALL.len());
+    assert_eq!(stamped(&other, 0).await, [127, 0, 0, 1]);
+    let alone =
+        mux::start(&format!("[community]\nservers = [\"{}\"]\nhandshake_timeout = \"300ms\"\n", hangs.address)).await;
+    assert_eq!(refusal(alone.raw(), &frames::handshake().bytes()).await, NOT_RESPONDING);
+}
+
+#[tokio::test]
 async fn what_is_no_frame_is_refused() {
     let (community, mux) = echo_mux("[limits]\nmax_frame = 2048\n").await;
     let to = mux.raw();

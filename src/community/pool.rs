@@ -1,24 +1,20 @@
 //! Chooses a server for each client, and looks after those that are down.
 
 use std::{
-    future::Future,
-    io,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::{Balance, Server, Settings, State, direct, server::Known};
+use super::{Balance, Server, Settings, State, server::Known};
 use crate::{
-    stream::{Community, Link, LinkError, Stream},
+    stream::{Community, Link, LinkError, Linking, SpeaksOn, Stream},
     wire::reason::Reason,
 };
 
@@ -100,7 +96,7 @@ impl Pool {
             watcher.abort();
         }
         for known in &servers {
-            let watcher = tokio::spawn(watch(Arc::clone(known), settings.check_interval, settings.connect_timeout));
+            let watcher = tokio::spawn(watch(Arc::clone(known), settings.clone()));
             watchers.push((Arc::clone(&known.name), watcher.abort_handle()));
         }
         *self.choice.lock() = Choice::default();
@@ -136,8 +132,9 @@ impl Pool {
             Balance::LeastSessions => self.least(present),
         };
         let mut order: Vec<_> = servers[first.min(servers.len())..].iter().chain(&servers[..first]).cloned().collect();
-        // Those that are down come last, and only when it is time to try them again.
-        order.sort_by_key(|known| !known.is_hopeful());
+        // Those that do not answer come late; those that are down last, and only when it is time to try
+        // them again.
+        order.sort_by_key(|known| (!known.is_hopeful(), known.is_suspect()));
         order.retain(|known| known.may_be_tried());
         order
     }
@@ -150,7 +147,7 @@ impl Pool {
             choice.log_ins_left > 0 && choice.server.as_ref().is_some_and(|server| server.state() == State::Up);
         if !stands {
             let up = present.servers.iter().filter(|known| known.is_hopeful());
-            choice.server = up.min_by_key(|known| known.sessions()).cloned();
+            choice.server = up.min_by_key(|known| (known.is_suspect(), known.sessions())).cloned();
             choice.log_ins_left = present.settings.recalculate_after;
         }
         choice.log_ins_left = choice.log_ins_left.saturating_sub(1);
@@ -158,30 +155,26 @@ impl Pool {
         chosen.and_then(|chosen| present.servers.iter().position(|known| Arc::ptr_eq(known, chosen))).unwrap_or(0)
     }
 
-    async fn open(&self, client: SocketAddr) -> Result<Link, LinkError> {
+    async fn open(&self, client: SocketAddr, hello: &[u8], mut speaks_on: SpeaksOn<'_>) -> Result<Link, LinkError> {
         let present = self.present.load_full();
         let (mut failures, mut reason) = (Vec::new(), Reason::CannotConnect);
         for known in self.order(&present) {
             // Counted while connecting: others see that it has one more.
             let lease = known.lease();
-            let opened = async {
-                let mut tcp = known.connect(present.settings.connect_timeout).await?;
-                if present.settings.send_proxy_protocol {
-                    direct::introduce(&mut tcp, client).await?;
-                }
-                io::Result::Ok(tcp)
-            };
-            match opened.await {
+            match known.open(client, hello, speaks_on.as_mut(), &present.settings).await {
                 Ok(tcp) => return Ok(Link { stream: Stream::Tcp(tcp), server: Arc::clone(&known.name), lease }),
-                Err(error) => {
-                    if error.kind() == io::ErrorKind::TimedOut {
-                        reason = Reason::NotResponding;
+                Err((why, error)) => {
+                    if why != Reason::CannotConnect {
+                        reason = why;
                     }
                     failures.push(format!("{}: {error}", known.name));
                 }
             }
         }
         if failures.is_empty() {
+            if present.servers.iter().any(|known| known.is_suspect()) {
+                reason = Reason::NotResponding;
+            }
             let down = present.servers.iter();
             failures = down
                 .map(|known| format!("{}: down ({})", known.name, known.last_error().unwrap_or_default()))
@@ -192,8 +185,8 @@ impl Pool {
 }
 
 impl Community for Pool {
-    fn connect(&self, client: SocketAddr) -> Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send + '_>> {
-        Box::pin(self.open(client))
+    fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], speaks_on: SpeaksOn<'a>) -> Linking<'a> {
+        Box::pin(self.open(client, hello, speaks_on))
     }
 }
 
@@ -206,20 +199,22 @@ impl Drop for Pool {
 }
 
 /// Looks at a server now and then: one that is down until it is up again, one that is up every
-/// `check_interval`, and whenever a link to it broke. A look is a connection that is closed.
-async fn watch(known: Arc<Known>, check_interval: Option<Duration>, within: Duration) {
+/// `check_interval`, and whenever a link to it broke or a Handshake went unanswered.
+async fn watch(known: Arc<Known>, settings: Settings) {
     loop {
-        match known.until_look(check_interval) {
+        match known.until_look(settings.check_interval) {
             Some(wait) => {
                 let _ = tokio::time::timeout(wait, known.look.notified()).await;
                 // Woken because it went down: the wait is a different one now.
-                if known.until_look(check_interval).is_some_and(|wait| !wait.is_zero()) && known.state() != State::Up {
+                if known.until_look(settings.check_interval).is_some_and(|wait| !wait.is_zero())
+                    && known.state() != State::Up
+                {
                     continue;
                 }
             }
             None => known.look.notified().await,
         }
-        let _ = known.connect(within).await;
+        known.look_at(&settings).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -10,12 +11,19 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify, time::timeout};
 use tracing::{info, warn};
 
-use super::direct::Target;
-use crate::stream::Lease;
+use super::{
+    Check, Settings,
+    direct::{self, Target},
+};
+use crate::{
+    stream::{Lease, SpeaksOn},
+    wire::{message, reason::Reason},
+};
 
 /// First wait before a server that is down is tried again; doubled each time.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
@@ -38,6 +46,8 @@ struct Health {
     up: bool,
     /// Whether it was tried at all.
     tried: bool,
+    /// It has left a Handshake unanswered: connections to it prove nothing until it answers one.
+    suspect: bool,
     last_error: Option<String>,
     /// When it may be tried next, and how long to wait after that.
     next_try: Instant,
@@ -64,6 +74,7 @@ impl Known {
             health: Mutex::new(Health {
                 up: false,
                 tried: false,
+                suspect: false,
                 last_error: None,
                 next_try: Instant::now(),
                 back_off: FIRST_BACK_OFF,
@@ -100,10 +111,16 @@ impl Known {
         health.up || !health.tried
     }
 
-    /// Whether it is time to try it again although it is down.
+    /// Whether it has left a Handshake unanswered.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.health.lock().suspect
+    }
+
+    /// Whether it is time to try it again although it is down. One that hangs is tried without
+    /// clients, who would wait in vain.
     pub(super) fn may_be_tried(&self) -> bool {
         let health = self.health.lock();
-        health.up || !health.tried || Instant::now() >= health.next_try
+        health.up || !health.tried || (!health.suspect && Instant::now() >= health.next_try)
     }
 
     /// How long until it is to be looked at, when nothing else happens.
@@ -116,19 +133,70 @@ impl Known {
         }
     }
 
-    /// Opens a connection and notes how that went.
-    pub(super) async fn connect(&self, within: Duration) -> io::Result<TcpStream> {
-        let connected = self.target.connect(within).await;
-        match &connected {
-            Ok(_) => self.note_up(),
-            Err(error) => self.note_down(&error.to_string()),
+    /// Opens a connection for `client` and sends its `hello`; waits for an answer, unless the client
+    /// speaks on. Notes how that went.
+    ///
+    /// # Errors
+    /// What went wrong, and the reason for the client.
+    pub(super) async fn open(
+        &self,
+        client: SocketAddr,
+        hello: &[u8],
+        speaks_on: SpeaksOn<'_>,
+        settings: &Settings,
+    ) -> Result<TcpStream, (Reason, io::Error)> {
+        let mut tcp = match self.target.connect(settings.connect_timeout).await {
+            Ok(tcp) => tcp,
+            Err(error) if is_ours(&error) => return Err((Reason::ServerFull, error)),
+            Err(error) => {
+                self.note_down(&error.to_string());
+                let timed_out = error.kind() == io::ErrorKind::TimedOut;
+                return Err((if timed_out { Reason::NotResponding } else { Reason::CannotConnect }, error));
+            }
+        };
+        match greet(&mut tcp, client, hello, speaks_on, settings).await {
+            Ok(answered) => {
+                self.note_up(answered);
+                Ok(tcp)
+            }
+            Err(error) => {
+                // It may be the client's fault: our own Handshake will tell.
+                self.note_suspect(&error.to_string());
+                Err((Reason::NotResponding, error))
+            }
         }
-        connected
     }
 
-    fn note_up(&self) {
+    /// Looks whether it answers, by a connection that is closed, and notes it.
+    pub(super) async fn look_at(&self, settings: &Settings) {
+        let by_handshake = settings.check == Check::Handshake || self.is_suspect();
+        let looked = async {
+            let mut tcp = self.target.connect(settings.connect_timeout).await?;
+            if by_handshake {
+                let us = tcp.local_addr()?;
+                let never = std::pin::pin!(std::future::pending());
+                if let Err(error) = greet(&mut tcp, us, &message::handshake(), never, settings).await {
+                    self.health.lock().suspect = true;
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        match looked.await {
+            Ok(()) => self.note_up(by_handshake),
+            Err(error) if is_ours(&error) => warn!(server = %self.name, %error, "Community server not looked at"),
+            Err(error) => self.note_down(&error.to_string()),
+        }
+    }
+
+    /// It took a connection; or has `answered` on one, which is worth more.
+    fn note_up(&self, answered: bool) {
         let was_up = {
             let mut health = self.health.lock();
+            health.suspect &= !answered;
+            if health.suspect {
+                return;
+            }
             health.tried = true;
             health.back_off = FIRST_BACK_OFF;
             if !health.up {
@@ -139,6 +207,15 @@ impl Known {
         if !was_up {
             info!(server = %self.name, "Community server is up");
         }
+    }
+
+    /// It took a connection and left a Handshake unanswered.
+    fn note_suspect(&self, error: &str) {
+        let was_suspect = std::mem::replace(&mut self.health.lock().suspect, true);
+        if !was_suspect {
+            warn!(server = %self.name, error, "Community server does not answer: others are tried first");
+        }
+        self.look.notify_one();
     }
 
     fn note_down(&self, error: &str) {
@@ -167,6 +244,44 @@ impl Known {
         self.sessions.fetch_add(1, Relaxed);
         Box::new(Leased(Arc::clone(self)))
     }
+}
+
+/// Sends `hello`, and waits for the first byte of an answer, which stays unread; false where the client
+/// speaks on before it has come.
+async fn greet(
+    tcp: &mut TcpStream,
+    client: SocketAddr,
+    hello: &[u8],
+    speaks_on: SpeaksOn<'_>,
+    settings: &Settings,
+) -> io::Result<bool> {
+    let within = settings.handshake_timeout;
+    let greeting = async {
+        if settings.send_proxy_protocol {
+            direct::introduce(tcp, client).await?;
+        }
+        tcp.write_all(hello).await?;
+        let mut first = [0];
+        tokio::select! {
+            biased;
+            peeked = tcp.peek(&mut first) => match peeked? {
+                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before it answered the Handshake")),
+                _ => Ok(true),
+            },
+            () = speaks_on => Ok(false),
+        }
+    };
+    timeout(within, greeting).await.unwrap_or_else(|_| {
+        let what = format!("no answer to the Handshake within {}", humantime::format_duration(within));
+        Err(io::Error::new(io::ErrorKind::TimedOut, what))
+    })
+}
+
+/// Whether an error of connecting is this machine's: out of descriptors, memory or ports. It says
+/// nothing of the server.
+fn is_ours(error: &io::Error) -> bool {
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| ours.contains(&Errno::from_raw_os_error(code)))
 }
 
 /// A session's place on a server.

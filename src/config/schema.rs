@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{LogFormat, LogLevel, LogSettings, Settings, legal, reader::Reader};
 use crate::{
     admin,
-    community::{self, Balance},
+    community::{self, Balance, Check},
     ingress::{self, ClientCertificates, ListenerSettings, TlsSettings, tunnel},
     mux,
     stream::Section,
@@ -31,6 +31,13 @@ enum BalanceName {
     Failover,
     RoundRobin,
     LeastSessions,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum CheckName {
+    Connect,
+    Handshake,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -91,6 +98,13 @@ pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
         forwarded_for_from,
         limits,
         login_timeout: mux.login_timeout,
+        vanished_timeout: reader.key(
+            "limits",
+            "vanished_timeout",
+            "4m".to_owned(),
+            "a duration, 8s to 1d",
+            legal::duration(8 * SECOND, DAY),
+        ),
         max_frame: mux.max_frame,
         tls,
         http_backend,
@@ -169,6 +183,17 @@ fn community(reader: &mut Reader<'_>) -> community::Settings {
             "a duration, 50ms to 2m",
             legal::duration(50 * MS, 120 * SECOND),
         ),
+        handshake_timeout: reader.key(
+            "community",
+            "handshake_timeout",
+            "20s".to_owned(),
+            "a duration, 100ms to 2m",
+            legal::duration(100 * MS, 120 * SECOND),
+        ),
+        check: match reader.key("community", "check", CheckName::Connect, "\"connect\" or \"handshake\"", any) {
+            CheckName::Connect => Check::Connect,
+            CheckName::Handshake => Check::Handshake,
+        },
         check_interval: reader.key(
             "community",
             "check_interval",

@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinHandle,
@@ -19,15 +19,13 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use super::{Ingress, connection};
+use crate::stream::note_vanished;
 
 /// Connections that the kernel holds until we accept them: 20,000 clients may log in at once.
 /// The kernel caps it at `net.core.somaxconn`.
 pub const BACKLOG: i32 = 20_000;
-/// When a client is silent for so long, the kernel asks whether it is still there. Clients
-/// that vanished without a FIN would stay for ever otherwise.
-const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(120);
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEP_ALIVE_RETRIES: u32 = 4;
+/// On ports that have no setting of their own, a peer that is gone without a word is given up after so long.
+const VANISHED: Duration = Duration::from_secs(240);
 /// How long accepting pauses when descriptors or memory have run out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,11 +78,7 @@ fn bind_one(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
     }
     // Accepted sockets inherit these on Linux: no system calls for each client.
     socket.set_tcp_nodelay(true)?;
-    let keep_alive = TcpKeepalive::new()
-        .with_time(KEEP_ALIVE_AFTER)
-        .with_interval(KEEP_ALIVE_INTERVAL)
-        .with_retries(KEEP_ALIVE_RETRIES);
-    socket.set_tcp_keepalive(&keep_alive)?;
+    note_vanished(SockRef::from(&socket), VANISHED)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -141,7 +135,14 @@ pub fn accept(
 }
 
 async fn accept_on(worker: usize, listener: TcpListener, port: u16, ingress: Arc<Ingress>, accepted: Arc<AtomicU64>) {
+    let mut vanished = None;
     loop {
+        let after = ingress.settings.load().vanished_timeout;
+        if vanished.replace(after) != Some(after)
+            && let Err(failed) = note_vanished(SockRef::from(&listener), after)
+        {
+            warn!(port, %failed, "limits.vanished_timeout is not in force");
+        }
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 accepted.fetch_add(1, Relaxed);

@@ -28,6 +28,11 @@ impl Workers {
         Self([Handle::current()].into())
     }
 
+    /// The runtimes that connections are served on.
+    pub fn runtimes(&self) -> &[Handle] {
+        &self.0
+    }
+
     /// Spawns one of the futures that `make` makes on each thread; `make` is told which one it is.
     ///
     /// # Errors

@@ -182,6 +182,11 @@ impl Way {
         }
     }
 
+    /// The sender has closed already.
+    pub(super) fn end(&mut self) {
+        self.state = State::Ending;
+    }
+
     /// Passes on what was kept, and flushes a receiver that buffers itself.
     pub(super) fn poll_kept(&mut self, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.taken < self.kept.len() {
@@ -283,7 +288,7 @@ impl Relay {
     }
 }
 
-fn client_broken(error: io::Error, known: &Known) -> End {
+pub(super) fn client_broken(error: io::Error, known: &Known) -> End {
     // No system error: the tunnel session's own word (TCP's time-out is one).
     if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
         return known.end_of(End::SessionTimeout);

@@ -23,7 +23,7 @@ use super::{
     Shared,
     admission::Ticket,
     end::End,
-    relay::{Relay, Way},
+    relay::{Known, Relay, Way, client_broken},
 };
 use crate::{
     stream::{self, Arrival, Stream, scratch},
@@ -53,29 +53,60 @@ pub(super) fn run(shared: Arc<Shared>, arrival: Arrival, ticket: Ticket) -> impl
     }
 }
 
-/// Collects the first frame, gets a link, and leaves the client's bytes in `up`.
+/// Collects the first frame and gets a link to a server that has it. What the client said before the
+/// server answered is left in `up`.
 async fn open(relay: &mut Relay) -> Result<(), End> {
     let Relay { shared, ticket, via, client, up, known, .. } = relay;
     let first = mem::take(&mut up.kept);
     let deadline = via.accepted + shared.settings.load().login_timeout;
-    let collecting = pin!(timeout_at(deadline.into(), handshake(client, first, known.limit(), ticket)));
-    let (mut bytes, frame) = unless_ordered(ticket, collecting).await?.map_err(|_| End::LoginTimeout)??;
+    let (mut bytes, frame) = {
+        let collecting = pin!(timeout_at(deadline.into(), handshake(client, first, known.limit(), ticket)));
+        unless_ordered(ticket, collecting).await?.map_err(|_| End::LoginTimeout)??
+    };
+    let waits = bytes[frame.end..].iter().all(|&byte| frame::is_keep_alive(byte));
     stamp_client_address(&mut bytes[frame], via.client.ip());
     ticket.heard();
-    let mut frames = 0;
-    let limit = known.limit();
-    let scanned = up.scanner.scan(&bytes, limit, |head| {
+    take(shared, known, up, &bytes)?;
+    ticket.holds(bytes.len());
+    let mut more = None;
+    let link = {
+        // One read, and no more until there is a link.
+        let speaks_on = pin!(async {
+            if waits {
+                let most = ticket.may_read();
+                let read = poll_fn(|cx| scratch::poll_read_some(client, cx, most, |bytes, _| bytes.to_vec()));
+                more = Some(read.await);
+            }
+        });
+        unless_ordered(ticket, shared.community.connect(via.client, &bytes, speaks_on)).await?
+    };
+    let link = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
+    match more {
+        None => (),
+        Some(Ok(Some(more))) => {
+            take(shared, known, up, &more)?;
+            up.kept = more;
+        }
+        Some(Ok(None)) => up.end(),
+        Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => up.end(),
+        Some(Err(error)) => return Err(client_broken(error, known)),
+    }
+    ticket.holds(up.kept.len());
+    relay.link = Some(link);
+    Ok(())
+}
+
+/// Follows and counts what the client has said before there is a link.
+fn take(shared: &Shared, known: &mut Known, up: &mut Way, bytes: &[u8]) -> Result<(), End> {
+    let (mut frames, limit) = (0, known.limit());
+    let scanned = up.scanner.scan(bytes, limit, |head| {
         frames += 1;
         known.client_frame(head);
     });
     scanned.map_err(|(_, fault)| End::ClientFault(fault))?;
+    up.bytes += bytes.len() as u64;
     shared.telemetry.bytes(Direction::ToCommunity, bytes.len() as u64);
     shared.telemetry.frames(Direction::ToCommunity, frames);
-    let link = unless_ordered(ticket, shared.community.connect(via.client)).await?;
-    up.bytes = bytes.len() as u64;
-    ticket.holds(bytes.len());
-    up.kept = bytes;
-    relay.link = Some(link.map_err(|error| End::NoCommunity(error.reason, error.detail))?);
     Ok(())
 }
 

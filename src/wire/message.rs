@@ -58,6 +58,13 @@ pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) {
     }
 }
 
+/// A whole Handshake frame, as clients begin: the server answers it, whoever they are.
+pub fn handshake() -> Vec<u8> {
+    let mut body = Writer::new();
+    body.u16(0xFFFF).u16(0).u32(0).u32(0).u16(0x1003).u32(0);
+    frame::build(kind::HANDSHAKE, 0, &body.0)
+}
+
 /// A whole DestroyCnl frame.
 pub fn destroy(channel: u32, reason: u32) -> Vec<u8> {
     let mut body = Writer::new();

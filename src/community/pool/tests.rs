@@ -1,8 +1,16 @@
-use std::time::Instant;
+use std::{
+    pin::pin,
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
+};
 
-use tokio::{io::AsyncReadExt, net::TcpListener};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 use super::*;
+use crate::community::Check;
 
 const CLIENT: &str = "192.0.2.9:4000";
 
@@ -23,12 +31,39 @@ fn settings(servers: &[&str], balance: Balance) -> Settings {
         recalculate_after: 1,
         send_proxy_protocol: false,
         connect_timeout: Duration::from_secs(5),
+        handshake_timeout: Duration::from_secs(30),
+        check: Check::Connect,
         check_interval: None,
     }
 }
 
+/// For a client that speaks on: no server is waited for.
 async fn connect(pool: &Pool) -> Result<Link, LinkError> {
-    pool.connect(CLIENT.parse().expect("address")).await
+    pool.connect(CLIENT.parse().expect("address"), b"hello", pin!(async {})).await
+}
+
+/// For a client that waits for its answer.
+async fn connect_and_wait(pool: &Pool) -> Result<Link, LinkError> {
+    pool.connect(CLIENT.parse().expect("address"), b"hello", pin!(std::future::pending())).await
+}
+
+/// Takes connections in, as the system of a server that hangs does, until `answers` is set; then it answers what it is told.
+async fn hanging() -> (Arc<AtomicBool>, String) {
+    let ((listener, address), answers) = (listener().await, Arc::new(AtomicBool::new(false)));
+    let set = Arc::clone(&answers);
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.expect("accepted");
+            let set = Arc::clone(&set);
+            tokio::spawn(async move {
+                while tcp.read(&mut [0; 64]).await.is_ok_and(|n| n > 0) {
+                    until(|| set.load(Relaxed)).await;
+                    let _ = tcp.write_all(b"answer").await;
+                }
+            });
+        }
+    });
+    (answers, address)
 }
 
 /// Waits for what must come; a test that hangs is ended by its runner.
@@ -137,4 +172,83 @@ async fn the_server_is_told_who_the_client_is() {
         }
     }
     drop(link);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_skipped_until_it_answers() {
+    let ((hangs, a), (fine, b)) = (hanging().await, hanging().await);
+    fine.store(true, Relaxed);
+    let mut settings = settings(&[&a, &b], Balance::Failover);
+    settings.handshake_timeout = Duration::from_millis(200);
+    let pool = Pool::start(settings, None);
+    let link = connect_and_wait(&pool).await.expect("the one that answers");
+    assert_eq!(*link.server, *b);
+    let Stream::Tcp(mut tcp) = link.stream else { panic!("TCP") };
+    let mut answer = [0; 6];
+    tcp.read_exact(&mut answer).await.expect("what the server said first");
+    assert_eq!(&answer, b"answer");
+    // Looked at by a Handshake of our own, and down while that is not answered, whatever its system accepts.
+    until(|| pool.status()[0].state == State::Down).await;
+    let error = pool.status()[0].last_error.clone().expect("an error");
+    assert!(error.contains("no answer to the Handshake"), "{error}");
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(pool.status()[0].state, State::Down, "a connection proves nothing");
+    }
+    hangs.store(true, Relaxed);
+    until(|| pool.status()[0].state == State::Up).await;
+    assert_eq!(*connect_and_wait(&pool).await.expect("the first again").server, *a);
+}
+
+#[tokio::test]
+async fn who_speaks_on_is_not_kept_waiting_and_who_waits_in_vain_is_told() {
+    let (_hangs, a) = hanging().await;
+    let mut settings = settings(&[&a], Balance::Failover);
+    settings.handshake_timeout = Duration::from_millis(200);
+    let pool = Pool::start(settings, None);
+    connect(&pool).await.expect("a link without an answer");
+    let error = connect_and_wait(&pool).await.expect_err("no answer");
+    assert_eq!(error.reason, Reason::NotResponding);
+    assert!(error.detail.contains("no answer to the Handshake within 200ms"), "{}", error.detail);
+    until(|| !pool.any_up()).await;
+    assert_eq!(connect(&pool).await.expect_err("down").reason, Reason::NotResponding);
+}
+
+#[tokio::test]
+async fn a_client_that_a_server_hangs_up_on_takes_no_server_away() {
+    // Answers a Handshake, and nothing else.
+    let (server, a) = listener().await;
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = server.accept().await.expect("accepted");
+            tokio::spawn(async move {
+                let mut said = [0; 5];
+                if tcp.read_exact(&mut said).await.is_ok() && &said != b"hello" {
+                    let _ = tcp.write_all(b"answer").await;
+                    let _ = tcp.read(&mut [0; 64]).await;
+                }
+            });
+        }
+    });
+    let pool = Pool::start(settings(&[&a], Balance::Failover), None);
+    until(|| pool.any_up()).await;
+    for _ in 0..5 {
+        let error = connect_and_wait(&pool).await.expect_err("hung up on");
+        assert!(error.detail.contains("closed before it answered"), "{}", error.detail);
+        assert!(pool.any_up(), "one client's word is not enough");
+    }
+    until(|| !pool.present.load().servers[0].is_suspect()).await;
+    assert!(pool.any_up());
+}
+
+#[tokio::test]
+async fn a_look_by_handshake_finds_a_server_that_hangs_without_a_client() {
+    let (hangs, a) = hanging().await;
+    let mut settings = settings(&[&a], Balance::Failover);
+    (settings.check, settings.handshake_timeout) = (Check::Handshake, Duration::from_millis(200));
+    let pool = Pool::start(settings, None);
+    until(|| pool.status()[0].last_error.is_some()).await;
+    assert!(!pool.any_up());
+    hangs.store(true, Relaxed);
+    until(|| pool.any_up()).await;
 }
