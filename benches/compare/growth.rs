@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     process::{Child, Command, Stdio},
     rc::Rc,
     sync::mpsc,
@@ -12,14 +12,13 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
     task::JoinSet,
 };
 
 use super::{
     Figures,
     echo::{HEAD, MESSAGE, frame},
-    load::{self, Record, Stream, Window, handshake_frame, login_frame},
+    load::{self, Record, Stream, Window},
     proxies::{Cluster, Folder, Process},
 };
 
@@ -50,12 +49,12 @@ pub async fn growth(folder: &Folder, window: Window) -> Figures {
     let (mut all_bytes, mut all_cpu) = (Vec::new(), Vec::new());
     for (clients, bytes_name, cpu_name, _) in SIZES {
         let (community, at) = Process::role("community");
-        let cluster = Cluster::start(folder, clients.div_ceil(OF_ONE_PROCESS), &[at]);
+        let cluster = Cluster::start(folder, clients.div_ceil(OF_ONE_PROCESS), &[at], 1);
         // What threads hold once, however few clients they have.
-        drop(load::idle(8, cluster.address, None).await);
+        drop(load::idle(8, cluster.addresses[0], None).await);
         tokio::time::sleep(Duration::from_millis(300)).await;
         let before = cluster.memory();
-        let streams = load::idle(clients, cluster.address, None).await;
+        let streams = load::idle(clients, cluster.addresses[0], None).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         let bytes = (cluster.memory() - before) / clients as f64;
         let cpu = in_turn(&cluster, streams, window).await * 1e6;
@@ -105,14 +104,15 @@ async fn echoed(stream: &mut Stream) {
     stream.read_exact(&mut buffer).await.expect("an echo");
 }
 
-/// [`CEILING`] clients on one port of [`CEILING_PROCESSES`] processes.
+/// [`CEILING`] clients on [`CEILING_PROCESSES`] processes, which share their ports: several, for a
+/// port has but 28,000 others on this machine that may connect to it.
 pub fn ceiling(folder: &Folder) -> Figures {
     let communities: Vec<(Process, SocketAddr)> = (0..CEILING_ENDS).map(|_| Process::role("community")).collect();
     let addresses: Vec<SocketAddr> = communities.iter().map(|(_, address)| *address).collect();
-    let cluster = Cluster::start(folder, CEILING_PROCESSES, &addresses);
+    let cluster = Cluster::start(folder, CEILING_PROCESSES, &addresses, CEILING_ENDS);
     std::thread::sleep(Duration::from_millis(300));
     let (before, since) = (cluster.memory(), Instant::now());
-    let ends: Vec<Ends> = (0..CEILING_ENDS).map(|end| Ends::start(cluster.address, end)).collect();
+    let ends: Vec<Ends> = cluster.addresses.iter().copied().map(Ends::start).collect();
     ends.iter().for_each(|ends| ends.hear("here"));
     let rate = CEILING as f64 / since.elapsed().as_secs_f64();
     std::thread::sleep(Duration::from_secs(2));
@@ -139,12 +139,10 @@ struct Ends {
 }
 
 impl Ends {
-    fn start(to: SocketAddr, end: usize) -> Self {
-        // An address of its own for each, for a local port is a client's alone.
-        let from = IpAddr::from(Ipv4Addr::new(127, 0, 1, u8::try_from(end + 1).unwrap()));
+    fn start(to: SocketAddr) -> Self {
         let count = CEILING / CEILING_ENDS;
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--role", "clients", &to.to_string(), &count.to_string(), &from.to_string()])
+            .args(["--role", "clients", &to.to_string(), &count.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -172,13 +170,13 @@ impl Drop for Ends {
     }
 }
 
-/// The role: logs `count` clients in from one address and says "here"; asked, has all echoed and
-/// says "echoed"; ends with its parent.
-pub fn clients(to: SocketAddr, count: usize, from: IpAddr) {
+/// The role: logs `count` clients in and says "here"; asked, has all echoed and says "echoed"; ends
+/// with its parent.
+pub fn clients(to: SocketAddr, count: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
-        let mut streams = load::made(count, move || log_in_from(to, from)).await;
+        let mut streams = load::idle(count, to, None).await;
         println!("here");
         let mut line = String::new();
         if std::io::stdin().read_line(&mut line).unwrap_or(0) == 0 {
@@ -190,17 +188,4 @@ pub fn clients(to: SocketAddr, count: usize, from: IpAddr) {
         println!("echoed");
         let _ = std::io::stdin().read_line(&mut line);
     });
-}
-
-async fn log_in_from(to: SocketAddr, from: IpAddr) -> std::io::Result<Stream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::new(from, 0))?;
-    let tcp: TcpStream = socket.connect(to).await?;
-    tcp.set_nodelay(true)?;
-    let mut stream: Stream = Box::new(tcp);
-    for words in [handshake_frame(), login_frame()] {
-        stream.write_all(&words).await?;
-        load::read_frame(&mut stream).await?;
-    }
-    Ok(stream)
 }

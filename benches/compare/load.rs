@@ -105,27 +105,13 @@ async fn log_in(to: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<Stream
 
 /// `n` clients that are logged in and say nothing.
 pub async fn idle(n: usize, to: SocketAddr, tls: Option<&TlsConnector>) -> Vec<Stream> {
-    let tls = tls.cloned();
-    made(n, move || {
-        let tls = tls.clone();
-        async move { log_in(to, tls.as_ref()).await }
-    })
-    .await
-}
-
-/// `n` clients that `log_in` makes, some of them at the same time.
-pub async fn made<F>(n: usize, log_in: impl Fn() -> F + 'static) -> Vec<Stream>
-where
-    F: Future<Output = io::Result<Stream>> + 'static,
-{
-    let log_in = Rc::new(log_in);
     let (made, left) = (Rc::new(RefCell::new(Vec::with_capacity(n))), Rc::new(RefCell::new(n)));
     let mut makers = JoinSet::new();
     for _ in 0..AT_ONCE.min(n) {
-        let (made, left, log_in) = (Rc::clone(&made), Rc::clone(&left), Rc::clone(&log_in));
+        let (made, left, tls) = (Rc::clone(&made), Rc::clone(&left), tls.cloned());
         makers.spawn_local(async move {
             while take_one(&left) {
-                let stream = log_in().await.expect("a log-in");
+                let stream = log_in(to, tls.as_ref()).await.expect("a log-in");
                 made.borrow_mut().push(stream);
             }
         });

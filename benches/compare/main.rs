@@ -78,8 +78,8 @@ fn main() -> ExitCode {
             echo::hyper();
             return ExitCode::SUCCESS;
         }
-        ["--role", "clients", to, count, from] => {
-            growth::clients(to.parse().unwrap(), count.parse().unwrap(), from.parse().unwrap());
+        ["--role", "clients", to, count] => {
+            growth::clients(to.parse().unwrap(), count.parse().unwrap());
             return ExitCode::SUCCESS;
         }
         _ => (),

@@ -227,17 +227,19 @@ pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
     Running { proxy, address, community, _community: community_process, started_in }
 }
 
-/// Several multiplexers on one port.
+/// Several multiplexers on the same ports.
 pub struct Cluster {
     proxies: Vec<Process>,
-    pub address: SocketAddr,
+    pub addresses: Vec<SocketAddr>,
 }
 
 impl Cluster {
-    /// Starts `count` of them in front of `communities`; returns once all are ready.
-    pub fn start(folder: &Folder, count: usize, communities: &[SocketAddr]) -> Self {
-        let (port, file) = (free_port(), folder.path("cluster.toml"));
-        fs::write(&file, mux_configuration(&folder.path("").display().to_string(), port, communities, true)).unwrap();
+    /// Starts `count` of them with so many ports in front of `communities`; returns once all are
+    /// ready.
+    pub fn start(folder: &Folder, count: usize, communities: &[SocketAddr], ports: usize) -> Self {
+        let ports: Vec<u16> = (0..ports).map(|_| free_port()).collect();
+        let file = folder.path("cluster.toml");
+        fs::write(&file, mux_configuration(&folder.path("").display().to_string(), &ports, communities, true)).unwrap();
         let start = |i: usize| {
             let log = folder.path(&format!("log-{i}"));
             let mut command = Command::new(MUX);
@@ -251,7 +253,7 @@ impl Cluster {
             }
             proxy
         };
-        Self { proxies: (0..count).map(start).collect(), address: local(port) }
+        Self { proxies: (0..count).map(start).collect(), addresses: ports.into_iter().map(local).collect() }
     }
 
     pub fn cpu(&self) -> f64 {
@@ -280,7 +282,7 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
     let here = here.display();
     let (file, text) = match contender {
         Contender::Mux | Contender::Before => {
-            ("mux.toml", mux_configuration(&here.to_string(), port, &[community], false))
+            ("mux.toml", mux_configuration(&here.to_string(), &[port], &[community], false))
         }
         Contender::HaProxy => {
             let tls = if way == Way::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
@@ -312,12 +314,12 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
 }
 
 /// As shipped, but for ports; tunnel sessions that are to be looked at stay.
-fn mux_configuration(here: &str, port: u16, communities: &[SocketAddr], share: bool) -> String {
+fn mux_configuration(here: &str, ports: &[u16], communities: &[SocketAddr], share: bool) -> String {
     let servers: Vec<String> = communities.iter().map(|address| format!("\"{address}\"")).collect();
     let servers = servers.join(", ");
     let several = if share { "balance = \"round-robin\"\n[listeners]\nshare_ports = true\n" } else { "" };
     format!(
-        "[client_connections]\nhost_name = \"127.0.0.1\"\nports = [{port}]\n\
+        "[client_connections]\nhost_name = \"127.0.0.1\"\nports = {ports:?}\n\
          [http_tunneled_client_connections]\nports = []\n[https_tunneled_client_connections]\nports = []\n\
          [community]\nservers = [{servers}]\n{several}[tls]\ncertificate = \"{here}server.pem\"\nprivate_key = \"{here}server.key\"\n\
          [tunnel]\nhold = \"2m\"\nsession_timeout = \"10m\"\n[limits]\ncapacity = 9900\n[admin]\nlisten = \"\"\n"
