@@ -38,7 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("polls", HTTP),
     scenario("wake-up", ALL),
     scenario("bulk", ALL),
-    memory("growth", &[Mux]),
+    memory("growth", &[Mux, HaProxy]),
     memory("ceiling", &[Mux]),
 ];
 

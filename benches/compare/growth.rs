@@ -19,7 +19,7 @@ use super::{
     Figures,
     echo::{HEAD, MESSAGE, frame},
     load::{self, Record, Stream, Window},
-    proxies::{Cluster, Folder, Process},
+    proxies::{Cluster, Contender, Folder, Process, Way, start},
 };
 
 /// How many clients, the figures' names, and how many in words.
@@ -44,12 +44,20 @@ const CEILING_ENDS: usize = 5;
 const CEILING_TIME: Duration = Duration::from_secs(180);
 
 /// A client's bytes, and the CPU time of its messages, at each of [`SIZES`].
-pub async fn growth(folder: &Folder, window: Window) -> Figures {
+///
+/// A peer is one process, so it has no more than that takes.
+pub async fn growth(contender: Contender, folder: &Folder, window: Window) -> Figures {
     let mut figures = Vec::new();
     let (mut all_bytes, mut all_cpu) = (Vec::new(), Vec::new());
     for (clients, bytes_name, cpu_name, _) in SIZES {
+        if contender != Contender::Mux && clients > OF_ONE_PROCESS {
+            continue;
+        }
         let (community, at) = Process::role("community");
-        let cluster = Cluster::start(folder, clients.div_ceil(OF_ONE_PROCESS), &[at], 1);
+        let cluster = match contender {
+            Contender::Mux => Cluster::start(folder, clients.div_ceil(OF_ONE_PROCESS), &[at], 1),
+            _ => Cluster::peer(start(contender, Way::Raw, folder)),
+        };
         // What threads hold once, however few clients they have.
         drop(load::idle(8, cluster.addresses[0], None).await);
         tokio::time::sleep(Duration::from_millis(300)).await;

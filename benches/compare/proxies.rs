@@ -230,6 +230,7 @@ pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
 /// Several multiplexers on the same ports.
 pub struct Cluster {
     proxies: Vec<Process>,
+    _community: Option<Process>,
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -253,7 +254,17 @@ impl Cluster {
             }
             proxy
         };
-        Self { proxies: (0..count).map(start).collect(), addresses: ports.into_iter().map(local).collect() }
+        Self {
+            proxies: (0..count).map(start).collect(),
+            _community: None,
+            addresses: ports.into_iter().map(local).collect(),
+        }
+    }
+
+    /// A peer alone.
+    pub fn peer(running: Running) -> Self {
+        let Running { proxy, address, _community: community, .. } = running;
+        Self { proxies: proxy.into_iter().collect(), _community: Some(community), addresses: vec![address] }
     }
 
     pub fn cpu(&self) -> f64 {

@@ -54,10 +54,10 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
     let missing: String = results.missing().fold(String::new(), |text, why| text + "- missing: " + why + "\n");
     let command = if plan.quick { "cargo bench --bench compare -- --quick" } else { "cargo bench --bench compare" };
     let page = format!(
-        "# Benchmarks\n\nWritten by `{command}`. Every contender stands in front of the same echo, in turn, in one run: {} rounds (memory: {}), \
+        "# Benchmarks\n\nWritten by `{command}`. Every contender stands in front of the same echo, in turn, in one run: {} rounds (memory: {}, growth: 2, the 80,000: 1), \
          each turn with fresh processes; medians, and in brackets the lowest and the highest. Ratios are taken in each round; the median of them counts. \
          Client, proxy and echo share the machine's cores: a rate is the whole system's, CPU time is the proxy's own, user and system. \
-         Memory is the proportional set size of all of a proxy's processes; the kernel's socket buffers come on top. \
+         There is no trunk in this version, so it has no rows. Memory is the proportional set size of all of a proxy's processes; the kernel's socket buffers come on top. \
          A message is a frame of 104 bytes that is sent, echoed and received before the next. \
          HAProxy runs `mode tcp` with two threads, nginx `stream` (for polls `return 200`) with two workers, the multiplexer its defaults.\n\n\
          {machine}{versions}{missing}\n## Figures\n\n{table}\n## Targets\n\n{targets}\n## Plots\n\n{plots}",

@@ -173,6 +173,8 @@ impl Admission {
         let key = self.shards[shard].lock().insert(Arc::clone(&entry));
         let gauge = self.telemetry.sessions(via.port, via.transport);
         gauge.opened();
+        // Both are below `limits.capacity`, which is at most a million.
+        let [shard, key] = [shard, key].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Ok(Ticket { admission: Arc::clone(self), entry, shard, key, address, held: AtomicU32::new(0), gauge })
     }
 
@@ -243,8 +245,9 @@ fn seconds(clock: u64) -> u32 {
 pub(super) struct Ticket {
     admission: Arc<Admission>,
     pub(super) entry: Arc<Entry>,
-    shard: usize,
-    key: usize,
+    /// Where its entry lies; narrow, since every session has one.
+    shard: u32,
+    key: u32,
     address: IpAddr,
     /// Bytes that are held for it and counted.
     held: AtomicU32,
@@ -291,7 +294,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.admission.shards[self.shard].lock().remove(self.key);
+        self.admission.shards[self.shard as usize].lock().remove(self.key as usize);
         self.gauge.closed();
         self.holds(0);
         let was_logging_in = self.entry.logging_in.load(Relaxed);

@@ -37,7 +37,7 @@ pub(super) struct Way {
     /// Bytes that the receiver would not take yet.
     pub(super) kept: Vec<u8>,
     /// How many of them it has taken since.
-    taken: usize,
+    taken: u32,
     pub(super) bytes: u64,
     state: State,
 }
@@ -189,10 +189,12 @@ impl Way {
 
     /// Passes on what was kept, and flushes a receiver that buffers itself.
     pub(super) fn poll_kept(&mut self, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.taken < self.kept.len() {
-            match ready!(Pin::new(&mut *to).poll_write(cx, &self.kept[self.taken..]))? {
+        // At most one read and the last words are kept.
+        while (self.taken as usize) < self.kept.len() {
+            let taken = self.taken as usize;
+            match ready!(Pin::new(&mut *to).poll_write(cx, &self.kept[taken..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                n => self.taken += n,
+                n => self.taken += u32::try_from(n).unwrap_or(u32::MAX),
             }
         }
         if !self.kept.is_empty() {

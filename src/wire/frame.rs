@@ -96,7 +96,8 @@ fn check(length: u32, limit: u32) -> Result<(), Fault> {
 pub struct Scanner {
     /// Bytes of the present frame's body still to come, once its head is known.
     body_left: u32,
-    head: [u8; LENGTH + HEADER],
+    /// The head so far; its last byte is never waited with.
+    head: [u8; LENGTH + HEADER - 1],
     head_len: u8,
 }
 
@@ -149,21 +150,25 @@ impl Scanner {
                 }
             }
             let start = at.saturating_sub(usize::from(self.head_len));
-            self.head[usize::from(self.head_len)] = bytes[at];
-            self.head_len += 1;
+            let byte = bytes[at];
             at += 1;
-            if usize::from(self.head_len) == LENGTH {
-                let [l0, l1, l2, l3, ..] = self.head;
-                check(u32::from_be_bytes([l0, l1, l2, l3]), limit).map_err(|fault| (start, fault))?;
-            }
-            if usize::from(self.head_len) == LENGTH + HEADER {
-                let head = Head::read(&self.head);
+            let Some(next) = self.head.get_mut(usize::from(self.head_len)) else {
+                let mut whole = [byte; LENGTH + HEADER];
+                whole[..LENGTH + HEADER - 1].copy_from_slice(&self.head);
+                let head = Head::read(&whole);
                 on_head(head);
                 #[allow(clippy::cast_possible_truncation)]
                 {
                     self.body_left = head.length - HEADER as u32;
                 }
                 self.head_len = 0;
+                continue;
+            };
+            *next = byte;
+            self.head_len += 1;
+            if usize::from(self.head_len) == LENGTH {
+                let [l0, l1, l2, l3, ..] = self.head;
+                check(u32::from_be_bytes([l0, l1, l2, l3]), limit).map_err(|fault| (start, fault))?;
             }
         }
         Ok(())
