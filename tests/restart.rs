@@ -20,6 +20,11 @@ use support::{
 const CLIENTS: u64 = 2_000;
 const WAYS: [&str; 4] = ["raw", "tls", "polling", "hybrid"];
 
+/// Tunnel sessions that were left are over soon.
+fn settings(communities: &[Sandbox; 2]) -> String {
+    servers(&communities.each_ref().map(|one| one.address), "[tunnel]\nsession_timeout = \"20s\"")
+}
+
 /// Clients as `sametime-mux load` plays them, on their way.
 fn load(to: u16, folder: &Path, scenario: &str) -> tokio::task::JoinHandle<Value> {
     let file = folder.join("scenario.toml");
@@ -68,7 +73,7 @@ fn row(fault: &str, tried: &str, seen: &str, lost: &str, well: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them_back() {
     let communities = [Sandbox::start().await, Sandbox::start().await];
-    let setup = Setup::new(&servers(&communities.each_ref().map(|one| one.address), ""));
+    let setup = Setup::new(&settings(&communities));
     let (raw, folder) = (setup.raw, tempfile::tempdir().unwrap());
     let file = setup.file();
     let mut program = setup.start();
@@ -124,7 +129,7 @@ async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_each_second_is_noticed_by_nobody() {
     let communities = [Sandbox::start().await, Sandbox::start().await];
-    let more = servers(&communities.each_ref().map(|one| one.address), "");
+    let more = settings(&communities);
     let setup = Setup::new(&more);
     let (raw, folder, file, text) = (setup.raw, tempfile::tempdir().unwrap(), setup.file(), setup.toml(&[setup.raw]));
     let program = setup.start();
