@@ -25,7 +25,7 @@ mod setup;
 mod tunnel;
 mod worker;
 
-pub use connect::{Proxies, Route};
+pub use connect::{Proxies, Route, any_certificate};
 pub use figures::{Figures, Latencies, Second};
 pub use report::{html, table, verdict};
 pub use run::{Fault, Outcome, Plan, Point, run};

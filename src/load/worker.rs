@@ -12,6 +12,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
+use tokio_rustls::TlsConnector;
 
 use super::{
     Route, Scenario, Second, client, connect, hostile,
@@ -81,7 +82,7 @@ fn start(order: &Order, begin: Instant, counters: &Counters, signal: &watch::Rec
     let setup = Arc::new(Setup {
         scenario: scenario.clone(),
         route: Arc::new(order.route),
-        tls: connect::any_certificate(),
+        tls: TlsConnector::from(Arc::new(connect::any_certificate())),
         counters: counters.clone(),
         seed: order.seed,
     });
