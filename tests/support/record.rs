@@ -52,3 +52,8 @@ pub fn row(file: &str, name: &str, cells: &[&str]) {
         });
     }
 }
+
+/// A row of the attacks in `docs/reliability.md`.
+pub fn attack(what: &str, tried: &str, seen: &str, lost: &str, test: &str) {
+    row("docs/reliability.md", "attacks", &[what, tried, seen, lost, &format!("`{test}`")]);
+}
