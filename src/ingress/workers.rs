@@ -6,41 +6,65 @@
 use std::{
     io,
     num::NonZero,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread::{self, JoinHandle},
 };
 
 use tokio::{
     runtime::{Builder, Handle},
     sync::oneshot,
+    task,
 };
 
+/// A thread keeps a connection that it has accepted unless it has more tasks than another by one,
+/// and by one in so many.
+const SLACK: usize = 16;
+
 /// Where connections are served. Goes on for as long as its [`Threads`], or the present runtime, do.
-pub struct Workers {
-    runtimes: Box<[Handle]>,
-    next: AtomicUsize,
-}
+pub struct Workers(Box<[Handle]>);
 
 impl Workers {
     /// All on the present runtime.
     pub fn here() -> Self {
-        Self { runtimes: [Handle::current()].into(), next: AtomicUsize::new(0) }
+        Self([Handle::current()].into())
     }
 
     /// The runtimes that connections are served on.
     pub fn runtimes(&self) -> &[Handle] {
-        &self.runtimes
+        &self.0
     }
 
-    /// Serves a connection on the thread that has the fewest tasks: nearly all of them are a
-    /// connection each.
-    pub(super) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
-        // Of equals another one each time.
-        let first = self.next.fetch_add(1, Relaxed);
-        let turn = (0..self.runtimes.len()).map(|i| &self.runtimes[(first + i) % self.runtimes.len()]);
-        if let Some(least) = turn.min_by_key(|runtime| runtime.metrics().num_alive_tasks()) {
-            least.spawn(connection);
+    /// Spawns one of the futures that `make` makes on each thread; `make` is told which one it is.
+    ///
+    /// # Errors
+    /// What `make` could not make; then none runs.
+    pub(super) fn spawn_on_each<F>(
+        &self,
+        make: impl Fn(usize) -> io::Result<F>,
+    ) -> io::Result<Vec<task::JoinHandle<()>>>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut spawned: Vec<task::JoinHandle<()>> = Vec::with_capacity(self.0.len());
+        for (at, runtime) in self.0.iter().enumerate() {
+            let _there = runtime.enter();
+            match make(at) {
+                Ok(future) => spawned.push(runtime.spawn(future)),
+                Err(error) => {
+                    spawned.iter().for_each(task::JoinHandle::abort);
+                    return Err(error);
+                }
+            }
         }
+        Ok(spawned)
+    }
+
+    /// Another thread that is to serve a connection accepted on thread `at`, because it has less
+    /// to do: nearly all tasks are a connection each.
+    pub(super) fn idler_than(&self, at: usize) -> Option<&Handle> {
+        let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
+        let least = self.0.iter().min_by_key(|runtime| tasks(runtime))?;
+        let few = tasks(least);
+        (tasks(&self.0[at]) > few + 1 + few / SLACK).then_some(least)
     }
 }
 
@@ -75,7 +99,7 @@ impl Threads {
 
     /// These threads as the place for connections.
     pub fn workers(&self) -> Workers {
-        Workers { runtimes: self.runtimes.clone().into(), next: AtomicUsize::new(0) }
+        Workers(self.runtimes.clone().into())
     }
 }
 
@@ -97,30 +121,38 @@ impl Drop for Threads {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, future::pending, thread::ThreadId};
+    use std::future::pending;
 
     use tokio::sync::mpsc;
 
     use super::*;
 
     #[tokio::test]
-    async fn connections_are_spread_and_end_with_the_threads() {
+    async fn who_has_too_much_hands_over_and_all_ends_with_the_threads() {
         let threads = Threads::start().expect("threads");
-        let (workers, count) = (threads.workers(), threads.running.len());
-        let (where_, mut told) = mpsc::unbounded_channel::<ThreadId>();
-        for _ in 0..10 * count {
-            let where_ = where_.clone();
-            workers.spawn(async move {
-                let _ = where_.send(thread::current().id());
+        let workers = threads.workers();
+        let (says, mut said) = mpsc::unbounded_channel();
+        let accepting = workers.spawn_on_each(|at| {
+            let says = says.clone();
+            Ok(async move {
+                let _ = says.send((at, thread::current().id()));
                 pending().await
-            });
+            })
+        });
+        assert_eq!(accepting.expect("spawned").len(), threads.running.len());
+        let mut seen = Vec::new();
+        for _ in 0..threads.running.len() {
+            let (at, id) = said.recv().await.expect("it runs");
+            assert_eq!(id, threads.running[at].1.thread().id());
+            seen.push(id);
         }
-        let mut on = HashMap::new();
-        for _ in 0..10 * count {
-            *on.entry(told.recv().await.expect("all are served")).or_insert(0) += 1;
-        }
-        assert_eq!((on.len(), on.values().all(|n| *n == 10)), (count, true), "{on:?}");
-        drop((threads, where_));
-        assert!(told.recv().await.is_none(), "none goes on");
+        assert!(workers.idler_than(0).is_none(), "all have one");
+        let others = threads.running.len() > 1;
+        workers.0[0].spawn(pending::<()>());
+        assert!(workers.idler_than(0).is_none(), "one more is no matter");
+        workers.0[0].spawn(pending::<()>());
+        assert_eq!(workers.idler_than(0).is_some(), others);
+        drop((threads, says));
+        assert!(said.recv().await.is_none(), "none goes on");
     }
 }
