@@ -599,9 +599,7 @@ async fn without_descriptors_present_clients_go_on_and_new_ones_wait_or_are_told
     assert!(!program.log.lock().contains("Community server is down"), "it is not to blame");
     row(
         "descriptors exhausted",
-        &format!(
-            "80 silent connections, then 80 clients, with 64 descriptors; a reload meanwhile (refused, nothing changed)"
-        ),
+        "80 silent connections, then 80 clients, with 64 descriptors; a reload meanwhile (refused, nothing changed)",
         &format!(
             "present clients nothing; new ones wait, or are told 0x8000020B: {} served, {} refused",
             served.load(Relaxed),
