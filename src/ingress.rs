@@ -36,10 +36,12 @@ mod limits;
 pub mod listener;
 pub mod tls;
 pub mod tunnel;
+mod workers;
 
 pub use limits::Limits;
 use limits::Place;
 pub use tls::{ClientCertificates, TlsSettings};
+pub use workers::{Threads, Workers};
 
 /// One listener, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,6 +92,7 @@ pub struct Ingress {
     tunnel: Arc<tunnel::Service>,
     backend: backend::Backend,
     core: Arc<dyn Core>,
+    workers: Workers,
     telemetry: Arc<Telemetry>,
     troubles: Throttle,
     guesses: Throttle,
@@ -99,8 +102,14 @@ pub struct Ingress {
 }
 
 impl Ingress {
-    /// The ways in to `core`. Must be called on a tokio runtime.
-    pub fn start(settings: Settings, tls: tls::Acceptor, core: Arc<dyn Core>, telemetry: Arc<Telemetry>) -> Arc<Self> {
+    /// The ways in to `core`, connections on `workers`. Must be called on a tokio runtime.
+    pub fn start(
+        settings: Settings,
+        tls: tls::Acceptor,
+        core: Arc<dyn Core>,
+        workers: Workers,
+        telemetry: Arc<Telemetry>,
+    ) -> Arc<Self> {
         let counters = limits::Counters::new();
         tokio::spawn(limits::sweep(Arc::downgrade(&counters)));
         Arc::new(Self {
@@ -111,6 +120,7 @@ impl Ingress {
             backend: backend::Backend::new(),
             settings: ArcSwap::from_pointee(settings),
             core,
+            workers,
             telemetry,
             troubles: Throttle::default(),
             guesses: Throttle::default(),

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::{
     admin, community,
     config::{self, Settings},
-    ingress::{self, Ingress, tls},
+    ingress::{self, Ingress, Workers, tls},
     mux::{Drained, Mux},
     sandbox::Sandbox,
     stream::{Core, Section},
@@ -91,16 +91,25 @@ struct Shared {
 pub struct Server(Arc<Shared>);
 
 impl Server {
-    /// Binds the ports and serves clients from now on, on the present tokio runtime.
+    /// As [`start_on`](Self::start_on), all on the present tokio runtime.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start(settings: Settings) -> Result<Self, Fault> {
+        Self::start_on(Workers::here(), settings).await
+    }
+
+    /// Binds the ports and serves clients from now on: connections on `workers`, all else on the
+    /// present tokio runtime.
     ///
     /// # Errors
     /// A Community port, or the admin endpoint, can't be bound; with `require_all`, any port;
     /// the TLS pair is not usable.
-    pub async fn start(settings: Settings) -> Result<Self, Fault> {
+    pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, Fault> {
         let acceptor = tls::Acceptor::load(&settings.ingress.tls)?;
         let bound = Ports::bind_all(&settings.ingress, &[])?;
         let telemetry = Telemetry::new(VERSION);
-        telemetry.set_runtimes(vec![tokio::runtime::Handle::current()]);
+        telemetry.set_runtimes(workers.runtimes());
         let sandbox = if wants_sandbox(&settings.community) { Some(start_sandbox().await?) } else { None };
         let pool = community::Pool::start(settings.community.clone(), sandbox.as_ref().map(|(address, _)| *address));
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
@@ -109,6 +118,7 @@ impl Server {
             settings.ingress.clone(),
             acceptor,
             Arc::new(mux.clone()) as Arc<dyn Core>,
+            workers,
             Arc::clone(&telemetry),
         );
         let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));

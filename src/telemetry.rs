@@ -428,8 +428,8 @@ impl Telemetry {
         }
     }
 
-    /// The runtimes whose tasks are counted.
-    pub fn set_runtimes(&self, runtimes: Vec<tokio::runtime::Handle>) {
+    /// The runtimes whose tasks are counted beside those of the present one.
+    pub fn set_runtimes(&self, runtimes: &[tokio::runtime::Handle]) {
         self.process.set_runtimes(runtimes);
     }
 

@@ -6,10 +6,10 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, getrlimit, se
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::{BAD_USAGE, FAILED, log::Log, on_runtime};
+use super::{BAD_USAGE, FAILED, log::Log};
 use crate::{
     config::{self, Settings},
-    ingress::listener::BACKLOG,
+    ingress::{Threads, Workers, listener::BACKLOG},
     server::{Server, VERSION},
 };
 
@@ -34,7 +34,20 @@ pub(super) fn run(file: &Path) -> ExitCode {
     }
     raise_descriptor_limit(&settings);
     note_backlog(&settings);
-    on_runtime(serve(settings, log))
+    // This thread accepts, watches and serves the admin; the others serve clients.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (runtime, threads) = match runtime.and_then(|runtime| Ok((runtime, Threads::start()?))) {
+        Ok(started) => started,
+        Err(error) => {
+            error!(%error, "no threads to serve on");
+            return ExitCode::from(FAILED);
+        }
+    };
+    let code = runtime.block_on(serve(settings, threads.workers(), log));
+    // Sessions that are left don't hold the process back.
+    runtime.shutdown_background();
+    drop(threads);
+    code
 }
 
 /// What is said, passwords and keys are in memory: a crash writes it nowhere, and no process of the
@@ -78,13 +91,13 @@ fn note_backlog(settings: &Settings) {
     }
 }
 
-async fn serve(settings: Settings, log: Log) -> ExitCode {
+async fn serve(settings: Settings, workers: Workers, log: Log) -> ExitCode {
     let signals = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = signals else {
         error!("no signals can be received");
         return ExitCode::from(FAILED);
     };
-    let server = match Server::start(settings).await {
+    let server = match Server::start_on(workers, settings).await {
         Ok(server) => server,
         Err(fault) => {
             error!("not started:\n{fault}");

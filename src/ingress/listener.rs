@@ -12,8 +12,11 @@ use std::{
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
-use tracing::{error, warn};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tracing::{debug, error, warn};
 
 use super::{Ingress, connection};
 use crate::stream::note_vanished;
@@ -109,8 +112,25 @@ impl Class {
     }
 }
 
-/// Accepts for ever. The one accept loop of all ports.
-pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, accepted: Arc<AtomicU64>) {
+/// Accepts for ever: returns a task on each of the workers' threads, which end when they are
+/// aborted. The one accept loop of all ports.
+///
+/// # Errors
+/// Descriptors have run out.
+pub fn accept(
+    listener: TcpListener,
+    port: u16,
+    ingress: &Arc<Ingress>,
+    accepted: &Arc<AtomicU64>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let listener = listener.into_std()?;
+    ingress.workers.spawn_on_each(|worker| {
+        let listener = TcpListener::from_std(listener.try_clone()?)?;
+        Ok(accept_on(worker, listener, port, Arc::clone(ingress), Arc::clone(accepted)))
+    })
+}
+
+async fn accept_on(worker: usize, listener: TcpListener, port: u16, ingress: Arc<Ingress>, accepted: Arc<AtomicU64>) {
     let mut vanished = None;
     loop {
         let after = ingress.settings.load().vanished_timeout;
@@ -127,7 +147,7 @@ pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, acc
                     ingress.paused(port);
                     tokio::time::sleep(pause).await;
                 }
-                tokio::spawn(connection::serve(Arc::clone(&ingress), tcp, peer, port));
+                serve(&ingress, worker, tcp, peer, port);
             }
             Err(failed) => {
                 let class = classify(&failed);
@@ -145,6 +165,27 @@ pub async fn accept(listener: TcpListener, port: u16, ingress: Arc<Ingress>, acc
                 }
             }
         }
+    }
+}
+
+/// Serves a connection on the thread that accepted it, or on one with less to do, which watches it
+/// from then on.
+fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, port: u16) {
+    let serving = Arc::clone(ingress);
+    let Some(other) = ingress.workers.idler_than(worker) else {
+        tokio::spawn(connection::serve(serving, tcp, peer, port));
+        return;
+    };
+    let handed_over = tcp.into_std().map(|tcp| {
+        other.spawn(async move {
+            match TcpStream::from_std(tcp) {
+                Ok(tcp) => connection::serve(serving, tcp, peer, port).await,
+                Err(error) => debug!(client = %peer, port, %error, "the connection can't be watched"),
+            }
+        });
+    });
+    if let Err(error) = handed_over {
+        debug!(client = %peer, port, %error, "the connection can't be handed over");
     }
 }
 

@@ -8,15 +8,16 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use tokio::{io::AsyncWrite, time::Sleep};
 
-use super::{admission::Ticket, end::End};
+use super::{Shared, admission::Ticket, end::End};
 use crate::{
-    stream::{Stream, scratch},
+    stream::{Arrival, Link, Stream, Via, scratch},
     telemetry::{Direction, Telemetry},
     wire::{
         frame::{Fault, Head, MAX_BEFORE_LOGIN, Scanner},
@@ -50,33 +51,35 @@ enum State {
     Ended,
 }
 
-/// A session's two streams and what is known of them.
-pub(super) struct Relay<'a> {
-    pub(super) client: &'a mut Stream,
-    pub(super) link: &'a mut Stream,
-    pub(super) up: &'a mut Way,
-    pub(super) down: &'a mut Way,
-    pub(super) known: &'a mut Known,
-    pub(super) ticket: &'a Ticket,
-    pub(super) telemetry: &'a Telemetry,
+/// A session: its two streams and what is known of them. All that lasts lies here, so that the
+/// task has it once.
+pub(super) struct Relay {
+    pub(super) shared: Arc<Shared>,
+    pub(super) ticket: Ticket,
+    pub(super) via: Via,
+    pub(super) client: Stream,
+    /// There once the session is open.
+    pub(super) link: Option<Link>,
+    pub(super) up: Way,
+    pub(super) down: Way,
+    pub(super) known: Known,
     /// Runs once one side has closed.
-    pub(super) half_closed: Option<Pin<Box<Sleep>>>,
+    half_closed: Option<Pin<Box<Sleep>>>,
     /// Whether that side was the Community.
-    pub(super) community_first: bool,
-    pub(super) registered: bool,
+    community_first: bool,
+    registered: bool,
 }
 
 /// What a session's frames have said.
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) accepted: Instant,
-    pub(super) max_frame: u32,
+    max_frame: u32,
     /// The LoginAck has passed.
-    pub(super) logged_in: bool,
+    logged_in: bool,
     /// The client has ended the session in its own words.
-    pub(super) client_said_good_bye: bool,
+    client_said_good_bye: bool,
     /// The Community has.
-    pub(super) community_said_good_bye: bool,
+    community_said_good_bye: bool,
 }
 
 impl Known {
@@ -96,19 +99,19 @@ impl Known {
         if self.client_said_good_bye { End::LogOut } else { end }
     }
 
-    fn community_frame(&mut self, head: Head, telemetry: &Telemetry) {
+    fn community_frame(&mut self, head: Head, accepted: Instant, telemetry: &Telemetry) {
         if head.channel != 0 {
             return;
         }
         match head.kind {
             kind::LOGIN_ACK if !self.logged_in => {
                 self.logged_in = true;
-                telemetry.login(self.accepted.elapsed().as_secs_f64(), true);
+                telemetry.login(accepted.elapsed().as_secs_f64(), true);
             }
             kind::DESTROY_CNL => {
                 self.community_said_good_bye = true;
                 if !self.logged_in {
-                    telemetry.login(self.accepted.elapsed().as_secs_f64(), false);
+                    telemetry.login(accepted.elapsed().as_secs_f64(), false);
                 }
             }
             _ => (),
@@ -199,20 +202,38 @@ impl Way {
     }
 }
 
-impl Future for Relay<'_> {
-    type Output = End;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
-        let this = self.get_mut();
-        // A task has one waker for all its life: once is enough.
-        if !std::mem::replace(&mut this.registered, true) {
-            this.ticket.entry.poll_order(cx);
+impl Relay {
+    /// A client that has just been admitted.
+    pub(super) fn new(shared: Arc<Shared>, arrival: Arrival, ticket: Ticket) -> Self {
+        let Arrival { stream, first, via } = arrival;
+        let max_frame = shared.settings.load().max_frame;
+        Self {
+            shared,
+            ticket,
+            via,
+            client: stream,
+            link: None,
+            up: Way { kept: first.into(), ..Way::default() },
+            down: Way::default(),
+            known: Known { max_frame, logged_in: false, client_said_good_bye: false, community_said_good_bye: false },
+            half_closed: None,
+            community_first: false,
+            registered: false,
         }
-        if let Some(order) = this.ticket.entry.order() {
+    }
+
+    /// Moves bytes until the session ends. Needs a link.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        // A task has one waker for all its life: once is enough.
+        if !std::mem::replace(&mut self.registered, true) {
+            self.ticket.entry.poll_order(cx);
+        }
+        if let Some(order) = self.ticket.entry.order() {
             return Poll::Ready(End::Ordered(order));
         }
-        let (ticket, telemetry) = (this.ticket, this.telemetry);
-        let (known, frames) = (&mut *this.known, &mut 0u64);
+        let Some(Link { stream: link, .. }) = &mut self.link else { return Poll::Pending };
+        let (ticket, telemetry, accepted) = (&self.ticket, &*self.shared.telemetry, self.via.accepted);
+        let (known, frames) = (&mut self.known, &mut 0u64);
         let (was_logged_in, most) = (known.logged_in, ticket.may_read());
         let count = |direction, bytes: &[u8], frames: &mut u64| {
             ticket.heard();
@@ -221,10 +242,10 @@ impl Future for Relay<'_> {
                 telemetry.frames(direction, std::mem::take(frames));
             }
         };
-        let down = this.down.poll(this.link, this.client, cx, most, |scanner, bytes| {
+        let down = self.down.poll(link, &mut self.client, cx, most, |scanner, bytes| {
             let scanned = scanner.scan(bytes, ANY_LENGTH, |head| {
                 *frames += 1;
-                known.community_frame(head, telemetry);
+                known.community_frame(head, accepted, telemetry);
             });
             count(Direction::ToClient, bytes, frames);
             scanned
@@ -232,7 +253,7 @@ impl Future for Relay<'_> {
         if !was_logged_in && known.logged_in {
             ticket.logged_in();
         }
-        let up = this.up.poll(this.client, this.link, cx, most, |scanner, bytes| {
+        let up = self.up.poll(&mut self.client, link, cx, most, |scanner, bytes| {
             let scanned = scanner.scan(bytes, known.limit(), |head| {
                 *frames += 1;
                 known.client_frame(head);
@@ -240,14 +261,14 @@ impl Future for Relay<'_> {
             count(Direction::ToCommunity, bytes, frames);
             scanned
         });
-        ticket.holds(this.up.kept.len() + this.down.kept.len());
+        ticket.holds(self.up.kept.len() + self.down.kept.len());
         let end = match (up, down) {
             (Poll::Ready(Step::Fault(fault)), _) => End::ClientFault(fault),
             (_, Poll::Ready(Step::Fault(fault))) => End::CommunityFault(fault),
             (Poll::Ready(Step::From(error)), _) | (_, Poll::Ready(Step::To(error))) => client_broken(error, known),
             (_, Poll::Ready(Step::From(error))) | (Poll::Ready(Step::To(error)), _) => community_broken(error, known),
             (Poll::Ready(Step::Ended), Poll::Ready(Step::Ended)) => {
-                known.end_of(if this.community_first { End::CommunityClosed } else { End::ClientClosed })
+                known.end_of(if self.community_first { End::CommunityClosed } else { End::ClientClosed })
             }
             (Poll::Pending, Poll::Pending) => return Poll::Pending,
             // The Community has closed and the client knows why: it has nothing to add.
@@ -255,8 +276,8 @@ impl Future for Relay<'_> {
                 known.end_of(End::CommunityClosed)
             }
             (up, _) => {
-                let timer = this.half_closed.get_or_insert_with(|| {
-                    this.community_first = up.is_pending();
+                let timer = self.half_closed.get_or_insert_with(|| {
+                    self.community_first = up.is_pending();
                     Box::pin(tokio::time::sleep(HALF_CLOSED))
                 });
                 ready!(timer.as_mut().poll(cx));

@@ -9,7 +9,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    io,
+    io, mem,
     pin::pin,
     sync::Arc,
     task::Poll,
@@ -26,7 +26,7 @@ use super::{
     relay::{Known, Relay, Way, client_broken},
 };
 use crate::{
-    stream::{self, Arrival, Link, Stream, Via, scratch},
+    stream::{self, Arrival, Stream, scratch},
     telemetry::Direction,
     wire::{
         frame::{self, First, MAX_BEFORE_LOGIN},
@@ -40,61 +40,24 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// keep-alives, a second frame.
 const FIRST_BYTES: usize = 2 * MAX_BEFORE_LOGIN as usize;
 
-/// Serves a client to its end.
-pub(super) async fn run(shared: Arc<Shared>, arrival: Arrival, ticket: Ticket) {
-    let Arrival { stream: mut client, first, via } = arrival;
-    let mut known = Known {
-        accepted: via.accepted,
-        max_frame: shared.settings.load().max_frame,
-        logged_in: false,
-        client_said_good_bye: false,
-        community_said_good_bye: false,
-    };
-    let (mut up, mut down) = (Way::default(), Way::default());
-    // Boxed: what opening needs is not carried through the hours that follow.
-    let opened = Box::pin(open(&shared, &mut client, first.into(), via, &ticket, &mut known, &mut up)).await;
-    let (end, server) = match opened {
-        Err(end) => (end, None),
-        Ok(Link { stream: mut link, server, lease }) => {
-            let end = Relay {
-                client: &mut client,
-                link: &mut link,
-                up: &mut up,
-                down: &mut down,
-                known: &mut known,
-                ticket: &ticket,
-                telemetry: &shared.telemetry,
-                half_closed: None,
-                community_first: false,
-                registered: false,
-            }
-            .await;
-            if let End::CommunityBroken(error) = &end {
-                lease.broken(&error.to_string());
-            }
-            if matches!(end, End::ClientFault(_)) {
-                // What the client sent before its fault is the Community's.
-                let _ = timeout(LAST_WORDS, poll_fn(|cx| up.poll_kept(&mut link, cx))).await;
-            }
-            (end, Some(server))
-        }
-    };
-    report(&shared, &end, &via, server.as_deref(), &up, &down);
-    Box::pin(close(client, down, &end)).await;
-    drop(ticket);
+/// Serves a client to its end. What outlasts a moment lies in `relay`, once; all else is boxed,
+/// so that it is not carried through the hours in between.
+pub(super) fn run(shared: Arc<Shared>, arrival: Arrival, ticket: Ticket) -> impl Future<Output = ()> + Send {
+    let mut relay = Relay::new(shared, arrival, ticket);
+    async move {
+        let end = match Box::pin(open(&mut relay)).await {
+            Ok(()) => poll_fn(|cx| relay.poll(cx)).await,
+            Err(end) => end,
+        };
+        Box::pin(finish(relay, end)).await;
+    }
 }
 
 /// Collects the first frame and gets a link to a server that has it. What the client said before the
 /// server answered is left in `up`.
-async fn open(
-    shared: &Shared,
-    client: &mut Stream,
-    first: Vec<u8>,
-    via: Via,
-    ticket: &Ticket,
-    known: &mut Known,
-    up: &mut Way,
-) -> Result<Link, End> {
+async fn open(relay: &mut Relay) -> Result<(), End> {
+    let Relay { shared, ticket, via, client, up, known, .. } = relay;
+    let first = mem::take(&mut up.kept);
     let deadline = via.accepted + shared.settings.load().login_timeout;
     let (mut bytes, frame) = {
         let collecting = pin!(timeout_at(deadline.into(), handshake(client, first, known.limit(), ticket)));
@@ -129,7 +92,8 @@ async fn open(
         Some(Err(error)) => return Err(client_broken(error, known)),
     }
     ticket.holds(up.kept.len());
-    Ok(link)
+    relay.link = Some(link);
+    Ok(())
 }
 
 /// Follows and counts what the client has said before there is a link.
@@ -186,6 +150,24 @@ async fn unless_ordered<T>(ticket: &Ticket, mut work: impl Future<Output = T> + 
     .await
 }
 
+/// Ends a session for both sides, and counts it out.
+async fn finish(mut relay: Relay, end: End) {
+    let mut server = None;
+    if let Some(mut link) = relay.link.take() {
+        if let End::CommunityBroken(error) = &end {
+            link.lease.broken(&error.to_string());
+        }
+        if matches!(end, End::ClientFault(_)) {
+            // What the client sent before its fault is the Community's.
+            let _ = timeout(LAST_WORDS, poll_fn(|cx| relay.up.poll_kept(&mut link.stream, cx))).await;
+        }
+        server = Some(link.server);
+    }
+    report(&relay, &end, server.as_deref());
+    close(relay.client, relay.down, &end).await;
+    drop(relay.ticket);
+}
+
 /// Says the last words and closes so that they are read.
 async fn close(mut client: Stream, mut down: Way, end: &End) {
     let words = match end.reason() {
@@ -204,7 +186,8 @@ async fn close(mut client: Stream, mut down: Way, end: &End) {
 
 /// One count for each session, and one line; of those that never had a server, which anybody can make
 /// many of, one a second.
-fn report(shared: &Shared, end: &End, via: &Via, server: Option<&str>, up: &Way, down: &Way) {
+fn report(relay: &Relay, end: &End, server: Option<&str>) {
+    let Relay { shared, via, up, down, .. } = relay;
     let seconds = via.accepted.elapsed().as_secs_f64();
     shared.telemetry.closed(end.name(), seconds);
     if server.is_none() && end.is_refusal() {

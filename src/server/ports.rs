@@ -43,7 +43,8 @@ struct Port {
     wanted: SocketAddr,
     address: SocketAddr,
     accepted: Arc<AtomicU64>,
-    state: Result<JoinHandle<()>, String>,
+    /// What accepts on it, or why it is down.
+    state: Result<Vec<JoinHandle<()>>, String>,
 }
 
 /// A port, as the status shows it.
@@ -128,10 +129,10 @@ impl Ports {
         }
         let mut closing = Vec::new();
         for port in before {
-            if let Ok(task) = port.state {
-                task.abort();
+            if let Ok(tasks) = port.state {
+                tasks.iter().for_each(JoinHandle::abort);
                 info!(section = %port.settings.section, port = port.address.port(), "port closed");
-                closing.push(task);
+                closing.extend(tasks);
             }
             let (section, number) = (port.settings.section, port.address.port());
             if !ports.iter().any(|other| other.settings.section == section && other.address.port() == number) {
@@ -149,10 +150,17 @@ impl Ports {
         accepted: Arc<AtomicU64>,
     ) -> Port {
         let address = listener.local_addr().unwrap_or(wanted);
-        info!(section = %settings.section, %address, "port open");
-        let accepting = listener::accept(listener, address.port(), Arc::clone(&self.ingress), Arc::clone(&accepted));
-        let task = tokio::spawn(accepting);
-        Port { settings, wanted, address, accepted, state: Ok(task) }
+        let state = match listener::accept(listener, address.port(), &self.ingress, &accepted) {
+            Ok(tasks) => {
+                info!(section = %settings.section, %address, "port open");
+                Ok(tasks)
+            }
+            Err(error) => {
+                error!(section = %settings.section, %address, %error, "port is down");
+                Err(error.to_string())
+            }
+        };
+        Port { settings, wanted, address, accepted, state }
     }
 
     /// Tries the ports that are down again.
@@ -162,7 +170,7 @@ impl Ports {
             // A host name without an address is looked up by the next reload.
             if let WantedState::Bound(listener) = bind(port.wanted) {
                 *port = self.open(port.settings.clone(), port.wanted, listener, Arc::clone(&port.accepted));
-                self.telemetry.set_listener(port.settings.section, port.address.port(), true);
+                self.telemetry.set_listener(port.settings.section, port.address.port(), port.state.is_ok());
             }
         }
     }

@@ -32,9 +32,11 @@ impl Process {
         }
     }
 
-    /// Whose tasks are counted.
-    pub(super) fn set_runtimes(&self, runtimes: Vec<Handle>) {
-        *self.runtimes.lock() = runtimes;
+    /// Whose tasks are counted beside the present one's.
+    pub(super) fn set_runtimes(&self, runtimes: &[Handle]) {
+        let present = Handle::current();
+        let others = runtimes.iter().filter(|runtime| runtime.id() != present.id()).cloned();
+        *self.runtimes.lock() = others.chain([present.clone()]).collect();
     }
 
     fn alive_tasks(&self) -> usize {

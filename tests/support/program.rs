@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::Arc,
@@ -24,8 +24,7 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
 
 /// Ports that were free a moment ago, each another.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("[::]:0").unwrap());
-    held.map(|listener| listener.local_addr().unwrap().port())
+    std::array::from_fn(|_| free_address().port())
 }
 
 pub fn local(port: u16) -> SocketAddr {

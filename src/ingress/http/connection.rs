@@ -45,39 +45,51 @@ const REST: Duration = Duration::from_millis(500);
 /// client writes them, are answered here; all others are hyper's, which has the stream for as
 /// long as there are requests to serve.
 /// `place` is the connection's, for as long as it lasts.
-pub(in crate::ingress) async fn serve<S>(ingress: Arc<Ingress>, mut stream: Replayed<S>, origin: Origin, place: Place)
+// Not `async fn`, whose arguments lie in its future twice.
+#[allow(clippy::manual_async_fn)]
+pub(in crate::ingress) fn serve<S>(
+    ingress: Arc<Ingress>,
+    mut stream: Replayed<S>,
+    origin: Origin,
+    place: Place,
+) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let _place = place;
-    let patience = ingress.settings.load().login_timeout;
-    let (mut since, mut timer) = (Instant::now(), pin!(sleep(patience)));
-    loop {
-        let look =
-            match poll_fn(|cx| poll_next(&ingress, &mut stream, &origin, timer.as_mut(), since + patience, cx)).await {
-                Ok(Some(Look::Begun(bytes))) => Box::pin(rest(&ingress, &mut stream, &origin, bytes)).await,
-                Ok(Some(look)) => look,
-                Ok(None) => {
-                    let ended = Box::pin(async move { Guarded::new(stream, patience, |_| ()).shutdown().await });
-                    return ended.await.unwrap_or_else(|error| dropped(&ingress, &origin, &error));
+    async move {
+        let _place = &place;
+        let patience = ingress.settings.load().login_timeout;
+        let (mut since, mut timer) = (Instant::now(), pin!(sleep(patience)));
+        loop {
+            let look =
+                match poll_fn(|cx| poll_next(&ingress, &mut stream, &origin, timer.as_mut(), since + patience, cx))
+                    .await
+                {
+                    Ok(Some(Look::Begun(bytes))) => Box::pin(rest(&ingress, &mut stream, &origin, bytes)).await,
+                    Ok(Some(look)) => look,
+                    Ok(None) => {
+                        let ended = Box::pin(async move { Guarded::new(stream, patience, |_| ()).shutdown().await });
+                        return ended.await.unwrap_or_else(|error| dropped(&ingress, &origin, &error));
+                    }
+                    Err(error) => return dropped(&ingress, &origin, &error),
+                };
+            match look {
+                Look::Call(call) => {
+                    // Boxed: between two requests it is not carried along.
+                    if let Err(error) = Box::pin(serve_call(&ingress, &mut stream, call, &origin)).await {
+                        return dropped(&ingress, &origin, &error);
+                    }
                 }
-                Err(error) => return dropped(&ingress, &origin, &error),
-            };
-        match look {
-            Look::Call(call) => {
-                if let Err(error) = serve_call(&ingress, &mut stream, call, &origin).await {
-                    return dropped(&ingress, &origin, &error);
+                Look::Begun(bytes) | Look::Other(bytes) => {
+                    stream.put_back(bytes);
+                    match Box::pin(turn::turn(&ingress, stream, origin)).await {
+                        Some(back) => stream = back,
+                        None => return,
+                    }
                 }
             }
-            Look::Begun(bytes) | Look::Other(bytes) => {
-                stream.put_back(bytes);
-                match Box::pin(turn::turn(&ingress, stream, origin)).await {
-                    Some(back) => stream = back,
-                    None => return,
-                }
-            }
+            since = Instant::now();
         }
-        since = Instant::now();
     }
 }
 
