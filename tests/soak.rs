@@ -53,14 +53,11 @@ const SHORTEST: u64 = 60;
 /// Allocators keep what they once had: rounds with more at once than the first may cost so much more.
 const MARGIN: f64 = 0.25;
 
+/// The process's own: pages of the program's file are shared, with its clients here, too.
 fn memory(program: &Program) -> f64 {
-    // Shared pages counted by their share, where we may read it.
-    let file = format!("/proc/{}/smaps_rollup", program.child.id());
-    let pss = fs::read_to_string(file).ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-        line.split_whitespace().next()?.parse::<f64>().ok()
-    });
-    pss.map_or_else(|| program.resident() as f64 / 1048576.0, |kib| kib / 1024.0)
+    let status = fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
 async fn sample(program: &Program, since: Instant) -> Sample {
@@ -198,7 +195,7 @@ async fn after_rounds_of_churn_faults_and_reloads_all_is_as_it_was() {
         "{minutes:.0} minutes, {} rounds: {} log-ins, {} messages, of which 0 were lost, doubled or out of order; {} were on their way when a connection of theirs was cut. \
          {} hostile connections, {reloads} reloads, {} times a Community server was killed, and as often stopped for 2 s.\n\n\
          | | after the first round | after the last | most between |\n|---|---|---|---|\n\
-         | sessions | {} | {} | {} |\n| tasks | {} | {} | {} |\n| descriptors | {} | {} | {} |\n| memory (PSS), MiB | {:.1} | {:.1} | {:.1} |",
+         | sessions | {} | {} | {} |\n| tasks | {} | {} | {} |\n| descriptors | {} | {} | {} |\n| memory of its own (RssAnon), MiB | {:.1} | {:.1} | {:.1} |",
         sums.rounds,
         sums.log_ins,
         sums.sent,
