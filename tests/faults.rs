@@ -352,6 +352,14 @@ async fn all_community_servers_may_go_and_come_back() {
     );
 }
 
+/// Connections of this network namespace to `server`, which has an IPv4 address.
+fn connections_to(server: SocketAddr) -> usize {
+    let std::net::IpAddr::V4(ip) = server.ip() else { panic!("{server}") };
+    // Address as the machine has it in memory, port, state: established.
+    let wanted = format!(" {:08X}:{:04X} 01 ", u32::from_ne_bytes(ip.octets()), server.port());
+    fs::read_to_string("/proc/net/tcp").unwrap().lines().filter(|line| line.contains(&wanted)).count()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_changes_is_followed_and_one_that_fails_stays_good() {
     if !namespaces::inside("a_name_that_changes_is_followed_and_one_that_fails_stays_good") {
@@ -375,12 +383,36 @@ async fn a_name_that_changes_is_followed_and_one_that_fails_stays_good() {
     old.kill();
     let mut messages = all_told(talkers).await.1;
     let moved = all_is_well(to).await;
+    // It moves back, and both addresses are served: present clients stay, new ones follow the name.
+    old.start_again().await;
+    let talkers = Talker::start_all(to).await;
+    assert_eq!(connections_to(at(2)), 0);
+    dns.set(Answer::Address([127, 0, 0, 2].into()));
+    let since = Instant::now();
+    let mut followed = soon("a log-in at the new address", async {
+        loop {
+            let client = try_one(Way::Raw, to).await.unwrap();
+            if connections_to(at(2)) > 0 {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    let followed_after = since.elapsed();
+    followed.log_out().await;
+    assert!(connections_to(at(3)) >= talkers.len());
+    messages += stop_all(talkers).await;
     row(
         "DNS name changes (the server moves)",
-        "once, 6 clients",
-        "the end of the connection; a new log-in goes to the new address",
+        "once with the old address gone, once with both served; 6 clients",
+        "where the old address is gone, the end of the connection, and a new log-in goes to the new one; else nothing",
         &none_answered_of(messages, 6),
-        &format!("{} for six log-ins", seconds(&[moved])),
+        &format!(
+            "{} for six log-ins; with both served, new clients follow the name after {} (10 s at the most)",
+            seconds(&[moved]),
+            seconds(&[followed_after])
+        ),
     );
     // Longer than an answer is good for.
     let (talkers, mut log_ins) = (Talker::start_all(to).await, 0);
