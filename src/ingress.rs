@@ -61,6 +61,8 @@ pub struct Settings {
     pub listeners: Vec<ListenerSettings>,
     /// Whether a port that can't be bound fails the start, whatever its section.
     pub require_all: bool,
+    /// Whether other processes of this user may listen on the same ports.
+    pub share_ports: bool,
     /// Peers whose PROXY header is believed and required.
     pub proxy_protocol_from: Vec<IpNet>,
     /// Peers whose X-Forwarded-For is believed.
@@ -135,6 +137,11 @@ impl Ingress {
         self.tls.replace(tls);
         self.tunnel.reconfigure(settings.tunnel.clone());
         self.settings.store(Arc::new(settings));
+    }
+
+    /// Whether other processes may listen on the same ports.
+    pub fn shares_ports(&self) -> bool {
+        self.settings.load().share_ports
     }
 
     /// The server's TLS certificate.

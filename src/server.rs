@@ -250,7 +250,7 @@ impl Server {
     }
 
     fn start_admin(&self, address: SocketAddr) -> Result<(), Fault> {
-        let listener = ingress::listener::bind(address)
+        let listener = ingress::listener::bind(address, false)
             .map_err(|error| Fault(format!("admin.listen: {}", port_holder::explain(&error, address))))?;
         let address = listener.local_addr().unwrap_or(address);
         self.stop_admin();
@@ -296,7 +296,7 @@ fn wants_sandbox(settings: &community::Settings) -> bool {
 async fn start_sandbox() -> Result<(SocketAddr, AbortHandle), Fault> {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
     let fault = |error: std::io::Error| Fault(format!("the sandbox Community server can't listen: {error}"));
-    let listener = ingress::listener::bind(address).map_err(fault)?;
+    let listener = ingress::listener::bind(address, false).map_err(fault)?;
     let address = listener.local_addr().map_err(fault)?;
     info!(%address, "the sandbox Community server is in use: any name logs in; set community.servers for a real one");
     let task = tokio::spawn(async move { Sandbox::new().serve(listener).await });

@@ -20,6 +20,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("https_tunneled_client_connections.host_name", "\"a..b\"", "\"a..b\" is neither an address nor a name"),
     ("https_tunneled_client_connections.ports", "[80]", "port 80 stands in [http_tunneled_client_connections], too"),
     ("listeners.require_all", "\"yes\"", "invalid type: string"),
+    ("listeners.share_ports", "1", "1: invalid type: integer"),
     ("listeners.proxy_protocol_from", "[\"10.0.0.0/33\"]", "\"10.0.0.0/33\" is no network"),
     ("listeners.forwarded_for_from", "[\"proxy.example\"]", "\"proxy.example\" is no network"),
     ("community.servers", "[]", "there is no server"),

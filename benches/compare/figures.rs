@@ -38,6 +38,8 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("polls", HTTP),
     scenario("wake-up", ALL),
     scenario("bulk", ALL),
+    memory("growth", &[Mux]),
+    memory("ceiling", &[Mux]),
 ];
 
 /// Which way is better.
@@ -97,6 +99,8 @@ const fn high(name: &'static str, title: &'static str, unit: &'static str, targe
 const CPU: &[Target] = &[target(Against::To(HaProxy), 1.0, 0.8)];
 const P99: &[Target] = &[target(Against::TheBetter, 1.1, 0.8)];
 
+const FLAT: &[Target] = &[target(Against::Number, 1.2, 1.05)];
+
 pub const FIGURES: &[Figure] = &[
     low("start", "Start to the first connection taken", "ms", &[target(Against::Number, 100.0, 20.0)]),
     low("memory", "Memory without clients", "MiB", &[]),
@@ -153,6 +157,22 @@ pub const FIGURES: &[Figure] = &[
     low("wake-up more", "Held hybrid p99 over raw p99", "ms", &[target(Against::Number, 1.0, 0.3)]),
     high("bulk rate", "Bulk echoed, 4 clients", "MB/s", &[target(Against::TheBetter, 1.0, 1.15)]),
     low("bulk cpu", "CPU of a GB echoed", "s", &[]),
+    low("growth bytes 100", "Memory of an idle client, of 100", "bytes", &[]),
+    low("growth bytes 1000", "Memory of an idle client, of 1,000", "bytes", &[]),
+    low("growth bytes 5000", "Memory of an idle client, of 5,000", "bytes", &[]),
+    low("growth bytes 9000", "Memory of an idle client, of 9,000", "bytes", &[]),
+    low("growth bytes 19000", "Memory of an idle client, of 19,000 on two processes", "bytes", &[]),
+    low("growth bytes", "Memory of a client, highest of these to lowest", "", FLAT),
+    low("growth cpu 100", "CPU of a million messages of 100 clients in turn", "s", &[]),
+    low("growth cpu 1000", "CPU of a million messages of 1,000 clients in turn", "s", &[]),
+    low("growth cpu 5000", "CPU of a million messages of 5,000 clients in turn", "s", &[]),
+    low("growth cpu 9000", "CPU of a million messages of 9,000 clients in turn", "s", &[]),
+    low("growth cpu 19000", "CPU of a million messages of 19,000 clients in turn, two processes", "s", &[]),
+    low("growth cpu", "CPU of a message, highest of these to lowest", "", FLAT),
+    low("ceiling bytes", "Memory of an idle client, of 80,000 on nine processes", "bytes", &[]),
+    low("ceiling memory", "Memory of each of the nine processes", "MiB", &[]),
+    high("ceiling rate", "Log-ins of the 80,000", "/s", &[]),
+    low("ceiling idle", "CPU of all nine while the 80,000 are idle, in a second", "ms", &[]),
 ];
 
 /// Every value of a run, by figure and contender, in the order of the rounds.
@@ -170,6 +190,27 @@ pub fn median(values: &[f64]) -> f64 {
         0 => f64::NAN,
         n if n % 2 == 1 => sorted[n / 2],
         n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+/// Digits as far as they mean something.
+pub fn number(value: f64) -> String {
+    match value.abs() {
+        _ if value.is_nan() => String::new(),
+        size if size >= 1000.0 => {
+            let (text, mut out) = (format!("{value:.0}"), String::new());
+            for (i, c) in text.chars().enumerate() {
+                if i > 0 && (text.len() - i).is_multiple_of(3) && c != '-' {
+                    out.push(',');
+                }
+                out.push(c);
+            }
+            out
+        }
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
     }
 }
 

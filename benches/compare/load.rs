@@ -105,13 +105,27 @@ async fn log_in(to: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<Stream
 
 /// `n` clients that are logged in and say nothing.
 pub async fn idle(n: usize, to: SocketAddr, tls: Option<&TlsConnector>) -> Vec<Stream> {
+    let tls = tls.cloned();
+    made(n, move || {
+        let tls = tls.clone();
+        async move { log_in(to, tls.as_ref()).await }
+    })
+    .await
+}
+
+/// `n` clients that `log_in` makes, some of them at the same time.
+pub async fn made<F>(n: usize, log_in: impl Fn() -> F + 'static) -> Vec<Stream>
+where
+    F: Future<Output = io::Result<Stream>> + 'static,
+{
+    let log_in = Rc::new(log_in);
     let (made, left) = (Rc::new(RefCell::new(Vec::with_capacity(n))), Rc::new(RefCell::new(n)));
     let mut makers = JoinSet::new();
     for _ in 0..AT_ONCE.min(n) {
-        let (made, left, tls) = (Rc::clone(&made), Rc::clone(&left), tls.cloned());
+        let (made, left, log_in) = (Rc::clone(&made), Rc::clone(&left), Rc::clone(&log_in));
         makers.spawn_local(async move {
             while take_one(&left) {
-                let stream = log_in(to, tls.as_ref()).await.expect("a log-in");
+                let stream = log_in().await.expect("a log-in");
                 made.borrow_mut().push(stream);
             }
         });
@@ -152,7 +166,7 @@ pub async fn messages(running: &Running, clients: usize, tls: Option<&TlsConnect
             }
         });
     }
-    record.measure(running, || workers.join_all()).await
+    record.measure(|| running.cpu(), || workers.join_all()).await
 }
 
 /// When to measure: after a warm-up, for so long.
@@ -187,12 +201,13 @@ impl Record {
         }
     }
 
-    pub async fn measure<F: Future>(&self, running: &Running, workers: impl FnOnce() -> F) -> Busy {
+    /// `cpu` is the proxies' CPU time so far, in seconds.
+    pub async fn measure<F: Future>(&self, cpu: impl Fn() -> f64, workers: impl FnOnce() -> F) -> Busy {
         let watch = async {
             tokio::time::sleep_until(self.begin.into()).await;
-            let (since, before) = (Instant::now(), running.cpu());
+            let (since, before) = (Instant::now(), cpu());
             tokio::time::sleep_until(self.end.into()).await;
-            (since.elapsed(), running.cpu() - before)
+            (since.elapsed(), cpu() - before)
         };
         let ((elapsed, cpu), _) = tokio::join!(watch, workers());
         let mut latencies = self.latencies.take();

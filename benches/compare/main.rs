@@ -13,6 +13,7 @@
 
 mod echo;
 mod figures;
+mod growth;
 mod load;
 mod proxies;
 mod report;
@@ -51,7 +52,7 @@ impl Plan {
         let (warm_up, length) = if quick { (200, 600) } else { (500, 2_000) };
         Self {
             quick,
-            rounds: if quick { 3 } else { 7 },
+            rounds: if quick { 3 } else { 5 },
             memory_rounds: if quick { 1 } else { 3 },
             window: Window { warm_up: Duration::from_millis(warm_up), length: Duration::from_millis(length) },
             log_ins: if quick { 4_000 } else { 12_000 },
@@ -75,6 +76,10 @@ fn main() -> ExitCode {
         }
         ["--role", "hyper"] => {
             echo::hyper();
+            return ExitCode::SUCCESS;
+        }
+        ["--role", "clients", to, count, from] => {
+            growth::clients(to.parse().unwrap(), count.parse().unwrap(), from.parse().unwrap());
             return ExitCode::SUCCESS;
         }
         _ => (),
@@ -133,7 +138,7 @@ fn run(plan: &Plan, scenarios: &[&Scenario], before: Option<PathBuf>) -> Results
                 Some(why) => results.miss(why),
             }
         }
-        if folder.before.is_some() {
+        if folder.before.is_some() && !matches!(scenario.name, "growth" | "ceiling") {
             present.push(Contender::Before);
         }
         for round in 0..plan.rounds(scenario) {
@@ -238,6 +243,8 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
             let busy = load::bulk(&running, plan.window).await;
             vec![("bulk rate", busy.rate / 1e6), ("bulk cpu", busy.cpu * 1e9)]
         }
+        "growth" => growth::growth(folder, plan.window).await,
+        "ceiling" => growth::ceiling(folder),
         other => unreachable!("{other} is not in SCENARIOS"),
     }
 }

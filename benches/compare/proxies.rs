@@ -227,6 +227,42 @@ pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
     Running { proxy, address, community, _community: community_process, started_in }
 }
 
+/// Several multiplexers on one port.
+pub struct Cluster {
+    proxies: Vec<Process>,
+    pub address: SocketAddr,
+}
+
+impl Cluster {
+    /// Starts `count` of them in front of `communities`; returns once all are ready.
+    pub fn start(folder: &Folder, count: usize, communities: &[SocketAddr]) -> Self {
+        let (port, file) = (free_port(), folder.path("cluster.toml"));
+        fs::write(&file, mux_configuration(&folder.path("").display().to_string(), port, communities, true)).unwrap();
+        let start = |i: usize| {
+            let log = folder.path(&format!("log-{i}"));
+            let mut command = Command::new(MUX);
+            command.args(["run", "--config"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
+            let child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
+            let (mut proxy, since) = (Process { child, _alive: None }, Instant::now());
+            while !fs::read_to_string(&log).unwrap().contains(" ready ") {
+                assert!(proxy.is_alive(), "not started: {}", fs::read_to_string(&log).unwrap());
+                assert!(since.elapsed() < Duration::from_secs(20), "not ready");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            proxy
+        };
+        Self { proxies: (0..count).map(start).collect(), address: local(port) }
+    }
+
+    pub fn cpu(&self) -> f64 {
+        self.proxies.iter().map(Process::cpu).sum()
+    }
+
+    pub fn memory(&self) -> f64 {
+        self.proxies.iter().map(Process::memory).sum()
+    }
+}
+
 fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
@@ -243,7 +279,9 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
     let here = folder.path("");
     let here = here.display();
     let (file, text) = match contender {
-        Contender::Mux | Contender::Before => ("mux.toml", mux_configuration(&here.to_string(), port, community)),
+        Contender::Mux | Contender::Before => {
+            ("mux.toml", mux_configuration(&here.to_string(), port, &[community], false))
+        }
         Contender::HaProxy => {
             let tls = if way == Way::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
             let text = format!(
@@ -274,11 +312,14 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
 }
 
 /// As shipped, but for ports; tunnel sessions that are to be looked at stay.
-fn mux_configuration(here: &str, port: u16, community: SocketAddr) -> String {
+fn mux_configuration(here: &str, port: u16, communities: &[SocketAddr], share: bool) -> String {
+    let servers: Vec<String> = communities.iter().map(|address| format!("\"{address}\"")).collect();
+    let servers = servers.join(", ");
+    let several = if share { "balance = \"round-robin\"\n[listeners]\nshare_ports = true\n" } else { "" };
     format!(
         "[client_connections]\nhost_name = \"127.0.0.1\"\nports = [{port}]\n\
          [http_tunneled_client_connections]\nports = []\n[https_tunneled_client_connections]\nports = []\n\
-         [community]\nservers = [\"{community}\"]\n[tls]\ncertificate = \"{here}server.pem\"\nprivate_key = \"{here}server.key\"\n\
+         [community]\nservers = [{servers}]\n{several}[tls]\ncertificate = \"{here}server.pem\"\nprivate_key = \"{here}server.key\"\n\
          [tunnel]\nhold = \"2m\"\nsession_timeout = \"10m\"\n[limits]\ncapacity = 9900\n[admin]\nlisten = \"\"\n"
     )
 }

@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Plan,
-    figures::{Against, Better, Figure, Results, Target, median},
+    figures::{Against, Better, Figure, Results, Target, median, number},
+    growth,
     proxies::Contender::{self, Before, HaProxy, Hyper, Mux, Nginx, Nothing},
     svg,
 };
@@ -41,6 +42,10 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
             let _ = writeln!(plots, "![{title}]({file}.svg)\n");
         }
     }
+    for (file, title, unit, groups) in growth_plots(results) {
+        fs::write(folder.join(format!("{file}.svg")), svg::bars(title, unit, &groups)).unwrap();
+        let _ = writeln!(plots, "![{title}]({file}.svg)\n");
+    }
     let versions: String = COLUMNS
         .iter()
         .filter(|contender| results.has(**contender))
@@ -63,16 +68,40 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
     format!("{table}\n{targets}")
 }
 
+/// What a client and its messages cost, by how many there are.
+fn growth_plots(results: &Results) -> Vec<(&'static str, &'static str, &'static str, Vec<svg::Group>)> {
+    let of = |label: &'static str, name: fn(&growth::Size) -> &'static str| {
+        let bars = growth::SIZES.iter().filter_map(|size| {
+            let values = results.of(name(size), Mux);
+            (!values.is_empty()).then(|| bar(size.3, values, colour(Mux)))
+        });
+        svg::Group { label, bars: bars.collect() }
+    };
+    if results.of("growth bytes", Mux).is_empty() {
+        return Vec::new();
+    }
+    let bytes = vec![of("clients", |size| size.1)];
+    let cpu = vec![of("clients", |size| size.2)];
+    vec![
+        ("growth-memory", "Memory of an idle client, by how many there are", "bytes", bytes),
+        ("growth-cpu", "CPU of a million messages, by how many clients there are", "s", cpu),
+    ]
+}
+
+fn bar(label: &'static str, values: &[f64], colour: &'static str) -> svg::Bar {
+    svg::Bar {
+        label,
+        middle: median(values),
+        low: values.iter().copied().fold(f64::INFINITY, f64::min),
+        high: values.iter().copied().fold(0.0, f64::max),
+        colour,
+    }
+}
+
 fn group(results: &Results, figure: &Figure) -> svg::Group {
     let bars = COLUMNS.iter().filter_map(|contender| {
         let values = results.of(figure.name, *contender);
-        (!values.is_empty()).then(|| svg::Bar {
-            label: contender.name(),
-            middle: median(values),
-            low: values.iter().copied().fold(f64::INFINITY, f64::min),
-            high: values.iter().copied().fold(0.0, f64::max),
-            colour: colour(*contender),
-        })
+        (!values.is_empty()).then(|| bar(contender.name(), values, colour(*contender)))
     });
     svg::Group { label: figure.title, bars: bars.collect() }
 }
@@ -85,27 +114,6 @@ fn colour(contender: Contender) -> &'static str {
         HaProxy => "#f29900",
         Nginx => "#188038",
         Hyper => "#a142f4",
-    }
-}
-
-/// Digits as far as they mean something.
-pub fn number(value: f64) -> String {
-    match value.abs() {
-        _ if value.is_nan() => String::new(),
-        size if size >= 1000.0 => {
-            let (text, mut out) = (format!("{value:.0}"), String::new());
-            for (i, c) in text.chars().enumerate() {
-                if i > 0 && (text.len() - i).is_multiple_of(3) && c != '-' {
-                    out.push(',');
-                }
-                out.push(c);
-            }
-            out
-        }
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 0.1 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::report::number;
+use super::figures::number;
 
 pub struct Bar {
     pub label: &'static str,

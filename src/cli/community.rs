@@ -26,7 +26,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         error!("no signals can be received");
         return ExitCode::from(FAILED);
     };
-    let listener = match listener::bind(arguments.listen) {
+    let listener = match listener::bind(arguments.listen, false) {
         Ok(listener) => listener,
         Err(failed) => {
             error!(address = %arguments.listen, %failed, "the sandbox can't listen");

@@ -65,6 +65,7 @@ fn any<T>(value: T) -> Result<T, String> {
 pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
     let listeners = listeners(reader);
     let require_all = reader.key("listeners", "require_all", false, "true or false", any);
+    let share_ports = reader.key("listeners", "share_ports", false, "true or false", any);
     let proxy_protocol_from = reader.key("listeners", "proxy_protocol_from", vec![], NETWORKS, legal::networks);
     let forwarded_for_from = reader.key("listeners", "forwarded_for_from", vec![], NETWORKS, legal::networks);
     let community = community(reader);
@@ -92,6 +93,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
     let ingress = ingress::Settings {
         listeners,
         require_all,
+        share_ports,
         proxy_protocol_from,
         forwarded_for_from,
         limits,

@@ -90,7 +90,7 @@ impl Ports {
             });
             for address in addresses {
                 let kept = present.iter().any(|(settings, at)| settings == listener && *at == address);
-                let state = if kept { WantedState::Kept } else { bind(address) };
+                let state = if kept { WantedState::Kept } else { bind(address, settings.share_ports) };
                 if let (WantedState::Down(why), true) = (&state, must) {
                     fatal.push(format!("[{}] ports: {why}", listener.section));
                 }
@@ -165,10 +165,11 @@ impl Ports {
 
     /// Tries the ports that are down again.
     fn retry(&self) {
+        let share = self.ingress.shares_ports();
         let mut ports = self.ports.lock();
         for port in ports.iter_mut().filter(|port| port.state.is_err()) {
             // A host name without an address is looked up by the next reload.
-            if let WantedState::Bound(listener) = bind(port.wanted) {
+            if let WantedState::Bound(listener) = bind(port.wanted, share) {
                 *port = self.open(port.settings.clone(), port.wanted, listener, Arc::clone(&port.accepted));
                 self.telemetry.set_listener(port.settings.section, port.address.port(), port.state.is_ok());
             }
@@ -195,8 +196,8 @@ impl Ports {
     }
 }
 
-fn bind(address: SocketAddr) -> WantedState {
-    match listener::bind(address) {
+fn bind(address: SocketAddr, share: bool) -> WantedState {
+    match listener::bind(address, share) {
         Ok(listener) => WantedState::Bound(listener),
         Err(error) => WantedState::Down(explain(&error, address)),
     }
