@@ -39,15 +39,40 @@ async fn operations_name_every_metric_and_no_other() {
     assert_eq!(said, there);
 }
 
-#[test]
-fn the_threat_model_names_tests_that_are_there() {
+/// The names of all tests.
+fn tests() -> BTreeSet<String> {
     let sources = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")).unwrap();
     let sources = sources.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "rs"));
     let code: String = sources.map(|path| fs::read_to_string(path).unwrap()).collect();
     let tests = code.split("#[").filter(|item| item.starts_with("test]") || item.starts_with("tokio::test"));
-    let there: BTreeSet<&str> =
-        tests.filter_map(|item| item.split_once("fn ")?.1.split_once('(')).map(|(name, _)| name).collect();
-    let document = document("SECURITY.md");
+    tests.filter_map(|item| item.split_once("fn ")?.1.split_once('(')).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn the_record_of_attacks_names_tests_that_are_there_and_is_filled() {
+    let (there, text) = (tests(), document("docs/reliability.md"));
+    let part = |name: &str| text.split(&format!("<!-- {name} -->")).nth(1).unwrap().split("<!--").next().unwrap();
+    for (name, rows, columns) in [("faults", 16, 5), ("attacks", 8, 5)] {
+        let lines: Vec<Vec<&str>> = part(name)
+            .lines()
+            .filter(|line| line.starts_with('|'))
+            .skip(2)
+            .map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect())
+            .collect();
+        assert_eq!(lines.len(), rows, "{name}");
+        for row in lines {
+            assert!(row.len() == columns && row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+            if name == "attacks" {
+                assert!(there.contains(row[4].trim_matches('`')), "{row:?}");
+            }
+        }
+    }
+    assert!(part("soak").contains("| descriptors |"));
+}
+
+#[test]
+fn the_threat_model_names_tests_that_are_there() {
+    let (there, document) = (tests(), document("SECURITY.md"));
     let rows: Vec<Vec<&str>> = document
         .lines()
         .filter(|line| line.starts_with("| "))
@@ -77,6 +102,7 @@ fn links_lead_to_files_that_are_there() {
         "docs/http-safety.md",
         "docs/interop.md",
         "docs/load.md",
+        "docs/reliability.md",
         "docs/testing.md",
         "fuzz/README.md",
         "CHANGELOG.md",

@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use support::{
     has, http,
     mux::{self, Mux},
+    peer::free_address,
     skip, soon, until,
 };
 use tokio::{
@@ -561,10 +562,6 @@ async fn against(name: &str, backend: SocketAddr, log: &Path) {
     assert!(seen > 20, "{name} saw only {seen} requests");
 }
 
-fn free_port() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
 async fn up(name: &str, address: SocketAddr) {
     until(name, || std::net::TcpStream::connect(address).is_ok()).await;
 }
@@ -576,7 +573,7 @@ async fn nginx_reads_what_the_multiplexer_read() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display();
-    let address = free_port();
+    let address = free_address();
     let config = format!(
         "worker_processes 1; pid {path}/pid; error_log {path}/error.log;\n\
          events {{ worker_connections 64; }}\n\
@@ -611,7 +608,7 @@ async fn apache_reads_what_the_multiplexer_read() {
     }
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display();
-    let address = free_port();
+    let address = free_address();
     let load: String = ["mpm_event", "authz_core", "alias"].iter().fold(String::new(), |load, name| {
         load + &format!("LoadModule {name}_module {}/mod_{name}.so\n", modules.display())
     });

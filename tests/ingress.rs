@@ -390,7 +390,7 @@ async fn a_client_that_does_not_wait_for_an_answer_is_not_kept_waiting() {
         client.shut_down().await;
         drop(client);
     }
-    until("their end", || mux.server.sessions() == present.len()).await;
+    until("their end", || slow.sessions() == present.len() + 2 && mux.server.sessions() == present.len()).await;
     assert_eq!(other.sessions(), 0);
     assert_eq!(mux.metric("sametime_mux_held_bytes").await, 0.0);
 }

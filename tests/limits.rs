@@ -17,7 +17,7 @@ use support::{
     http::{self, exchange, post},
     mux::{self, Mux},
     program::{Setup, local},
-    soon,
+    record, soon,
     tunnel::{Kind, Session},
     until,
 };
@@ -517,8 +517,16 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         mib(most),
         mib(ceiling)
     );
-    for name in refusals {
-        println!("{name} {}", program.metric(name).await);
+    let test = "memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_stays";
+    for (name, what, seen) in [
+        (refusals[0], "connections beyond `limits.connections`", "0x8000020B, or 503 with Retry-After"),
+        (refusals[1], "connections beyond `limits.connections_per_address`", "0x8000020B, or 503 with Retry-After"),
+        (refusals[2], "clients beyond `limits.per_address`", "0x8000020B"),
+        (refusals[3], "tunnel sessions beyond `limits.tunnel_sessions_per_address`", "503 with Retry-After"),
+        (refusals[4], "long first frames while `limits.held_bytes` is used up", "0x8000020B"),
+    ] {
+        let tried = format!("{}, from 8 addresses, all of these at once", program.metric(name).await);
+        record::attack(what, &tried, seen, &format!("0 of {said} messages of one who was there"), test);
     }
     // What the formula grants to a program without clients is not for attackers.
     assert!(most - idle <= ceiling - (64 << 20), "{most} - {idle} > {ceiling} - 64 MiB");

@@ -16,7 +16,9 @@ use serde_json::Value;
 use support::{
     community::{Community, Connection},
     frames::{self, Frame},
-    has, mux, soon,
+    has, mux,
+    peer::free_address,
+    soon,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
@@ -195,8 +197,7 @@ async fn clients_go_through_proxies() {
         return;
     }
     let mux = mux::start("").await;
-    let port = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (http, socks) = (port(), port());
+    let (http, socks) = (free_address(), free_address());
     let file = mux.folder.path().join("tinyproxy.conf");
     fs::write(&file, format!("Port {}\nListen 127.0.0.1\nAllow 127.0.0.1\nMaxClients 200\n", http.port())).unwrap();
     let start = |program: &str, arguments: &[&str]| {

@@ -11,7 +11,7 @@ use support::{
     frames,
     http::{self, exchange, post},
     mux::{self, Mux},
-    soon,
+    record, soon,
     tunnel::{Kind, Session},
 };
 use tokio::net::{TcpSocket, TcpStream};
@@ -122,6 +122,7 @@ fn guesses() -> Vec<(&'static str, Vec<u8>)> {
 async fn no_byte_tells_a_live_name_from_a_dead_one() {
     let community = Community::start_echo().await;
     let mux = mux::start(&community.setting()).await;
+    let mut compared = 0;
     for kind in [Kind::Polling, Kind::Hybrid] {
         let live = opened(&mux, kind).await;
         let other = if kind == Kind::Polling { Kind::Hybrid } else { Kind::Polling };
@@ -134,9 +135,21 @@ async fn no_byte_tells_a_live_name_from_a_dead_one() {
             assert!(expected.starts_with("HTTP/1.1 404 "), "{expected}");
             for path in [&live.path(), &dead("f"), &not_a_name, &of_the_other_kind] {
                 assert_eq!(bytes_of(&mux, path, &body).await, expected, "{kind:?}, {what}: {path}");
+                compared += 1;
             }
         }
+        assert_eq!(community.sessions(), usize::from(kind == Kind::Hybrid) + 1);
     }
+    for n in 0..2 {
+        assert_eq!(community.seen(n).len(), frames::handshake().bytes().len(), "not a byte came through");
+    }
+    record::attack(
+        "a session's name without its acknowledgement",
+        &format!("{compared} requests: {} bodies, live and dead names, both kinds", guesses().len()),
+        "the same 404, byte for byte, as for a name that is nobody's",
+        "nothing: not a byte came through",
+        "no_byte_tells_a_live_name_from_a_dead_one",
+    );
 }
 
 /// How much of one sample lies behind the other: 0.5 where they are of one kind (Mann and Whitney's
@@ -213,4 +226,11 @@ async fn guessing_is_slow_and_counted() {
     let path = session.path();
     assert_eq!(ask(&mux, "127.0.0.1", &path, &unfitting()).await.status, 404);
     assert_eq!(mux.metric("sametime_mux_tunnel_guesses_delayed_total").await, late);
+    record::attack(
+        "guessed names of tunnel sessions",
+        &format!("{sent}, 40 connections at once"),
+        &format!("404, {late} of them a second late; another address is not held back"),
+        "nothing: of 2^128 names none was met",
+        "guessing_is_slow_and_counted",
+    );
 }

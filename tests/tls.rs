@@ -18,7 +18,7 @@ use support::{
     mux::{self, Mux},
     peer::{self, text},
     program::{Setup, local},
-    soon,
+    record, soon,
 };
 use tokio::io::AsyncReadExt;
 
@@ -60,6 +60,7 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
     if !has("openssl", "openssl") {
         return;
     }
+    let (mut tried, mut agreed_on) = (0, 0);
     // With a key of each kind: ciphers of TLS 1.2 are for one kind.
     for kind in ["ECDSA", "RSA"] {
         let folder = tempfile::tempdir().unwrap();
@@ -84,6 +85,7 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
         let offered: Vec<String> = offered.trim().split(':').map(str::to_owned).collect();
         assert!(offered.len() > 50, "{offered:?}");
         let mut taken = BTreeSet::new();
+        tried += offered.len();
         for one in offered {
             let said = s_client(to, &format!("-tls1_2 -cipher {one}:@SECLEVEL=0")).await;
             if let Some(agreed) = cipher(&said) {
@@ -93,6 +95,7 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
                 assert!(said.contains("alert handshake failure") || said.contains("no ciphers available"), "{said}");
             }
         }
+        agreed_on += taken.len();
         let expected = ["AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305"];
         assert_eq!(taken, expected.map(|name| format!("ECDHE-{kind}-{name}")).into());
         for suite in ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"] {
@@ -105,6 +108,13 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
         assert!(said.contains("Compression: NONE"), "{said}");
         assert!(mux.metric("sametime_mux_tls_handshakes_total{reason=\"failed\"}").await > 2.0);
     }
+    record::attack(
+        "TLS 1.0, TLS 1.1, old ciphers",
+        &format!("both versions; {tried} ciphers of TLS 1.2 with two kinds of key: all that openssl can offer"),
+        &format!("an alert, for all but the {agreed_on} that are of today"),
+        "nothing",
+        "only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today",
+    );
 }
 
 #[tokio::test]

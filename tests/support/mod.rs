@@ -11,6 +11,7 @@ pub mod http;
 pub mod mux;
 pub mod peer;
 pub mod program;
+pub mod record;
 pub mod route;
 pub mod tunnel;
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::Arc,
@@ -14,14 +14,17 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{http, soon};
+use super::{
+    http,
+    peer::{Process, free_address},
+    soon, until,
+};
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
 
 /// Ports that were free a moment ago, each another.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind("[::]:0").unwrap());
-    held.map(|listener| listener.local_addr().unwrap().port())
+    std::array::from_fn(|_| free_address().port())
 }
 
 pub fn local(port: u16) -> SocketAddr {
@@ -83,7 +86,12 @@ impl Setup {
     }
 
     pub fn spawn(self) -> Program {
-        let mut child = Command::new(PROGRAM)
+        self.spawn_by(Command::new(PROGRAM))
+    }
+
+    /// As `spawn`, by a command that runs the program, or ends with it.
+    pub fn spawn_by(self, mut command: Command) -> Program {
+        let mut child = command
             .args(["run", "--config"])
             .arg(self.file())
             .stderr(Stdio::piped())
@@ -166,4 +174,46 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The sandbox Community server as a process, on an address that it keeps.
+pub struct Sandbox {
+    pub address: SocketAddr,
+    process: Option<Process>,
+}
+
+impl Sandbox {
+    pub async fn start() -> Self {
+        Self::start_at(free_address()).await
+    }
+
+    pub async fn start_at(address: SocketAddr) -> Self {
+        let mut this = Self { address, process: None };
+        this.start_again().await;
+        this
+    }
+
+    pub async fn start_again(&mut self) {
+        let mut command = Command::new(PROGRAM);
+        self.process = Some(Process::start(command.args(["community", "--listen", &self.address.to_string()])));
+        let address = self.address;
+        until("the Community's port", || std::net::TcpStream::connect(address).is_ok()).await;
+    }
+
+    /// Kills it, by no signal that it could answer.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// "STOP", "CONT".
+    pub fn signal(&self, name: &str) {
+        let id = self.process.as_ref().unwrap().0.id().to_string();
+        assert!(Command::new("kill").args([format!("-{name}"), id]).status().unwrap().success());
+    }
+}
+
+/// The setting that sends clients to `servers`, by turns.
+pub fn servers(servers: &[SocketAddr], more: &str) -> String {
+    let servers: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
+    format!("[community]\nservers = {servers:?}\nbalance = \"round-robin\"\n{more}\n")
 }

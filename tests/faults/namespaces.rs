@@ -1,0 +1,40 @@
+//! Namespaces of a test's own: networks and files that nobody else sees.
+
+use std::process::Command;
+
+use crate::support::{has, peer::text, skip};
+
+const INSIDE: &str = "SAMETIME_MUX_INSIDE_NAMESPACES";
+
+/// Whether this process is in namespaces of its own (network, mounts) with loopback up. If not, the test
+/// `name` is run again in such, or skipped where that is not permitted; then there is nothing more to do.
+pub fn inside(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        return true;
+    }
+    if !has("unshare", "util-linux") || !has("ip", "iproute2") {
+        return false;
+    }
+    let as_root: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user"] };
+    let unshare = || {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount"]).args(as_root);
+        command
+    };
+    if !unshare().args(["ip", "link", "set", "lo", "up"]).output().unwrap().status.success() {
+        skip("unshare --net --mount", "namespaces are not permitted");
+        return false;
+    }
+    let this = std::env::current_exe().unwrap();
+    let output = unshare().arg(this).args([name, "--exact", "--nocapture"]).env(INSIDE, "1").output().unwrap();
+    print!("{}", text(&output.stdout));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("1 passed"), "it did run: {}", text(&output.stdout));
+    false
+}
+
+pub fn run(command: &str) {
+    let output = Command::new("sh").args(["-ec", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", text(&output.stderr));
+}

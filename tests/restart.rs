@@ -1,0 +1,166 @@
+//! The multiplexer itself killed, and reloaded, under many clients: nobody stays away, and what was answered
+//! was not lost. The rows of `docs/reliability.md` come from here (`SAMETIME_MUX_RECORD=1`).
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, clippy::cast_precision_loss, missing_docs)]
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use support::{
+    program::{PROGRAM, Program, Sandbox, Setup, local, servers},
+    record, soon,
+};
+
+const CLIENTS: u64 = 2_000;
+const WAYS: [&str; 4] = ["raw", "tls", "polling", "hybrid"];
+
+/// Tunnel sessions that were left are over soon.
+fn settings(communities: &[Sandbox; 2]) -> String {
+    servers(&communities.each_ref().map(|one| one.address), "[tunnel]\nsession_timeout = \"20s\"")
+}
+
+/// Clients as `sametime-mux load` plays them, on their way.
+fn load(to: u16, folder: &Path, scenario: &str) -> tokio::task::JoinHandle<Value> {
+    let file = folder.join("scenario.toml");
+    fs::write(&file, scenario).unwrap();
+    let mut load = tokio::process::Command::new(PROGRAM);
+    load.args(["load", "--target", &local(to).to_string(), "--workers", "2", "--json", "-", "--scenario"]).arg(file);
+    load.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    tokio::spawn(async move {
+        let output = load.output().await.unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    })
+}
+
+fn sum(outcome: &Value, field: &str) -> u64 {
+    WAYS.iter().map(|way| outcome["total"]["ways"][way][field].as_u64().unwrap_or(0)).sum()
+}
+
+/// Clients that were logged in at the end of each second.
+fn present(outcome: &Value) -> Vec<u64> {
+    let points = outcome["points"].as_array().unwrap();
+    points
+        .iter()
+        .map(|point| point["sessions"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum())
+        .collect()
+}
+
+fn nothing_is_lost(outcome: &Value) {
+    for field in ["lost", "disordered", "corrupt"] {
+        assert_eq!(sum(outcome, field), 0, "{field}: {:#}", outcome["total"]["errors"]);
+    }
+}
+
+async fn sessions_are(program: &Program, n: u64) {
+    soon("that many sessions", async {
+        while program.metric("sametime_mux_sessions").await != n as f64 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+}
+
+fn row(fault: &str, tried: &str, seen: &str, lost: &str, well: &str) {
+    record::row("docs/reliability.md", "faults", &[fault, tried, seen, lost, well]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them_back() {
+    let communities = [Sandbox::start().await, Sandbox::start().await];
+    let setup = Setup::new(&settings(&communities));
+    let (raw, folder) = (setup.raw, tempfile::tempdir().unwrap());
+    let file = setup.file();
+    let mut program = setup.start();
+    let scenario = format!(
+        "clients = {CLIENTS}\nramp_up = \"8s\"\nduration = \"44s\"\nthink_time = \"20s\"\n[mix]\nraw = 50\ntls = 20\npolling = 15\nhybrid = 15\n"
+    );
+    let load = load(raw, folder.path(), &scenario);
+    sessions_are(&program, CLIENTS).await;
+    // A moment later, in the middle of what they say.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    program.child.kill().unwrap();
+    program.child.wait().unwrap();
+    let killed = Instant::now();
+    let again = Setup {
+        folder: tempfile::tempdir().unwrap(),
+        raw,
+        http: 0,
+        https: 0,
+        admin: program.admin,
+        more: String::new(),
+    };
+    fs::copy(file, again.file()).unwrap();
+    let again = again.start();
+    sessions_are(&again, CLIENTS).await;
+    let took = killed.elapsed();
+    let (refused, dropped) = (
+        again.metric("sametime_mux_sessions_refused_total").await,
+        again.metric("sametime_mux_connections_dropped_total").await,
+    );
+    let outcome = soon("the load's end", load).await.unwrap();
+    nothing_is_lost(&outcome);
+    assert_eq!(*present(&outcome).iter().max().unwrap(), CLIENTS);
+    assert!(sum(&outcome, "log_ins") >= 2 * CLIENTS, "each came back: {:#}", outcome["total"]["errors"]);
+    assert_eq!((refused, dropped), (0.0, 0.0), "none of them was turned away on coming back");
+    sessions_are(&again, 0).await;
+    row(
+        "multiplexer killed (kill -9) and started again",
+        &format!("under {CLIENTS} clients over every way"),
+        "the end of the connection (tunnels: 404); they come back by themselves, each after a wait of its own",
+        &format!(
+            "0 of {} messages that were answered; {} were on their way",
+            sum(&outcome, "echoed"),
+            sum(&outcome, "cut_off")
+        ),
+        &format!(
+            "{:.1} s until all {CLIENTS} are back, none refused ({} tries found nobody yet)",
+            took.as_secs_f64(),
+            sum(&outcome, "attempts") - sum(&outcome, "log_ins")
+        ),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_each_second_is_noticed_by_nobody() {
+    let communities = [Sandbox::start().await, Sandbox::start().await];
+    let more = settings(&communities);
+    let setup = Setup::new(&more);
+    let (raw, folder, file, text) = (setup.raw, tempfile::tempdir().unwrap(), setup.file(), setup.toml(&[setup.raw]));
+    let program = setup.start();
+    let scenario = "clients = 200\nramp_up = \"2s\"\nduration = \"18s\"\nthink_time = \"500ms\"\nstay = \"6s\"\n[mix]\nraw = 1\ntls = 1\npolling = 1\nhybrid = 1\n";
+    let load = load(raw, folder.path(), scenario);
+    let mut reloads = 0u32;
+    while !load.is_finished() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Another one each time: limits, and which servers there are.
+        let only = format!("servers = [\"{}\"]", communities[reloads as usize / 4 % 2].address);
+        let line = text.lines().find(|line| line.starts_with("servers")).unwrap();
+        let servers = if reloads.is_multiple_of(4) { text.replace(line, &only) } else { text.clone() };
+        fs::write(&file, format!("{servers}[limits]\ncapacity = {}\n", 10_000 + reloads)).unwrap();
+        program.signal("HUP");
+        reloads += 1;
+    }
+    let outcome = load.await.unwrap();
+    nothing_is_lost(&outcome);
+    assert!(outcome["total"]["errors"].as_object().unwrap().is_empty(), "{:#}", outcome["total"]["errors"]);
+    assert_eq!(sum(&outcome, "cut_off"), 0);
+    let done = program.metric("sametime_mux_reloads_total{reason=\"accepted\"}").await;
+    assert!(done >= 10.0, "{done} reloads");
+    sessions_are(&program, 0).await;
+    row(
+        "reload every second under load",
+        &format!(
+            "{done} reloads, 200 clients over every way, {} log-ins; limits and servers change each time",
+            sum(&outcome, "log_ins")
+        ),
+        "nothing",
+        &format!("0 of {} messages", sum(&outcome, "echoed")),
+        "nothing was amiss",
+    );
+}
