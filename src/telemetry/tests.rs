@@ -1,0 +1,47 @@
+use super::*;
+
+#[test]
+fn the_names_are_those_that_dashboards_hold() {
+    let telemetry = Telemetry::new("1.2.3");
+    let gauge = telemetry.sessions(1533, Transport::Raw);
+    gauge.opened();
+    gauge.opened();
+    gauge.closed();
+    telemetry.refused("capacity");
+    telemetry.bytes(Direction::ToCommunity, 10);
+    telemetry.frames(Direction::ToClient, 2);
+    telemetry.set_listener(Section::ClientConnections, 1533, true);
+    telemetry.set_community([("a:1533".to_owned(), true, 3)].into_iter());
+    telemetry.tunnel_request("http_polling", "payload");
+    telemetry.set_certificate_end(1);
+    telemetry.login(0.5, true);
+    let text = telemetry.encode();
+    for line in [
+        r#"sametime_mux_sessions{port="1533",transport="raw"} 1"#,
+        r#"sametime_mux_sessions_opened_total{port="1533",transport="raw"} 2"#,
+        r#"sametime_mux_sessions_refused_total{reason="capacity"} 1"#,
+        r#"sametime_mux_bytes_total{direction="to_community"} 10"#,
+        r#"sametime_mux_frames_total{direction="to_client"} 2"#,
+        r#"sametime_mux_listener_up{section="client_connections",port="1533"} 1"#,
+        r#"sametime_mux_community_up{server="a:1533"} 1"#,
+        r#"sametime_mux_community_sessions{server="a:1533"} 3"#,
+        r#"sametime_mux_tunnel_requests_total{kind="http_polling",outcome="payload"} 1"#,
+        "sametime_mux_tls_certificate_expiry_seconds -",
+        "sametime_mux_login_seconds_count 1",
+        r#"sametime_mux_build_info{version="1.2.3"} 1"#,
+        "sametime_mux_open_file_descriptors ",
+    ] {
+        assert!(text.lines().any(|have| have.starts_with(line)), "{line} in\n{text}");
+    }
+    assert!(!text.contains("_total_total"));
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn sums_follow_the_gauges() {
+    let telemetry = Telemetry::new("0");
+    telemetry.sessions(80, Transport::HttpHybrid).opened();
+    telemetry.sessions(1533, Transport::Raw).opened();
+    assert_eq!(telemetry.present(|port, _| port == 80), 1);
+    assert_eq!(telemetry.present(|_, _| true), 2);
+}
