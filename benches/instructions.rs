@@ -77,7 +77,12 @@ impl Community for Links {
             let (mut near, far) = tokio::io::duplex(64 * 1024);
             near.write_all(hello).await.unwrap();
             self.0.lock().push(far);
-            Ok(Link { stream: Stream::other(near), server: "memory".into(), lease: Box::new(NoLease) })
+            Ok(Link {
+                stream: Stream::other(near),
+                first: Vec::new(),
+                server: "memory".into(),
+                lease: Box::new(NoLease),
+            })
         })
     }
 }

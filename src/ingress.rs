@@ -182,7 +182,7 @@ impl Ingress {
         if let Err(refused) = self.core.take(Arrival { stream, first, via }) {
             let (refusal, Arrival { stream, first, .. }) = *refused;
             drop(first);
-            stream::refuse(stream, refusal.reason()).await;
+            Box::pin(stream::refuse(stream, refusal.reason())).await;
         }
         drop(place);
     }

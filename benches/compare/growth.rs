@@ -22,15 +22,31 @@ use super::{
     proxies::{Cluster, Contender, Folder, Process, Way, start},
 };
 
-/// How many clients, the figures' names, and how many in words.
-pub type Size = (usize, &'static str, &'static str, &'static str);
-pub const SIZES: [Size; 5] = [
-    (100, "growth bytes 100", "growth cpu 100", "100"),
-    (1_000, "growth bytes 1000", "growth cpu 1000", "1,000"),
-    (5_000, "growth bytes 5000", "growth cpu 5000", "5,000"),
-    (9_000, "growth bytes 9000", "growth cpu 9000", "9,000"),
-    (19_000, "growth bytes 19000", "growth cpu 19000", "19,000"),
-];
+/// How many clients, and the figures' names.
+pub struct Size {
+    clients: usize,
+    pub label: &'static str,
+    pub bytes: &'static str,
+    adds: &'static str,
+    pub cpu: &'static str,
+    user: &'static str,
+}
+
+macro_rules! size {
+    ($clients:literal, $label:literal) => {
+        Size {
+            clients: $clients,
+            label: $label,
+            bytes: concat!("growth bytes ", $clients),
+            adds: concat!("growth adds ", $clients),
+            cpu: concat!("growth cpu ", $clients),
+            user: concat!("growth user ", $clients),
+        }
+    };
+}
+
+pub const SIZES: [Size; 5] =
+    [size!(100, "100"), size!(1000, "1,000"), size!(5000, "5,000"), size!(9000, "9,000"), size!(19000, "19,000")];
 /// A process has two descriptors for each client, of 20,000.
 const OF_ONE_PROCESS: usize = 9_500;
 /// Clients that are busy at the same time. They are other ones all the time.
@@ -43,13 +59,15 @@ const CEILING_ENDS: usize = 5;
 /// For all to log in, and for all to be echoed.
 const CEILING_TIME: Duration = Duration::from_secs(180);
 
-/// A client's bytes, and the CPU time of its messages, at each of [`SIZES`].
+/// A client's bytes, in all and what the second half of them adds, and the CPU time of its messages, at
+/// each of [`SIZES`].
 ///
 /// A peer is one process, so it has no more than that takes.
 pub async fn growth(contender: Contender, folder: &Folder, window: Window) -> Figures {
     let mut figures = Vec::new();
-    let (mut all_bytes, mut all_cpu) = (Vec::new(), Vec::new());
-    for (clients, bytes_name, cpu_name, _) in SIZES {
+    let (mut all_bytes, mut all_adds, mut all_cpu) = (Vec::new(), Vec::new(), Vec::new());
+    for size in &SIZES {
+        let clients = size.clients;
         if contender != Contender::Mux && clients > OF_ONE_PROCESS {
             continue;
         }
@@ -62,16 +80,26 @@ pub async fn growth(contender: Contender, folder: &Folder, window: Window) -> Fi
         drop(load::idle(8, cluster.addresses[0], None).await);
         tokio::time::sleep(Duration::from_millis(300)).await;
         let before = cluster.memory();
-        let streams = load::idle(clients, cluster.addresses[0], None).await;
+        let mut streams = load::idle(clients / 2, cluster.addresses[0], None).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let bytes = (cluster.memory() - before) / clients as f64;
-        let cpu = in_turn(&cluster, streams, window).await * 1e6;
-        figures.extend([(bytes_name, bytes), (cpu_name, cpu)]);
+        let half = cluster.memory();
+        streams.extend(load::idle(clients - clients / 2, cluster.addresses[0], None).await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let all = cluster.memory();
+        let bytes = (all - before) / clients as f64;
+        let adds = (all - half) / (clients - clients / 2) as f64;
+        let (cpu, user) = in_turn(&cluster, streams, window).await;
+        figures.extend([(size.bytes, bytes), (size.adds, adds), (size.cpu, cpu * 1e6), (size.user, user * 1e6)]);
         all_bytes.push(bytes);
+        all_adds.push(adds);
         all_cpu.push(cpu);
         drop((cluster, community));
     }
-    figures.extend([("growth bytes", spread(&all_bytes)), ("growth cpu", spread(&all_cpu))]);
+    figures.extend([
+        ("growth bytes", spread(&all_bytes)),
+        ("growth adds", spread(&all_adds)),
+        ("growth cpu", spread(&all_cpu)),
+    ]);
     figures
 }
 
@@ -80,8 +108,9 @@ fn spread(values: &[f64]) -> f64 {
     values.iter().copied().fold(0.0, f64::max) / values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The proxies' CPU seconds for a message, when every client has a message echoed in its turn.
-async fn in_turn(cluster: &Cluster, streams: Vec<Stream>, window: Window) -> f64 {
+/// The proxies' CPU seconds for a message, when every client has a message echoed in its turn, and the
+/// part of it that is not the system's.
+async fn in_turn(cluster: &Cluster, streams: Vec<Stream>, window: Window) -> (f64, f64) {
     let mut shares: Vec<Vec<Stream>> = (0..BUSY).map(|_| Vec::new()).collect();
     for (i, stream) in streams.into_iter().enumerate() {
         shares[i % BUSY].push(stream);
@@ -103,7 +132,9 @@ async fn in_turn(cluster: &Cluster, streams: Vec<Stream>, window: Window) -> f64
             }
         });
     }
-    record.measure(|| cluster.cpu(), || workers.join_all()).await.cpu
+    let (total, user) = (cluster.cpu(), cluster.user());
+    let cpu = record.measure(|| cluster.cpu(), || workers.join_all()).await.cpu;
+    (cpu, cpu * (cluster.user() - user) / (cluster.cpu() - total))
 }
 
 async fn echoed(stream: &mut Stream) {

@@ -152,7 +152,16 @@ impl Process {
 
     /// CPU time so far, user and system, all threads and workers.
     pub fn cpu(&self) -> f64 {
-        let ticks: u64 = self.ids().iter().map(|id| ticks(*id)).sum();
+        self.seconds(|user, system| user + system)
+    }
+
+    /// That part of it that was not the system's.
+    fn user(&self) -> f64 {
+        self.seconds(|user, _| user)
+    }
+
+    fn seconds(&self, of: impl Fn(u64, u64) -> u64) -> f64 {
+        let ticks: u64 = self.ids().iter().map(|id| ticks(*id)).map(|(user, system)| of(user, system)).sum();
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64
     }
 
@@ -167,10 +176,11 @@ impl Process {
 }
 
 /// Fields 14 and 15 of /proc/PID/stat (proc(5)): the name in field 2 may hold spaces.
-fn ticks(id: u32) -> u64 {
+fn ticks(id: u32) -> (u64, u64) {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
     let fields = stat.rsplit_once(") ").unwrap().1;
-    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+    let mut ticks = fields.split(' ').skip(11).map(|field| field.parse::<u64>().unwrap());
+    (ticks.next().unwrap(), ticks.next().unwrap())
 }
 
 fn pss(id: u32) -> u64 {
@@ -269,6 +279,10 @@ impl Cluster {
 
     pub fn cpu(&self) -> f64 {
         self.proxies.iter().map(Process::cpu).sum()
+    }
+
+    pub fn user(&self) -> f64 {
+        self.proxies.iter().map(Process::user).sum()
     }
 
     pub fn memory(&self) -> f64 {

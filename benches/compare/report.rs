@@ -73,15 +73,15 @@ fn growth_plots(results: &Results) -> Vec<(&'static str, &'static str, &'static 
     let of = |label: &'static str, name: fn(&growth::Size) -> &'static str| {
         let bars = growth::SIZES.iter().filter_map(|size| {
             let values = results.of(name(size), Mux);
-            (!values.is_empty()).then(|| bar(size.3, values, colour(Mux)))
+            (!values.is_empty()).then(|| bar(size.label, values, colour(Mux)))
         });
         svg::Group { label, bars: bars.collect() }
     };
     if results.of("growth bytes", Mux).is_empty() {
         return Vec::new();
     }
-    let bytes = vec![of("clients", |size| size.1)];
-    let cpu = vec![of("clients", |size| size.2)];
+    let bytes = vec![of("clients", |size| size.bytes)];
+    let cpu = vec![of("clients", |size| size.cpu)];
     vec![
         ("growth-memory", "Memory of an idle client, by how many there are", "bytes", bytes),
         ("growth-cpu", "CPU of a million messages, by how many clients there are", "s", cpu),

@@ -1,62 +1,68 @@
 //! The log: to stderr, from a thread of its own, so that a slow terminal holds no client up.
 
-use std::{
-    io::{self, BufWriter, Stderr, Write},
-    thread,
-    time::Duration,
-};
+use std::{fmt, io, time::SystemTime};
 
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing::field::Field;
 use tracing_subscriber::{
-    Layer, Registry, filter::LevelFilter, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
+    Layer, Registry,
+    field::MakeExt,
+    filter::LevelFilter,
+    fmt::{
+        format::{Writer, debug_fn},
+        layer,
+        time::FormatTime,
+    },
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
 };
 
 use crate::config::{LogFormat, LogLevel, LogSettings};
 
-/// Lines that may wait to be written; more are dropped rather than that a client waits.
-const BUFFERED_LINES: usize = 64 * 1024;
+mod lines;
 
-/// Bytes that are written at once, at the most.
-const BATCH: usize = 64 * 1024;
-/// After a write, lines gather for so long: to wake the thread for each of them costs a log-in
-/// more than the line.
-const GATHER: Duration = Duration::from_millis(10);
+use lines::{Lines, Writing};
 
-/// Writes lines that came close together at once. The log's thread flushes when none is waiting.
-struct Batches(BufWriter<Stderr>);
+/// The time of a line, to the microsecond and in UTC. The subscriber's own says the same at four times
+/// the cost.
+struct Clock;
 
-impl Write for Batches {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.write(line)
+impl FormatTime for Clock {
+    fn format_time(&self, line: &mut Writer<'_>) -> fmt::Result {
+        write!(line, "{}", humantime::format_rfc3339_micros(SystemTime::now()))
     }
+}
 
-    fn flush(&mut self) -> io::Result<()> {
-        let flushed = self.0.flush();
-        thread::sleep(GATHER);
-        flushed
+/// `name=value`; a line's message is the value alone.
+fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    if field.name() != "message" {
+        line.write_str(field.name())?;
+        line.write_char('=')?;
     }
+    write!(line, "{value:?}")
 }
 
 /// The log; the rest of it is written when this is dropped.
 pub(super) struct Log {
     level: reload::Handle<LevelFilter, Registry>,
-    _writer: WorkerGuard,
+    _writing: Writing,
 }
 
 impl Log {
     /// Sets the process's log up. Once; a second one has no effect.
-    pub(super) fn start(settings: LogSettings) -> Self {
-        let batches = Batches(BufWriter::with_capacity(BATCH, io::stderr()));
-        let (writer, guard) =
-            NonBlockingBuilder::default().buffered_lines_limit(BUFFERED_LINES).lossy(true).finish(batches);
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub(super) fn start(settings: LogSettings) -> io::Result<Self> {
+        let (writer, writing) = Lines::start(io::stderr())?;
         let (level, handle) = reload::Layer::new(level(settings.level));
-        let lines = fmt::layer().with_writer(writer).with_ansi(false).with_target(false);
+        let lines = layer().with_writer(writer).with_ansi(false).with_target(false).with_timer(Clock);
         let lines = match settings.format {
-            LogFormat::Text => lines.boxed(),
+            LogFormat::Text => lines.fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
         let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
-        Self { level: handle, _writer: guard }
+        Ok(Self { level: handle, _writing: writing })
     }
 
     /// Takes up a new level. The format stays until the next start.

@@ -24,7 +24,13 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    let log = Log::start(settings.log);
+    let log = match Log::start(settings.log) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("no thread to write the log: {error}");
+            return ExitCode::from(FAILED);
+        }
+    };
     info!(version = VERSION, file = %file.display(), "sametime-mux");
     leave_no_core();
     if geteuid().is_root() {

@@ -162,7 +162,9 @@ impl Pool {
             // Counted while connecting: others see that it has one more.
             let lease = known.lease();
             match known.open(client, hello, speaks_on.as_mut(), &present.settings).await {
-                Ok(tcp) => return Ok(Link { stream: Stream::Tcp(tcp), server: Arc::clone(&known.name), lease }),
+                Ok((tcp, first)) => {
+                    return Ok(Link { stream: Stream::Tcp(tcp), first, server: Arc::clone(&known.name), lease });
+                }
                 Err((why, error)) => {
                     if why != Reason::CannotConnect {
                         reason = why;

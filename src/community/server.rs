@@ -1,6 +1,7 @@
 //! One Community server and what is known of it.
 
 use std::{
+    future::poll_fn,
     io,
     net::SocketAddr,
     sync::{
@@ -21,7 +22,7 @@ use super::{
     direct::{self, Target},
 };
 use crate::{
-    stream::{Lease, SpeaksOn},
+    stream::{Lease, SpeaksOn, budget::LITTLE, scratch},
     wire::{message, reason::Reason},
 };
 
@@ -133,8 +134,8 @@ impl Known {
         }
     }
 
-    /// Opens a connection for `client` and sends its `hello`; waits for an answer, unless the client
-    /// speaks on. Notes how that went.
+    /// Opens a connection for `client` and sends its `hello`; waits for an answer, whose first bytes it
+    /// returns, unless the client speaks on. Notes how that went.
     ///
     /// # Errors
     /// What went wrong, and the reason for the client.
@@ -144,7 +145,7 @@ impl Known {
         hello: &[u8],
         speaks_on: SpeaksOn<'_>,
         settings: &Settings,
-    ) -> Result<TcpStream, (Reason, io::Error)> {
+    ) -> Result<(TcpStream, Vec<u8>), (Reason, io::Error)> {
         let mut tcp = match self.target.connect(settings.connect_timeout).await {
             Ok(tcp) => tcp,
             Err(error) if is_ours(&error) => return Err((Reason::ServerFull, error)),
@@ -155,9 +156,9 @@ impl Known {
             }
         };
         match greet(&mut tcp, client, hello, speaks_on, settings).await {
-            Ok(answered) => {
-                self.note_up(answered);
-                Ok(tcp)
+            Ok(answer) => {
+                self.note_up(!answer.is_empty());
+                Ok((tcp, answer))
             }
             Err(error) => {
                 // It may be the client's fault: our own Handshake will tell.
@@ -246,29 +247,28 @@ impl Known {
     }
 }
 
-/// Sends `hello`, and waits for the first byte of an answer, which stays unread; false where the client
-/// speaks on before it has come.
+/// Sends `hello`, and waits for an answer; returns its first bytes, none where the client speaks on
+/// before they have come.
 async fn greet(
     tcp: &mut TcpStream,
     client: SocketAddr,
     hello: &[u8],
     speaks_on: SpeaksOn<'_>,
     settings: &Settings,
-) -> io::Result<bool> {
+) -> io::Result<Vec<u8>> {
     let within = settings.handshake_timeout;
     let greeting = async {
         if settings.send_proxy_protocol {
             direct::introduce(tcp, client).await?;
         }
         tcp.write_all(hello).await?;
-        let mut first = [0];
+        let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "closed before it answered the Handshake");
         tokio::select! {
             biased;
-            peeked = tcp.peek(&mut first) => match peeked? {
-                0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed before it answered the Handshake")),
-                _ => Ok(true),
-            },
-            () = speaks_on => Ok(false),
+            answer = poll_fn(|cx| scratch::poll_read_some(tcp, cx, LITTLE, |bytes, _| bytes.to_vec())) => {
+                answer?.ok_or_else(closed)
+            }
+            () = speaks_on => Ok(Vec::new()),
         }
     };
     timeout(within, greeting).await.unwrap_or_else(|_| {

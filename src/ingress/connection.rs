@@ -86,20 +86,21 @@ impl Dropped {
     }
 }
 
-/// Serves a connection until it is handed over or done.
+/// Serves a connection until it is handed over or done. What few connections come to is boxed: each
+/// one carries the room for all that is not.
 pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: SocketAddr, port: u16) {
     let mut origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let mut place = match ingress.counters.enter(&settings.limits) {
         Ok(place) => place,
-        Err(over) => return turn_away(&ingress, tcp, over, &origin).await,
+        Err(over) => return Box::pin(turn_away(&ingress, tcp, over, &origin)).await,
     };
     let deadline = origin.accepted + settings.login_timeout;
     // Behind a believed proxy the client is not known yet.
     let due = lies_in(&settings.proxy_protocol_from, origin.client.ip());
     if !due && let Err(over) = ingress.counters.claim(&mut place, &settings.limits, origin.client) {
         drop(place);
-        return turn_away(&ingress, tcp, over, &origin).await;
+        return Box::pin(turn_away(&ingress, tcp, over, &origin)).await;
     }
     let found = timeout_at(deadline.into(), first(due, &mut tcp, &mut origin)).await;
     let claimed = match found {
@@ -112,7 +113,7 @@ pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: Socke
         Ok(Ok((protocol, _))) if claimed.is_err() || (needs_tls && protocol != Protocol::Tls) => {
             let dropped = claimed.map_or_else(Dropped::Over, |()| Dropped::NoCertificate);
             report(&ingress, &dropped, &origin);
-            return reject(tcp, protocol, &dropped).await;
+            return Box::pin(reject(tcp, protocol, &dropped)).await;
         }
         Ok(Ok((Protocol::Sametime, bytes))) => {
             return ingress.arrive(Stream::Tcp(tcp), bytes, origin, Transport::Raw, place).await;
@@ -122,7 +123,6 @@ pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: Socke
             tokio::spawn(http::serve(ingress, Replayed::new(bytes, tcp), origin, place));
             return;
         }
-        // Boxed: most connections need none.
         Ok(Ok((Protocol::Tls, bytes))) => {
             return Box::pin(serve_tls(ingress, Replayed::new(bytes, tcp), origin, place)).await;
         }
@@ -132,7 +132,7 @@ pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: Socke
     };
     report(&ingress, &dropped, &origin);
     if let Some(reason) = dropped.reason() {
-        refuse(Stream::Tcp(tcp), reason).await;
+        Box::pin(refuse(Stream::Tcp(tcp), reason)).await;
     }
 }
 

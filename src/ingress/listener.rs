@@ -119,6 +119,10 @@ impl Class {
 /// Accepts for ever: returns a task on each of the workers' threads, which end when they are
 /// aborted. The one accept loop of all ports.
 ///
+/// Each thread has a socket of its own on the port, and the kernel spreads connections over them: no
+/// thread is woken for what another has taken, and few connections have to be handed over. That the
+/// port is free of others has been seen when the first one was bound: only then do more follow.
+///
 /// # Errors
 /// Descriptors have run out.
 pub fn accept(
@@ -127,10 +131,15 @@ pub fn accept(
     ingress: &Arc<Ingress>,
     accepted: &Arc<AtomicU64>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
+    SockRef::from(&listener).set_reuse_port(true)?;
+    let address = listener.local_addr()?;
     let listener = listener.into_std()?;
     ingress.workers.spawn_on_each(|worker| {
-        let listener = TcpListener::from_std(listener.try_clone()?)?;
-        Ok(accept_on(worker, listener, port, Arc::clone(ingress), Arc::clone(accepted)))
+        let own = match worker {
+            0 => TcpListener::from_std(listener.try_clone()?)?,
+            _ => bind_one(address, true)?,
+        };
+        Ok(accept_on(worker, own, port, Arc::clone(ingress), Arc::clone(accepted)))
     })
 }
 

@@ -139,7 +139,11 @@ impl Acceptor {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         // Clients that reconnect in a storm need no full handshake.
         match rustls::crypto::ring::Ticketer::new() {
-            Ok(ticketer) => config.ticketer = ticketer,
+            Ok(ticketer) => {
+                config.ticketer = ticketer;
+                // One connection at a time: a second ticket would be for nothing.
+                config.send_tls13_tickets = 1;
+            }
             Err(error) => warn!(%error, "no session tickets: every TLS handshake is a full one"),
         }
         Self {

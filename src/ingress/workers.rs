@@ -6,18 +6,29 @@
 use std::{
     io,
     num::NonZero,
+    pin::pin,
+    sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use tokio::{
     runtime::{Builder, Handle},
     sync::oneshot,
     task,
+    time::timeout,
 };
 
-/// A thread keeps a connection that it has accepted unless it has more tasks than another by one,
-/// and by one in so many.
+use crate::stream::Turns;
+
+/// A thread keeps a connection that it has accepted unless it has more tasks than another by one, and by
+/// one in so many; where there are few, by one in [`SLACK_OF_FEW`], up to [`SLACK`] of them: those who
+/// come and go in a storm are not worth a hand-over.
 const SLACK: usize = 16;
+const SLACK_OF_FEW: usize = 4;
+/// A thread wakes so often, whatever there is to do. A timer that is set while an earlier one runs costs
+/// no system call, and all that a log-in sets are longer.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Where connections are served. Goes on for as long as its [`Threads`], or the present runtime, do.
 pub struct Workers(Box<[Handle]>);
@@ -64,7 +75,8 @@ impl Workers {
         let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
         let least = self.0.iter().min_by_key(|runtime| tasks(runtime))?;
         let few = tasks(least);
-        (tasks(&self.0[at]) > few + 1 + few / SLACK).then_some(least)
+        let slack = 1 + (few / SLACK_OF_FEW).min(SLACK) + few / SLACK;
+        (tasks(&self.0[at]) > few + slack).then_some(least)
     }
 }
 
@@ -82,12 +94,22 @@ impl Threads {
     pub fn start() -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, NonZero::get);
         let mut this = Self { runtimes: Vec::new(), running: Vec::new() };
+        let turns = Turns::new(count);
         for i in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let (sleeps, wakes, places) = (Arc::clone(&turns), Arc::clone(&turns), Arc::clone(&turns));
+            let runtime = Builder::new_current_thread()
+                .on_thread_park(move || sleeps.sleeps(i))
+                .on_thread_unpark(move || wakes.wakes(i))
+                .enable_all()
+                .build()?;
             let handle = runtime.handle().clone();
             let (end, ended) = oneshot::channel::<()>();
             let thread = thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
-                let _ = runtime.block_on(ended);
+                places.take_place(i);
+                runtime.block_on(async {
+                    let mut ended = pin!(ended);
+                    while timeout(TICK, &mut ended).await.is_err() {}
+                });
                 // A look-up that hangs holds nobody back.
                 runtime.shutdown_background();
             })?;

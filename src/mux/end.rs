@@ -88,6 +88,11 @@ impl End {
         }
     }
 
+    /// Whether the client may still be reading what the Community has said last.
+    pub(super) fn lingers(&self) -> bool {
+        matches!(self, Self::CommunityClosed | Self::LogOut)
+    }
+
     /// Whether the client was never served: counted as refused.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(
@@ -107,7 +112,21 @@ impl End {
     }
 }
 
-/// What there is to say beyond the name.
+impl End {
+    /// What there is to say beyond the name, if there is anything.
+    pub(super) fn detail(&self) -> Option<&dyn fmt::Display> {
+        match self {
+            Self::ClientBroken(_)
+            | Self::CommunityBroken(_)
+            | Self::ClientFault(_)
+            | Self::CommunityFault(_)
+            | Self::NotAHandshake(_)
+            | Self::NoCommunity(..) => Some(self),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -132,11 +132,12 @@ enum Step {
 }
 
 impl Way {
-    /// Moves what there is until one side has to be waited for.
+    /// Moves what there is until one side has to be waited for. When the `other` way has ended and this
+    /// one does, the receiver is closed at once: TCP need not be told before.
     fn poll(
         &mut self,
-        from: &mut Stream,
-        to: &mut Stream,
+        other: State,
+        (from, to): (&mut Stream, &mut Stream),
         cx: &mut Context<'_>,
         most: usize,
         mut scan: impl FnMut(&mut Scanner, &[u8]) -> Result<(), (usize, Fault)>,
@@ -147,6 +148,10 @@ impl Way {
             }
             match self.state {
                 State::Open => (),
+                State::Ending if other == State::Ended && matches!(to, Stream::Tcp(_)) => {
+                    self.state = State::Ended;
+                    return Poll::Ready(Step::Ended);
+                }
                 State::Ending => {
                     if let Err(error) = ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
                         return Poll::Ready(Step::To(error));
@@ -224,6 +229,31 @@ impl Relay {
         }
     }
 
+    /// Takes what the Community has said before there was a link.
+    pub(super) fn take_answer(&mut self, mut answer: Vec<u8>) -> Result<(), End> {
+        if answer.is_empty() {
+            return Ok(());
+        }
+        let Self { shared, ticket, via, down, known, .. } = self;
+        let mut frames = 0;
+        let scanned = down.scanner.scan(&answer, ANY_LENGTH, |head| {
+            frames += 1;
+            known.community_frame(head, via.accepted, &shared.telemetry);
+        });
+        if known.logged_in {
+            ticket.logged_in();
+        }
+        ticket.heard();
+        down.bytes += answer.len() as u64;
+        shared.telemetry.bytes(Direction::ToClient, answer.len() as u64);
+        shared.telemetry.frames(Direction::ToClient, frames);
+        if let Err((whole, _)) = scanned {
+            answer.truncate(whole);
+        }
+        down.kept = answer;
+        scanned.map_err(|(_, fault)| End::CommunityFault(fault))
+    }
+
     /// Moves bytes until the session ends. Needs a link.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         // A task has one waker for all its life: once is enough.
@@ -244,7 +274,7 @@ impl Relay {
                 telemetry.frames(direction, std::mem::take(frames));
             }
         };
-        let down = self.down.poll(link, &mut self.client, cx, most, |scanner, bytes| {
+        let down = self.down.poll(self.up.state, (link, &mut self.client), cx, most, |scanner, bytes| {
             let scanned = scanner.scan(bytes, ANY_LENGTH, |head| {
                 *frames += 1;
                 known.community_frame(head, accepted, telemetry);
@@ -255,7 +285,7 @@ impl Relay {
         if !was_logged_in && known.logged_in {
             ticket.logged_in();
         }
-        let up = self.up.poll(&mut self.client, link, cx, most, |scanner, bytes| {
+        let up = self.up.poll(self.down.state, (&mut self.client, link), cx, most, |scanner, bytes| {
             let scanned = scanner.scan(bytes, known.limit(), |head| {
                 *frames += 1;
                 known.client_frame(head);

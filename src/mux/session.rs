@@ -17,7 +17,7 @@ use std::{
 };
 
 use tokio::time::{timeout, timeout_at};
-use tracing::{info, warn};
+use tracing::{field::display, info, warn};
 
 use super::{
     Shared,
@@ -29,7 +29,7 @@ use crate::{
     stream::{self, Arrival, Stream, scratch},
     telemetry::Direction,
     wire::{
-        frame::{self, First, MAX_BEFORE_LOGIN},
+        frame::{self, Fault, First, MAX_BEFORE_LOGIN},
         message::{kind, stamp_client_address},
     },
 };
@@ -66,7 +66,7 @@ async fn open(relay: &mut Relay) -> Result<(), End> {
     let waits = bytes[frame.end..].iter().all(|&byte| frame::is_keep_alive(byte));
     stamp_client_address(&mut bytes[frame], via.client.ip());
     ticket.heard();
-    take(shared, known, up, &bytes)?;
+    take(shared, known, up, &bytes).map_err(|(_, fault)| End::ClientFault(fault))?;
     ticket.holds(bytes.len());
     let mut more = None;
     let link = {
@@ -80,30 +80,38 @@ async fn open(relay: &mut Relay) -> Result<(), End> {
         });
         unless_ordered(ticket, shared.community.connect(via.client, &bytes, speaks_on)).await?
     };
-    let link = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
+    let mut link = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
+    let answer = mem::take(&mut link.first);
+    relay.link = Some(link);
+    relay.take_answer(answer)?;
+    let Relay { shared, ticket, up, down, known, .. } = relay;
     match more {
         None => (),
-        Some(Ok(Some(more))) => {
-            take(shared, known, up, &more)?;
+        Some(Ok(Some(mut more))) => {
+            let taken = take(shared, known, up, &more);
+            if let Err((whole, _)) = taken {
+                more.truncate(whole);
+            }
             up.kept = more;
+            taken.map_err(|(_, fault)| End::ClientFault(fault))?;
         }
         Some(Ok(None)) => up.end(),
         Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => up.end(),
         Some(Err(error)) => return Err(client_broken(error, known)),
     }
-    ticket.holds(up.kept.len());
-    relay.link = Some(link);
+    ticket.holds(up.kept.len() + down.kept.len());
     Ok(())
 }
 
-/// Follows and counts what the client has said before there is a link.
-fn take(shared: &Shared, known: &mut Known, up: &mut Way, bytes: &[u8]) -> Result<(), End> {
+/// Follows and counts what the client has said before there is a link. Where that has a fault: how many
+/// bytes stand before it.
+fn take(shared: &Shared, known: &mut Known, up: &mut Way, bytes: &[u8]) -> Result<(), (usize, Fault)> {
     let (mut frames, limit) = (0, known.limit());
     let scanned = up.scanner.scan(bytes, limit, |head| {
         frames += 1;
         known.client_frame(head);
     });
-    scanned.map_err(|(_, fault)| End::ClientFault(fault))?;
+    scanned?;
     up.bytes += bytes.len() as u64;
     shared.telemetry.bytes(Direction::ToCommunity, bytes.len() as u64);
     shared.telemetry.frames(Direction::ToCommunity, frames);
@@ -124,7 +132,7 @@ async fn handshake(
             }
             First::Whole { head, .. } => return Err(End::NotAHandshake(head.kind)),
             First::Partial if bytes.len() >= FIRST_BYTES => {
-                return Err(End::ClientFault(frame::Fault::TooShort { length: 0 }));
+                return Err(End::ClientFault(Fault::TooShort { length: 0 }));
             }
             First::Partial if !ticket.may_hold(bytes.len()) => return Err(End::HeldBytes),
             First::Partial => ticket.holds(bytes.len()),
@@ -159,23 +167,26 @@ async fn finish(mut relay: Relay, end: End) {
         }
         if matches!(end, End::ClientFault(_)) {
             // What the client sent before its fault is the Community's.
-            let _ = timeout(LAST_WORDS, poll_fn(|cx| relay.up.poll_kept(&mut link.stream, cx))).await;
+            let _ = Box::pin(timeout(LAST_WORDS, poll_fn(|cx| relay.up.poll_kept(&mut link.stream, cx)))).await;
         }
         server = Some(link.server);
     }
     report(&relay, &end, server.as_deref());
-    close(relay.client, relay.down, &end).await;
+    if end.reason().is_some() || end.lingers() {
+        Box::pin(close(relay.client, relay.down, &end)).await;
+    } else {
+        drop(relay.client);
+    }
     drop(relay.ticket);
 }
 
-/// Says the last words and closes so that they are read.
+/// Says the last words, if there are some, and closes so that they are read.
 async fn close(mut client: Stream, mut down: Way, end: &End) {
     let words = match end.reason() {
         // In the middle of a frame there is nothing to say that would be understood.
         Some(reason) if down.scanner.at_boundary() => reason.destroy(),
         Some(_) => Vec::new(),
-        None if matches!(end, End::CommunityClosed | End::LogOut) => return stream::linger(client).await,
-        None => return,
+        None => return stream::linger(client).await,
     };
     down.kept.extend_from_slice(&words);
     let told = timeout(LAST_WORDS, poll_fn(|cx| down.poll_kept(&mut client, cx))).await;
@@ -194,11 +205,12 @@ fn report(relay: &Relay, end: &End, server: Option<&str>) {
         shared.telemetry.refused(end.name());
     }
     let Some(more) = (if server.is_some() { Some(0) } else { shared.unserved.pass() }) else { return };
+    let (more, detail) = ((more > 0).then_some(more), end.detail().map(display));
     macro_rules! line {
         ($level:ident) => {
             $level!(client = %via.client, port = via.port, transport = %via.transport, server,
                 seconds = (seconds * 1e3).round() / 1e3, bytes_to_community = up.bytes, bytes_to_client = down.bytes,
-                reason = end.name(), detail = %end, more, "session closed")
+                reason = end.name(), detail, more, "session closed")
         };
     }
     if end.is_trouble() { line!(warn) } else { line!(info) }

@@ -1,14 +1,11 @@
 //! Ending a client's stream so that it reads our last words; noticing that a peer is gone.
 
-use std::{io, time::Duration};
+use std::{future::poll_fn, io, time::Duration};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, time::timeout};
 
-use super::{Stream, write_all};
+use super::{Stream, budget::LITTLE, scratch, write_all};
 use crate::wire::reason::Reason;
 
 /// How long a client that is being closed may take to read our last words. A polling client
@@ -23,9 +20,10 @@ const LINGER_BYTES: usize = 256 * 1024;
 /// # Errors
 /// The system's.
 pub fn note_vanished(socket: SockRef<'_>, after: Duration) -> io::Result<()> {
-    let keep_alive = TcpKeepalive::new().with_time(after / 2).with_interval(after / 8).with_retries(4);
+    let keep_alive = TcpKeepalive::new().with_time(after / 2).with_interval(after / 8);
     socket.set_tcp_keepalive(&keep_alive)?;
-    // Without it, bytes that are on their way are sent again for a quarter of an hour.
+    // Without it, bytes that are on their way are sent again for a quarter of an hour. It takes the place of
+    // a count of unanswered probes, too (tcp(7)).
     socket.set_tcp_user_timeout(Some(after))
 }
 
@@ -43,11 +41,12 @@ pub async fn refuse(mut stream: Stream, reason: Reason) {
 pub async fn linger(mut stream: Stream) {
     let _ = timeout(LINGER, async {
         stream.shutdown().await?;
-        let (mut sink, mut left) = ([0u8; 1024], LINGER_BYTES);
+        let mut left = LINGER_BYTES;
         while left > 0 {
-            match stream.read(&mut sink).await? {
-                0 => break,
-                n => left = left.saturating_sub(n),
+            let read = poll_fn(|cx| scratch::poll_read_some(&mut stream, cx, LITTLE, |bytes, _| bytes.len()));
+            match read.await? {
+                None => break,
+                Some(n) => left = left.saturating_sub(n),
             }
         }
         io::Result::Ok(())

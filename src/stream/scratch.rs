@@ -12,8 +12,10 @@ use std::{
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Bytes read at once, at the most.
-pub const SIZE: usize = 64 * 1024;
+use super::turns;
+
+/// Bytes read at once, at the most: what fits into a core's first cache with what is done to it.
+pub const SIZE: usize = 32 * 1024;
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
@@ -42,6 +44,7 @@ pub fn poll_read_some<S: AsyncRead + Unpin, T>(
     most: usize,
     with: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<Option<T>>> {
+    turns::count_read();
     BUFFER.with_borrow_mut(|buffer| {
         let mut into = ReadBuf::new(&mut buffer[..most.min(SIZE)]);
         ready!(Pin::new(stream).poll_read(cx, &mut into))?;
