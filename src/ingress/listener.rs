@@ -135,9 +135,11 @@ pub fn accept(
     let address = listener.local_addr()?;
     let listener = listener.into_std()?;
     ingress.workers.spawn_on_each(|worker| {
-        let own = match worker {
-            0 => TcpListener::from_std(listener.try_clone()?)?,
-            _ => bind_one(address, true)?,
+        let another = (worker > 0).then(|| bind_one(address, true).ok()).flatten();
+        let own = match another {
+            Some(another) => another,
+            // The first one's, which can be had where a further one can't.
+            None => TcpListener::from_std(listener.try_clone()?)?,
         };
         Ok(accept_on(worker, own, port, Arc::clone(ingress), Arc::clone(accepted)))
     })
