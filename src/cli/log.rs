@@ -23,8 +23,8 @@ mod lines;
 
 use lines::{Lines, Writing};
 
-/// The time of a line, to the microsecond and in UTC. The subscriber's own says the same at four times
-/// the cost.
+/// The time of a line, to the microsecond and in UTC; the subscriber's own says the same in more
+/// instructions.
 struct Clock;
 
 impl FormatTime for Clock {

@@ -110,9 +110,7 @@ impl End {
     pub(super) fn is_trouble(&self) -> bool {
         matches!(self, Self::NoCommunity(..) | Self::CommunityBroken(_) | Self::CommunityFault(_))
     }
-}
 
-impl End {
     /// What there is to say beyond the name, if there is anything.
     pub(super) fn detail(&self) -> Option<&dyn fmt::Display> {
         match self {
@@ -127,6 +125,7 @@ impl End {
     }
 }
 
+/// What [`End::detail`] says.
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
