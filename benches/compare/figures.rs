@@ -38,7 +38,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("polls", HTTP),
     scenario("wake-up", ALL),
     scenario("bulk", ALL),
-    memory("growth", &[Mux, HaProxy]),
+    memory("growth", &[Nothing, Mux, HaProxy]),
     memory("ceiling", &[Mux]),
 ];
 
@@ -99,6 +99,8 @@ const fn high(name: &'static str, title: &'static str, unit: &'static str, targe
 const CPU: &[Target] = &[target(Against::To(HaProxy), 1.0, 0.8)];
 const P99: &[Target] = &[target(Against::TheBetter, 1.1, 0.8)];
 
+const LOG_INS: &[Target] = &[target(Against::To(HaProxy), 0.95, 1.1)];
+
 const FLAT: &[Target] = &[target(Against::Number, 1.2, 1.05)];
 
 pub const FIGURES: &[Figure] = &[
@@ -138,7 +140,8 @@ pub const FIGURES: &[Figure] = &[
     low("tls p50", "Latency p50, 64 busy TLS clients", "us", &[]),
     low("tls p99", "Latency p99, 64 busy TLS clients", "us", &[]),
     low("tls p99.9", "Latency p99.9, 64 busy TLS clients", "us", &[]),
-    high("log-ins rate", "Log-ins", "/s", &[target(Against::To(HaProxy), 0.95, 1.1)]),
+    high("log-ins rate", "Log-ins", "/s", LOG_INS),
+    high("log-ins quiet", "Log-ins, with `log.level = \"warn\"`: no line for each, as at the peers", "/s", LOG_INS),
     low("log-ins cpu", "CPU of 1,000 log-ins", "s", &[]),
     high("handshakes rate", "TLS handshakes, with log-in", "/s", &[]),
     low("handshakes cpu", "CPU of a TLS handshake, with log-in", "ms", &[target(Against::To(HaProxy), 0.5, 0.4)]),

@@ -62,7 +62,8 @@ const CEILING_TIME: Duration = Duration::from_secs(180);
 /// A client's bytes, in all and what the second half of them adds, and the CPU time of its messages, at
 /// each of [`SIZES`].
 ///
-/// A peer is one process, so it has no more than that takes.
+/// A peer is one process, so it has no more than that takes. With no proxy at all it is the CPU time of
+/// the echo: what more sockets come to where nothing is done with a message.
 pub async fn growth(contender: Contender, folder: &Folder, window: Window) -> Figures {
     let mut figures = Vec::new();
     let (mut all_bytes, mut all_adds, mut all_cpu) = (Vec::new(), Vec::new(), Vec::new());
@@ -89,17 +90,19 @@ pub async fn growth(contender: Contender, folder: &Folder, window: Window) -> Fi
         let bytes = (all - before) / clients as f64;
         let adds = (all - half) / (clients - clients / 2) as f64;
         let (cpu, user) = in_turn(&cluster, streams, window).await;
-        figures.extend([(size.bytes, bytes), (size.adds, adds), (size.cpu, cpu * 1e6), (size.user, user * 1e6)]);
-        all_bytes.push(bytes);
-        all_adds.push(adds);
+        figures.extend([(size.cpu, cpu * 1e6), (size.user, user * 1e6)]);
         all_cpu.push(cpu);
+        if contender != Contender::Nothing {
+            figures.extend([(size.bytes, bytes), (size.adds, adds)]);
+            all_bytes.push(bytes);
+            all_adds.push(adds);
+        }
         drop((cluster, community));
     }
-    figures.extend([
-        ("growth bytes", spread(&all_bytes)),
-        ("growth adds", spread(&all_adds)),
-        ("growth cpu", spread(&all_cpu)),
-    ]);
+    figures.push(("growth cpu", spread(&all_cpu)));
+    if contender != Contender::Nothing {
+        figures.extend([("growth bytes", spread(&all_bytes)), ("growth adds", spread(&all_adds))]);
+    }
     figures
 }
 

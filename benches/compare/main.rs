@@ -214,7 +214,14 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
         "log-ins" => {
             let running = start(contender, Way::Raw, folder);
             let busy = load::come_and_go(&running, plan.log_ins, None).await;
-            vec![("log-ins rate", busy.rate), ("log-ins cpu", busy.cpu * 1e3)]
+            drop(running);
+            let quiet = if is_mux {
+                let running = start(contender, Way::Quiet, folder);
+                load::come_and_go(&running, plan.log_ins, None).await.rate
+            } else {
+                busy.rate
+            };
+            vec![("log-ins rate", busy.rate), ("log-ins cpu", busy.cpu * 1e3), ("log-ins quiet", quiet)]
         }
         "handshakes" => {
             let running = start(contender, Way::Tls, folder);

@@ -72,6 +72,8 @@ impl Contender {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
     Raw,
+    /// Raw, and no line in the log for each client: none of the others writes one.
+    Quiet,
     Tls,
     Http,
 }
@@ -271,10 +273,14 @@ impl Cluster {
         }
     }
 
-    /// A peer alone.
+    /// A peer alone; without one it is the echo that is looked at.
     pub fn peer(running: Running) -> Self {
         let Running { proxy, address, _community: community, .. } = running;
-        Self { proxies: proxy.into_iter().collect(), _community: Some(community), addresses: vec![address] }
+        let (proxy, community) = match proxy {
+            Some(proxy) => (proxy, Some(community)),
+            None => (community, None),
+        };
+        Self { proxies: vec![proxy], _community: community, addresses: vec![address] }
     }
 
     pub fn cpu(&self) -> f64 {
@@ -307,7 +313,8 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
     let here = here.display();
     let (file, text) = match contender {
         Contender::Mux | Contender::Before => {
-            ("mux.toml", mux_configuration(&here.to_string(), &[port], &[community], false))
+            let text = mux_configuration(&here.to_string(), &[port], &[community], false);
+            ("mux.toml", if way == Way::Quiet { text + "[log]\nlevel = \"warn\"\n" } else { text })
         }
         Contender::HaProxy => {
             let tls = if way == Way::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
@@ -364,7 +371,7 @@ fn nginx_configuration(here: &str, way: Way, port: u16, community: SocketAddr) -
              add_header Cache-Control \"no-cache, no-store\";\n add_header Pragma no-cache;\n return 200 \"{}\";\n }}\n}}\n",
             String::from_utf8_lossy(&super::echo::POLL_ANSWER)
         ),
-        Way::Raw | Way::Tls => {
+        Way::Raw | Way::Quiet | Way::Tls => {
             let (ssl, pair) = if way == Way::Tls {
                 let pair = format!(" ssl_certificate {here}server.pem;\n ssl_certificate_key {here}server.key;\n");
                 (" ssl", pair)

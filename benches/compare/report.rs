@@ -59,6 +59,7 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
          Client, proxy and echo share the machine's cores: a rate is the whole system's, CPU time is the proxy's own, user and system. \
          There is no trunk in this version, so it has no rows. Memory is the proportional set size of all of a proxy's processes; the kernel's socket buffers come on top. \
          A message is a frame of 104 bytes that is sent, echoed and received before the next. \
+         CPU of clients in turn is, without a proxy, the echo's own: what it is to have so many sockets, one for each client, and do nothing. \
          HAProxy runs `mode tcp` with two threads, nginx `stream` (for polls `return 200`) with two workers, the multiplexer its defaults.\n\n\
          {machine}{versions}{missing}\n## Figures\n\n{table}\n## Targets\n\n{targets}\n## Plots\n\n{plots}",
         plan.rounds, plan.memory_rounds
