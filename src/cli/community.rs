@@ -20,7 +20,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
-    let _log = Log::start(LogSettings { format: LogFormat::Text, level: LogLevel::Info });
+    let Some(_log) = Log::start(LogSettings { format: LogFormat::Text, level: LogLevel::Info }) else {
+        return ExitCode::from(FAILED);
+    };
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         error!("no signals can be received");

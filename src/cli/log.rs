@@ -1,8 +1,12 @@
 //! The log: to stderr, from a thread of its own, so that a slow terminal holds no client up.
 
-use std::{fmt, io, time::SystemTime};
+use std::{
+    fmt::{self, Write},
+    io,
+    time::SystemTime,
+};
 
-use tracing::field::Field;
+use tracing::{error, field::Field};
 use tracing_subscriber::{
     Layer, Registry,
     field::MakeExt,
@@ -35,11 +39,33 @@ impl FormatTime for Clock {
 
 /// `name=value`; a line's message is the value alone.
 fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
-    if field.name() != "message" {
+    let is_message = field.name() == "message";
+    if !is_message {
         line.write_str(field.name())?;
         line.write_char('=')?;
     }
-    write!(line, "{value:?}")
+    write!(Printable { line, is_message }, "{value:?}")
+}
+
+/// A value may hold what others have said: none of their control characters begins a line, or gets to a
+/// terminal. The lines of a message are ours.
+struct Printable<'a, W> {
+    line: &'a mut W,
+    is_message: bool,
+}
+
+impl<W: Write> Write for Printable<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let is_odd = |c: char| c.is_control() && !(self.is_message && c == '\n');
+        for piece in text.split_inclusive(is_odd) {
+            let mut plain = piece.chars();
+            match plain.next_back().filter(|last| is_odd(*last)) {
+                Some(odd) => write!(self.line, "{}{}", plain.as_str(), odd.escape_default())?,
+                None => self.line.write_str(piece)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The log; the rest of it is written when this is dropped.
@@ -49,12 +75,17 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Sets the process's log up. Once; a second one has no effect.
-    ///
-    /// # Errors
-    /// The system has no thread left.
-    pub(super) fn start(settings: LogSettings) -> io::Result<Self> {
-        let (writer, writing) = Lines::start(io::stderr())?;
+    /// Sets the process's log up. Once; a second one has no effect. `None`, and said on stderr, when the
+    /// system has no thread left.
+    pub(super) fn start(settings: LogSettings) -> Option<Self> {
+        let note = |lines| error!(lines, "lines of the log are missing here: it is read, or written, too slowly");
+        let (writer, writing) = match Lines::start(io::stderr(), note) {
+            Ok(started) => started,
+            Err(error) => {
+                eprintln!("no thread to write the log: {error}");
+                return None;
+            }
+        };
         let (level, handle) = reload::Layer::new(level(settings.level));
         let lines = layer().with_writer(writer).with_ansi(false).with_target(false).with_timer(Clock);
         let lines = match settings.format {
@@ -62,7 +93,7 @@ impl Log {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
         let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
-        Ok(Self { level: handle, _writing: writing })
+        Some(Self { level: handle, _writing: writing })
     }
 
     /// Takes up a new level. The format stays until the next start.
@@ -79,5 +110,23 @@ fn level(level: LogLevel) -> LevelFilter {
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(is_message: bool, text: &str) -> String {
+        let mut line = String::new();
+        write!(Printable { line: &mut line, is_message }, "{text}").expect("a string has room");
+        line
+    }
+
+    #[test]
+    fn nobody_else_begins_a_line_or_gets_to_the_terminal() {
+        assert_eq!(shown(false, "plain, Z\u{fc}rich"), "plain, Z\u{fc}rich");
+        assert_eq!(shown(false, "a\nb\x1b[31m\u{9b}"), r"a\nb\u{1b}[31m\u{9b}");
+        assert_eq!(shown(true, "a\nb\r"), "a\nb\\r");
     }
 }

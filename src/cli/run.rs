@@ -24,13 +24,7 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    let log = match Log::start(settings.log) {
-        Ok(log) => log,
-        Err(error) => {
-            eprintln!("no thread to write the log: {error}");
-            return ExitCode::from(FAILED);
-        }
-    };
+    let Some(log) = Log::start(settings.log) else { return ExitCode::from(FAILED) };
     info!(version = VERSION, file = %file.display(), "sametime-mux");
     leave_no_core();
     if geteuid().is_root() {
@@ -39,8 +33,7 @@ pub(super) fn run(file: &Path) -> ExitCode {
         );
     }
     raise_descriptor_limit(&settings);
-    note_backlog(&settings);
-    // This thread accepts, watches and serves the admin; the others serve clients.
+    // This thread watches and serves the admin; the others accept and serve clients.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (runtime, threads) = match runtime.and_then(|runtime| Ok((runtime, Threads::start()?))) {
         Ok(started) => started,
@@ -49,10 +42,14 @@ pub(super) fn run(file: &Path) -> ExitCode {
             return ExitCode::from(FAILED);
         }
     };
-    let code = runtime.block_on(serve(settings, threads.workers(), log));
+    let workers = threads.workers();
+    note_backlog(&settings, workers.runtimes().len());
+    let code = runtime.block_on(serve(settings, workers, &log));
     // Sessions that are left don't hold the process back.
     runtime.shutdown_background();
     drop(threads);
+    // What they said last is written.
+    drop(log);
     code
 }
 
@@ -88,16 +85,17 @@ fn raise_descriptor_limit(settings: &Settings) {
     }
 }
 
-/// Says when the kernel holds fewer connections than may log in at once, until they are accepted.
-fn note_backlog(settings: &Settings) {
-    let wanted = usize::try_from(BACKLOG).unwrap_or_default().min(settings.mux.capacity);
+/// Says when the kernel holds fewer connections to a port than may log in at once, until they are
+/// accepted. It holds so many for each worker.
+fn note_backlog(settings: &Settings, workers: usize) {
+    let wanted = (workers * usize::try_from(BACKLOG).unwrap_or_default()).min(settings.mux.capacity);
     let held = fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
-    if let Some(held) = held.filter(|held: &usize| *held < wanted) {
+    if let Some(held) = held.map(|held: usize| workers * held).filter(|held| *held < wanted) {
         info!(held, wanted, "the kernel holds few connections in a storm of log-ins: raise net.core.somaxconn");
     }
 }
 
-async fn serve(settings: Settings, workers: Workers, log: Log) -> ExitCode {
+async fn serve(settings: Settings, workers: Workers, log: &Log) -> ExitCode {
     let signals = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = signals else {
         error!("no signals can be received");
@@ -130,7 +128,6 @@ async fn serve(settings: Settings, workers: Workers, log: Log) -> ExitCode {
     // What was written to sockets is the kernel's; this is for answers of the admin endpoint.
     tokio::time::sleep(Duration::from_millis(20)).await;
     info!("stopped");
-    drop(log);
     ExitCode::SUCCESS
 }
 
