@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use sametime_mux::{
     ingress::tunnel::{Service, envelope::Kind},
     mux::{Mux, Settings},
-    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Transport, Via},
+    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Transport, Via, scratch},
     telemetry::Telemetry,
     wire::frame::{self, Scanner},
 };
@@ -50,11 +50,11 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Messages come in reads of 64 KiB, cut wherever that cuts them.
+/// Messages come in reads of 32 KiB, cut wherever that cuts them.
 fn scan(count: usize) {
     let bytes = frame::build(4, 1, &BODY).repeat(count);
     let (mut scanner, mut seen) = (Scanner::new(), 0);
-    for read in bytes.chunks(64 * 1024) {
+    for read in bytes.chunks(scratch::SIZE) {
         scanner.scan(read, 1 << 20, |_| seen += 1).unwrap();
     }
     assert_eq!(seen, count);
@@ -77,12 +77,8 @@ impl Community for Links {
             let (mut near, far) = tokio::io::duplex(64 * 1024);
             near.write_all(hello).await.unwrap();
             self.0.lock().push(far);
-            Ok(Link {
-                stream: Stream::other(near),
-                first: Vec::new(),
-                server: "memory".into(),
-                lease: Box::new(NoLease),
-            })
+            let link = Link { stream: Stream::other(near), server: "memory".into(), lease: Box::new(NoLease) };
+            Ok((link, Vec::new()))
         })
     }
 }

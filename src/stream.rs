@@ -28,11 +28,9 @@ use crate::wire::reason::Reason;
 pub mod budget;
 mod close;
 pub mod scratch;
-mod turns;
 
 pub use budget::Budget;
 pub use close::{linger, note_vanished, refuse};
-pub use turns::Turns;
 
 /// A section of the configuration database that holds ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -328,14 +326,14 @@ pub trait Core: Send + Sync + 'static {
 }
 
 /// A link that is being opened.
-pub type Linking<'a> = Pin<Box<dyn Future<Output = Result<Link, LinkError>> + Send + 'a>>;
+pub type Linking<'a> = Pin<Box<dyn Future<Output = Result<(Link, Vec<u8>), LinkError>> + Send + 'a>>;
 /// Is over when a client speaks on, or ends, although it has no answer yet.
 pub type SpeaksOn<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send + 'a)>;
 
 /// What the core asks for links.
 pub trait Community: Send + Sync + 'static {
     /// Chooses a server, opens a link to it for `client`, sends it `hello` (the client's Handshake)
-    /// and waits for its first answer, which comes with the link. A server that refuses, or does
+    /// and waits for its first answer, whose bytes come with the link. A server that refuses, or does
     /// not answer, is skipped for the next one. When the client speaks on, it is committed: the
     /// server that has its hello keeps it, and is not waited for.
     fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], speaks_on: SpeaksOn<'a>) -> Linking<'a>;
@@ -346,8 +344,6 @@ pub trait Community: Send + Sync + 'static {
 pub struct Link {
     /// Bytes to and from the server.
     pub stream: Stream,
-    /// Bytes of the server read so far.
-    pub first: Vec<u8>,
     /// Which server, for logs.
     pub server: Arc<str>,
     /// Counted on the server until dropped; told how the link ended.

@@ -1,6 +1,9 @@
 //! Log lines that an attacker could ask for by the thousand: one a second, with a count.
 
-use std::time::{Duration, Instant};
+use std::{
+    num::NonZero,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 
@@ -17,15 +20,15 @@ struct State {
 }
 
 impl Throttle {
-    /// `Some(suppressed)` when a line may be written now: how many were not since the last.
-    pub fn pass(&self) -> Option<u64> {
+    /// `Some` when a line may be written now: how many were not since the last one, if any.
+    pub fn pass(&self) -> Option<Option<NonZero<u64>>> {
         let (mut state, now) = (self.0.lock(), Instant::now());
         if state.last.is_some_and(|last| now.duration_since(last) < INTERVAL) {
             state.suppressed += 1;
             return None;
         }
         state.last = Some(now);
-        Some(std::mem::take(&mut state.suppressed))
+        Some(NonZero::new(std::mem::take(&mut state.suppressed)))
     }
 }
 
@@ -36,8 +39,9 @@ mod tests {
     #[test]
     fn the_first_line_passes_and_the_next_is_counted() {
         let throttle = Throttle::default();
-        assert_eq!(throttle.pass(), Some(0));
+        assert_eq!(throttle.pass(), Some(None));
         assert_eq!(throttle.pass(), None);
-        assert_eq!(throttle.0.lock().suppressed, 1);
+        throttle.0.lock().last = None;
+        assert_eq!(throttle.pass(), Some(NonZero::new(1)));
     }
 }

@@ -1,8 +1,9 @@
 //! Threads of ours that share a core take turns.
 //!
 //! The system lets a thread that has work run until its next tick (4 ms at 250 Hz), even where a second
-//! one waits for the same core, with all its clients. So a thread looks, every so many reads, whether
-//! another one stands still on its own core, and if so lets that go first.
+//! one waits for the same core, with all its clients. So a thread looks, every so much work, whether
+//! another one stands still on its own core, and if so lets that go first. One that slept and waits for
+//! the core to wake up is not seen: that is the system's to see to.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,8 +15,11 @@ use std::{
 
 use rustix::thread::{sched_getcpu, sched_yield};
 
-/// Reads between two looks: a millisecond of a busy thread (8 us of CPU for a message and its echo).
-const READS: u32 = 256;
+/// Work between two looks, in reads: a third of a millisecond of a busy thread (8 us of CPU for a message
+/// and its echo).
+const WORK: usize = 80;
+/// So many bytes are as much work as a read.
+const AS_A_READ: usize = 4096;
 
 /// What the others see of a thread.
 #[derive(Debug)]
@@ -41,7 +45,7 @@ struct Place {
 
 thread_local! {
     static PLACE: RefCell<Option<Place>> = const { RefCell::new(None) };
-    static READ: Cell<u32> = const { Cell::new(0) };
+    static DONE: Cell<usize> = const { Cell::new(0) };
 }
 
 impl Turns {
@@ -96,12 +100,13 @@ impl Place {
     }
 }
 
-/// Counts a read of the present thread, and lets another one go first when that is due.
+/// Counts a read of so many bytes, and lets another thread go first when that is due.
 #[inline]
-pub(super) fn count_read() {
-    let read = READ.get() + 1;
-    READ.set(read % READS);
-    if read == READS
+pub fn count_read(bytes: usize) {
+    let done = DONE.get() + 1 + bytes / AS_A_READ;
+    let is_due = done >= WORK;
+    DONE.set(if is_due { 0 } else { done });
+    if is_due
         && PLACE.with_borrow_mut(|place| {
             place.as_mut().is_some_and(|place| place.holds_up(u32::try_from(sched_getcpu()).unwrap_or(0)))
         })

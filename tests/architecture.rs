@@ -33,13 +33,14 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("load", &["ingress", "stream", "wire"]),
     ("config", &["admin", "ingress", "mux", "community", "stream", "wire"]),
     ("admin", &["stream", "wire", "telemetry", "throttle"]),
-    ("ingress", &["stream", "wire", "telemetry", "throttle"]),
+    ("ingress", &["stream", "wire", "telemetry", "throttle", "turns"]),
     ("mux", &["stream", "wire", "telemetry", "throttle"]),
     ("community", &["stream", "wire", "telemetry", "throttle"]),
     ("sandbox", &["stream", "wire"]),
     ("telemetry", &["stream", "wire"]),
-    ("stream", &["wire"]),
+    ("stream", &["wire", "turns"]),
     ("throttle", &[]),
+    ("turns", &[]),
     ("wire", &[]),
 ];
 const LONGEST: usize = 500;

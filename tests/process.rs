@@ -83,6 +83,33 @@ async fn a_port_that_is_held_is_loud_and_fatal_only_where_it_must_be() {
     assert_eq!(setup.spawn().exit_code(), Some(1));
 }
 
+/// Sockets that listen on a port, by /proc/net (proc(5)).
+fn listening(port: u16) -> usize {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
+    let is_one = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(1);
+        let (local, state) = (fields.next().unwrap(), fields.nth(1).unwrap());
+        local.ends_with(&format!(":{port:04X}")) && state == "0A"
+    };
+    tables.iter().flat_map(|table| table.lines().skip(1)).filter(is_one).count()
+}
+
+#[tokio::test]
+async fn each_thread_has_a_socket_on_the_port_and_a_second_program_has_none() {
+    let setup = Setup::new("");
+    let (raw, threads) = (setup.raw, std::thread::available_parallelism().unwrap().get());
+    let _program = setup.start();
+    assert_eq!(listening(raw), threads);
+
+    let mut second = Setup::new("");
+    second.raw = raw;
+    second.write(&[raw]);
+    let mut second = second.spawn();
+    assert_eq!(second.exit_code(), Some(1));
+    second.says(&format!("port {raw} is in use"));
+    assert_eq!(listening(raw), threads);
+}
+
 #[tokio::test]
 async fn a_reload_opens_and_closes_ports_and_keeps_every_session() {
     let community = Community::start_echo().await;

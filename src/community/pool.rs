@@ -155,15 +155,21 @@ impl Pool {
         chosen.and_then(|chosen| present.servers.iter().position(|known| Arc::ptr_eq(known, chosen))).unwrap_or(0)
     }
 
-    async fn open(&self, client: SocketAddr, hello: &[u8], mut speaks_on: SpeaksOn<'_>) -> Result<Link, LinkError> {
+    async fn open(
+        &self,
+        client: SocketAddr,
+        hello: &[u8],
+        mut speaks_on: SpeaksOn<'_>,
+    ) -> Result<(Link, Vec<u8>), LinkError> {
         let present = self.present.load_full();
         let (mut failures, mut reason) = (Vec::new(), Reason::CannotConnect);
         for known in self.order(&present) {
             // Counted while connecting: others see that it has one more.
             let lease = known.lease();
             match known.open(client, hello, speaks_on.as_mut(), &present.settings).await {
-                Ok((tcp, first)) => {
-                    return Ok(Link { stream: Stream::Tcp(tcp), first, server: Arc::clone(&known.name), lease });
+                Ok((tcp, answer)) => {
+                    let link = Link { stream: Stream::Tcp(tcp), server: Arc::clone(&known.name), lease };
+                    return Ok((link, answer));
                 }
                 Err((why, error)) => {
                     if why != Reason::CannotConnect {

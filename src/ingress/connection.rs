@@ -66,11 +66,11 @@ impl Dropped {
         }
     }
 
-    fn detail(&self) -> String {
+    fn detail(&self) -> Option<String> {
         match self {
-            Self::Broken(error) | Self::Tls(error) => error.to_string(),
-            Self::ProxyHeader(why) => why.clone(),
-            _ => String::new(),
+            Self::Broken(error) | Self::Tls(error) => Some(error.to_string()),
+            Self::ProxyHeader(why) => Some(why.clone()),
+            _ => None,
         }
     }
 

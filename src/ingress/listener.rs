@@ -121,7 +121,8 @@ impl Class {
 ///
 /// Each thread has a socket of its own on the port, and the kernel spreads connections over them: no
 /// thread is woken for what another has taken, and few connections have to be handed over. That the
-/// port is free of others has been seen when the first one was bound: only then do more follow.
+/// port is free of others has been seen when the first one was bound: only then do more follow. From
+/// then on another process of the same user that shares ports can join.
 ///
 /// # Errors
 /// Descriptors have run out.
@@ -131,14 +132,19 @@ pub fn accept(
     ingress: &Arc<Ingress>,
     accepted: &Arc<AtomicU64>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    SockRef::from(&listener).set_reuse_port(true)?;
+    if ingress.workers.runtimes().len() > 1 {
+        SockRef::from(&listener).set_reuse_port(true)?;
+    }
     let address = listener.local_addr()?;
     let listener = listener.into_std()?;
     ingress.workers.spawn_on_each(|worker| {
-        let another = (worker > 0).then(|| bind_one(address, true).ok()).flatten();
+        let another = if worker > 0 { bind_one(address, true).map(Some) } else { Ok(None) };
+        let another = another.unwrap_or_else(|error| {
+            warn!(port, %error, "a thread has no socket of its own on the port: it accepts on the first one's");
+            None
+        });
         let own = match another {
             Some(another) => another,
-            // The first one's, which can be had where a further one can't.
             None => TcpListener::from_std(listener.try_clone()?)?,
         };
         Ok(accept_on(worker, own, port, Arc::clone(ingress), Arc::clone(accepted)))

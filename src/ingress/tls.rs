@@ -141,7 +141,8 @@ impl Acceptor {
         match rustls::crypto::ring::Ticketer::new() {
             Ok(ticketer) => {
                 config.ticketer = ticketer;
-                // One connection at a time: a second ticket would be for nothing.
+                // Each costs the handshake a seal; who opens two connections at once and uses a ticket once
+                // has a full handshake for one of them.
                 config.send_tls13_tickets = 1;
             }
             Err(error) => warn!(%error, "no session tickets: every TLS handshake is a full one"),

@@ -88,7 +88,7 @@ impl Known {
         if self.logged_in { self.max_frame } else { self.max_frame.min(MAX_BEFORE_LOGIN) }
     }
 
-    pub(super) fn client_frame(&mut self, head: Head) {
+    fn client_frame(&mut self, head: Head) {
         if head.kind == kind::DESTROY_CNL && head.channel == 0 {
             self.client_said_good_bye = true;
         }
@@ -97,6 +97,41 @@ impl Known {
     /// However the streams ended, a client that had said good-bye has logged out.
     fn end_of(&self, end: End) -> End {
         if self.client_said_good_bye { End::LogOut } else { end }
+    }
+
+    /// Follows the frames of `bytes` in `direction`, and counts what of them is passed on.
+    ///
+    /// # Errors
+    /// A frame that is none, and how many bytes stand before it: only those are passed on.
+    #[inline]
+    fn follow(
+        &mut self,
+        direction: Direction,
+        scanner: &mut Scanner,
+        bytes: &[u8],
+        of: Session<'_>,
+    ) -> Result<(), (usize, Fault)> {
+        let (mut frames, was_logged_in) = (0, self.logged_in);
+        let scanned = match direction {
+            Direction::ToCommunity => scanner.scan(bytes, self.limit(), |head| {
+                frames += 1;
+                self.client_frame(head);
+            }),
+            Direction::ToClient => scanner.scan(bytes, ANY_LENGTH, |head| {
+                frames += 1;
+                self.community_frame(head, of.accepted, of.telemetry);
+            }),
+        };
+        let whole = scanned.map_or_else(|(at, _)| at, |()| bytes.len());
+        of.ticket.heard();
+        of.telemetry.bytes(direction, whole as u64);
+        if frames > 0 {
+            of.telemetry.frames(direction, frames);
+        }
+        if self.logged_in && !was_logged_in {
+            of.ticket.logged_in();
+        }
+        scanned
     }
 
     fn community_frame(&mut self, head: Head, accepted: Instant, telemetry: &Telemetry) {
@@ -117,6 +152,14 @@ impl Known {
             _ => (),
         }
     }
+}
+
+/// Who is told what a session's frames say.
+#[derive(Clone, Copy)]
+pub(super) struct Session<'a> {
+    pub(super) ticket: &'a Ticket,
+    pub(super) telemetry: &'a Telemetry,
+    pub(super) accepted: Instant,
 }
 
 /// Where one direction came to.
@@ -173,18 +216,40 @@ impl Way {
                 if let Ok(n) = written {
                     kept.extend_from_slice(&whole[n..]);
                 }
-                (bytes.len(), written, scanned)
+                (whole.len(), written, scanned)
             });
             match ready!(read) {
-                Ok(Some((n, Ok(_), Ok(())))) => self.bytes += n as u64,
-                Ok(Some((_, Err(error), _))) => return Poll::Ready(Step::To(error)),
-                Ok(Some((_, Ok(_), Err((_, fault))))) => return Poll::Ready(Step::Fault(fault)),
+                Ok(Some((whole, written, scanned))) => {
+                    self.bytes += whole as u64;
+                    if let Err(error) = written {
+                        return Poll::Ready(Step::To(error));
+                    }
+                    if let Err((_, fault)) = scanned {
+                        return Poll::Ready(Step::Fault(fault));
+                    }
+                }
                 Ok(None) => self.state = State::Ending,
                 // TLS without its close: common among clients, and no loss, since frames have lengths.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ending,
                 Err(error) => return Poll::Ready(Step::From(error)),
             }
         }
+    }
+
+    /// Takes what was read before there was a link; what does not stand before a fault is cut off.
+    pub(super) fn take(
+        &mut self,
+        direction: Direction,
+        bytes: &mut Vec<u8>,
+        known: &mut Known,
+        of: Session<'_>,
+    ) -> Result<(), Fault> {
+        let followed = known.follow(direction, &mut self.scanner, bytes, of);
+        if let Err((whole, _)) = followed {
+            bytes.truncate(whole);
+        }
+        self.bytes += bytes.len() as u64;
+        followed.map_err(|(_, fault)| fault)
     }
 
     /// The sender has closed already.
@@ -229,31 +294,6 @@ impl Relay {
         }
     }
 
-    /// Takes what the Community has said before there was a link.
-    pub(super) fn take_answer(&mut self, mut answer: Vec<u8>) -> Result<(), End> {
-        if answer.is_empty() {
-            return Ok(());
-        }
-        let Self { shared, ticket, via, down, known, .. } = self;
-        let mut frames = 0;
-        let scanned = down.scanner.scan(&answer, ANY_LENGTH, |head| {
-            frames += 1;
-            known.community_frame(head, via.accepted, &shared.telemetry);
-        });
-        if known.logged_in {
-            ticket.logged_in();
-        }
-        ticket.heard();
-        down.bytes += answer.len() as u64;
-        shared.telemetry.bytes(Direction::ToClient, answer.len() as u64);
-        shared.telemetry.frames(Direction::ToClient, frames);
-        if let Err((whole, _)) = scanned {
-            answer.truncate(whole);
-        }
-        down.kept = answer;
-        scanned.map_err(|(_, fault)| End::CommunityFault(fault))
-    }
-
     /// Moves bytes until the session ends. Needs a link.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         // A task has one waker for all its life: once is enough.
@@ -264,34 +304,14 @@ impl Relay {
             return Poll::Ready(End::Ordered(order));
         }
         let Some(Link { stream: link, .. }) = &mut self.link else { return Poll::Pending };
-        let (ticket, telemetry, accepted) = (&self.ticket, &*self.shared.telemetry, self.via.accepted);
-        let (known, frames) = (&mut self.known, &mut 0u64);
-        let (was_logged_in, most) = (known.logged_in, ticket.may_read());
-        let count = |direction, bytes: &[u8], frames: &mut u64| {
-            ticket.heard();
-            telemetry.bytes(direction, bytes.len() as u64);
-            if *frames > 0 {
-                telemetry.frames(direction, std::mem::take(frames));
-            }
-        };
+        let ticket = &self.ticket;
+        let of = Session { ticket, telemetry: &self.shared.telemetry, accepted: self.via.accepted };
+        let (known, most) = (&mut self.known, ticket.may_read());
         let down = self.down.poll(self.up.state, (link, &mut self.client), cx, most, |scanner, bytes| {
-            let scanned = scanner.scan(bytes, ANY_LENGTH, |head| {
-                *frames += 1;
-                known.community_frame(head, accepted, telemetry);
-            });
-            count(Direction::ToClient, bytes, frames);
-            scanned
+            known.follow(Direction::ToClient, scanner, bytes, of)
         });
-        if !was_logged_in && known.logged_in {
-            ticket.logged_in();
-        }
         let up = self.up.poll(self.down.state, (&mut self.client, link), cx, most, |scanner, bytes| {
-            let scanned = scanner.scan(bytes, known.limit(), |head| {
-                *frames += 1;
-                known.client_frame(head);
-            });
-            count(Direction::ToCommunity, bytes, frames);
-            scanned
+            known.follow(Direction::ToCommunity, scanner, bytes, of)
         });
         ticket.holds(self.up.kept.len() + self.down.kept.len());
         let end = match (up, down) {

@@ -23,7 +23,7 @@ use super::{
     Shared,
     admission::Ticket,
     end::End,
-    relay::{Known, Relay, Way, client_broken},
+    relay::{Relay, Session, Way, client_broken},
 };
 use crate::{
     stream::{self, Arrival, Stream, scratch},
@@ -56,7 +56,7 @@ pub(super) fn run(shared: Arc<Shared>, arrival: Arrival, ticket: Ticket) -> impl
 /// Collects the first frame and gets a link to a server that has it. What the client said before the
 /// server answered is left in `up`.
 async fn open(relay: &mut Relay) -> Result<(), End> {
-    let Relay { shared, ticket, via, client, up, known, .. } = relay;
+    let Relay { shared, ticket, via, client, link: linked, up, down, known, .. } = relay;
     let first = mem::take(&mut up.kept);
     let deadline = via.accepted + shared.settings.load().login_timeout;
     let (mut bytes, frame) = {
@@ -65,8 +65,8 @@ async fn open(relay: &mut Relay) -> Result<(), End> {
     };
     let waits = bytes[frame.end..].iter().all(|&byte| frame::is_keep_alive(byte));
     stamp_client_address(&mut bytes[frame], via.client.ip());
-    ticket.heard();
-    take(shared, known, up, &bytes).map_err(|(_, fault)| End::ClientFault(fault))?;
+    let of = Session { ticket, telemetry: &shared.telemetry, accepted: via.accepted };
+    up.take(Direction::ToCommunity, &mut bytes, known, of).map_err(End::ClientFault)?;
     ticket.holds(bytes.len());
     let mut more = None;
     let link = {
@@ -80,41 +80,23 @@ async fn open(relay: &mut Relay) -> Result<(), End> {
         });
         unless_ordered(ticket, shared.community.connect(via.client, &bytes, speaks_on)).await?
     };
-    let mut link = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
-    let answer = mem::take(&mut link.first);
-    relay.link = Some(link);
-    relay.take_answer(answer)?;
-    let Relay { shared, ticket, up, down, known, .. } = relay;
+    let (link, mut answer) = link.map_err(|error| End::NoCommunity(error.reason, error.detail))?;
+    *linked = Some(link);
+    let answered = down.take(Direction::ToClient, &mut answer, known, of);
+    down.kept = answer;
+    answered.map_err(End::CommunityFault)?;
     match more {
         None => (),
         Some(Ok(Some(mut more))) => {
-            let taken = take(shared, known, up, &more);
-            if let Err((whole, _)) = taken {
-                more.truncate(whole);
-            }
+            let taken = up.take(Direction::ToCommunity, &mut more, known, of);
             up.kept = more;
-            taken.map_err(|(_, fault)| End::ClientFault(fault))?;
+            taken.map_err(End::ClientFault)?;
         }
         Some(Ok(None)) => up.end(),
         Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => up.end(),
         Some(Err(error)) => return Err(client_broken(error, known)),
     }
     ticket.holds(up.kept.len() + down.kept.len());
-    Ok(())
-}
-
-/// Follows and counts what the client has said before there is a link. Where that has a fault: how many
-/// bytes stand before it.
-fn take(shared: &Shared, known: &mut Known, up: &mut Way, bytes: &[u8]) -> Result<(), (usize, Fault)> {
-    let (mut frames, limit) = (0, known.limit());
-    let scanned = up.scanner.scan(bytes, limit, |head| {
-        frames += 1;
-        known.client_frame(head);
-    });
-    scanned?;
-    up.bytes += bytes.len() as u64;
-    shared.telemetry.bytes(Direction::ToCommunity, bytes.len() as u64);
-    shared.telemetry.frames(Direction::ToCommunity, frames);
     Ok(())
 }
 
@@ -204,8 +186,8 @@ fn report(relay: &Relay, end: &End, server: Option<&str>) {
     if server.is_none() && end.is_refusal() {
         shared.telemetry.refused(end.name());
     }
-    let Some(more) = (if server.is_some() { Some(0) } else { shared.unserved.pass() }) else { return };
-    let (more, detail) = ((more > 0).then_some(more), end.detail().map(display));
+    let Some(more) = (if server.is_some() { Some(None) } else { shared.unserved.pass() }) else { return };
+    let detail = end.detail().map(display);
     macro_rules! line {
         ($level:ident) => {
             $level!(client = %via.client, port = via.port, transport = %via.transport, server,

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::turns;
+use crate::turns;
 
 /// Bytes read at once, at the most: what fits into a core's first cache with what is done to it.
 pub const SIZE: usize = 32 * 1024;
@@ -44,11 +44,11 @@ pub fn poll_read_some<S: AsyncRead + Unpin, T>(
     most: usize,
     with: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<Option<T>>> {
-    turns::count_read();
     BUFFER.with_borrow_mut(|buffer| {
         let mut into = ReadBuf::new(&mut buffer[..most.min(SIZE)]);
         ready!(Pin::new(stream).poll_read(cx, &mut into))?;
         let bytes = into.filled();
+        turns::count_read(bytes.len());
         Poll::Ready(Ok(if bytes.is_empty() { None } else { Some(with(bytes, cx)) }))
     })
 }
