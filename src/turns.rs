@@ -15,9 +15,9 @@ use std::{
 
 use rustix::thread::{sched_getcpu, sched_yield};
 
-/// Work between two looks, in reads: a third of a millisecond of a busy thread (8 us of CPU for a message
+/// Work between two looks, in reads: a sixth of a millisecond of a busy thread (8 us of CPU for a message
 /// and its echo).
-const WORK: usize = 80;
+const WORK: usize = 40;
 /// So many bytes are as much work as a read.
 const AS_A_READ: usize = 4096;
 

@@ -22,11 +22,8 @@ use tokio::{
 use crate::turns::Turns;
 
 /// A thread keeps a connection that it has accepted unless it has more tasks than another by more than
-/// one, and one in [`SLACK`] of the other's, and one in [`SLACK_OF_FEW`] of them, which is at the most
-/// [`MOST_OF_FEW`]: those who come and go in a storm are not worth a hand-over.
+/// one, and one in so many of the other's: a hand-over costs some system calls.
 const SLACK: usize = 16;
-const SLACK_OF_FEW: usize = 4;
-const MOST_OF_FEW: usize = 16;
 /// A thread wakes so often, whatever there is to do. A timer that is set while an earlier one runs costs
 /// no system call, and all that a log-in sets are longer.
 const TICK: Duration = Duration::from_secs(1);
@@ -76,7 +73,7 @@ impl Workers {
         let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
         let least = self.0.iter().min_by_key(|runtime| tasks(runtime))?;
         let few = tasks(least);
-        let slack = 1 + (few / SLACK_OF_FEW).min(MOST_OF_FEW) + few / SLACK;
+        let slack = 1 + few / SLACK;
         (tasks(&self.0[at]) > few + slack).then_some(least)
     }
 }
