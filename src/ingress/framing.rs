@@ -59,7 +59,7 @@ const MAX_EXTENSION: u16 = 256;
 /// counted. What is longer is none that matters: such a value is a fault.
 pub const WORD: usize = 24;
 
-/// A short word in small letters, for comparison.
+/// A short word.
 #[derive(Debug, Default, Clone, Copy)]
 struct Word {
     bytes: [u8; WORD],
@@ -67,17 +67,44 @@ struct Word {
 }
 
 impl Word {
-    fn push(&mut self, byte: u8) {
-        if let Some(place) = self.bytes.get_mut(self.len) {
-            *place = byte.to_ascii_lowercase();
+    fn push(&mut self, bytes: &[u8]) {
+        if let Some(room) = self.bytes.get_mut(self.len..) {
+            let fits = bytes.len().min(room.len());
+            room[..fits].copy_from_slice(&bytes[..fits]);
         }
-        self.len = self.len.saturating_add(1);
+        self.len = self.len.saturating_add(bytes.len());
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
     }
 
     /// The word; of one too long, nothing that could be meant.
     fn get(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(b"?")
     }
+
+    /// In large or small letters.
+    fn is(&self, word: &[u8]) -> bool {
+        self.get().eq_ignore_ascii_case(word)
+    }
+}
+
+const CONTENT_LENGTH: &[u8] = b"content-length";
+const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
+/// The end of nearly every request's first line.
+const VERSION: &[u8] = b"HTTP/1.1\r\n";
+
+/// The length of the header line that `bytes` begin with, if it is whole and of the plain form, and its
+/// name can't be one that matters here. Else 0: then it is read byte by byte.
+fn indifferent_line(bytes: &[u8]) -> usize {
+    let name = TOKEN.run(bytes);
+    let Some((b':', rest)) = bytes[name..].split_first() else { return 0 };
+    if [0, CONTENT_LENGTH.len(), TRANSFER_ENCODING.len()].contains(&name) {
+        return 0;
+    }
+    let value = VALUE.run(rest);
+    if rest[value..].starts_with(b"\r\n") { name + 1 + value + 2 } else { 0 }
 }
 
 /// A header whose value matters here.
@@ -144,13 +171,56 @@ impl Default for Framing {
     }
 }
 
-/// A byte of a method or a header's name (RFC 9110, 5.6.2).
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
+/// Which bytes are of one kind.
+struct Class([bool; 256]);
 
-fn is_value(byte: u8) -> bool {
-    matches!(byte, b'\t' | 0x20..=0x7E | 0x80..)
+/// Bytes of a method or a header's name (RFC 9110, 5.6.2).
+static TOKEN: Class = {
+    let (mut class, marks) = ([false; 256], b"!#$%&'*+-.^_`|~");
+    let mut byte: u8 = 0;
+    while byte < 128 {
+        class[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut i = 0;
+    while i < marks.len() {
+        class[marks[i] as usize] = true;
+        i += 1;
+    }
+    Class(class)
+};
+/// Bytes of a target: visible.
+static TARGET: Class = Class::between(0x21, 0x7E);
+/// Bytes of a header's value.
+static VALUE: Class = {
+    let Class(mut class) = Class::between(0x20, 0xFF);
+    class[0x7F] = false;
+    class[b'\t' as usize] = true;
+    Class(class)
+};
+
+impl Class {
+    const fn between(first: u8, last: u8) -> Self {
+        let mut class = [false; 256];
+        let mut byte = first as usize;
+        while byte <= last as usize {
+            class[byte] = true;
+            byte += 1;
+        }
+        Self(class)
+    }
+
+    fn has(&self, byte: u8) -> bool {
+        self.0[usize::from(byte)]
+    }
+
+    /// How many bytes are of it, up to the first that is not.
+    fn run(&self, bytes: &[u8]) -> usize {
+        let (eights, _) = bytes.as_chunks::<8>();
+        let all = |eight: &&[u8; 8]| eight.iter().fold(true, |all, byte| all & self.has(*byte));
+        let whole = 8 * eights.iter().take_while(all).count();
+        whole + bytes[whole..].iter().take_while(|byte| self.has(**byte)).count()
+    }
 }
 
 impl Framing {
@@ -171,14 +241,17 @@ impl Framing {
     pub fn follow(&mut self, bytes: &[u8]) -> Result<(), (usize, Fault)> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
-            let left = bytes.len() - at;
+            let left = &bytes[at..];
             // What makes up most of a connection's bytes goes by in one step.
             let step = match self.state {
-                State::Body(n) => usize::try_from(n).unwrap_or(usize::MAX).min(left),
-                State::ChunkData(n) => (n as usize).min(left),
-                State::HeaderValue(Name::Other) | State::TrailerValue => {
-                    bytes[at..].iter().position(|&b| !is_value(b)).unwrap_or(left)
-                }
+                State::Body(n) => usize::try_from(n).unwrap_or(usize::MAX).min(left.len()),
+                State::ChunkData(n) => (n as usize).min(left.len()),
+                State::Method => TOKEN.run(left),
+                State::Target { .. } => TARGET.run(left),
+                State::Version(0) if left.starts_with(VERSION) => VERSION.len(),
+                State::HeaderStart => indifferent_line(left),
+                State::HeaderName | State::TrailerName => TOKEN.run(left),
+                State::HeaderValue(Name::Other) | State::TrailerValue => VALUE.run(left),
                 _ => 0,
             };
             if step == 0 {
@@ -194,6 +267,12 @@ impl Framing {
                 // `step` is less than `n`, so it fits.
                 #[allow(clippy::cast_possible_truncation)]
                 State::ChunkData(n) => State::ChunkData(n - step as u32),
+                State::Target { .. } => State::Target { empty: false },
+                State::Version(_) => State::HeaderStart,
+                same @ (State::HeaderName | State::TrailerName) => {
+                    self.word.push(&left[..step]);
+                    same
+                }
                 same => same,
             };
         }
@@ -207,13 +286,12 @@ impl Framing {
             State::BetweenLf => lf(State::Between)?,
             State::Between | State::Method => match byte {
                 b' ' if self.state == State::Method => State::Target { empty: true },
-                _ if is_token(byte) => State::Method,
+                _ if TOKEN.has(byte) => State::Method,
                 b'\n' => return Err(Fault::LineEnd),
                 _ => return Err(Fault::RequestLine),
             },
             State::Target { empty } => match byte {
                 b' ' if !empty => State::Version(0),
-                0x21..=0x7E => State::Target { empty: false },
                 _ => return Err(Fault::RequestLine),
             },
             State::Version(n) => match (b"HTTP/1.".get(n), byte) {
@@ -232,8 +310,8 @@ impl Framing {
             State::HeaderStart | State::HeaderName | State::TrailerStart | State::TrailerName => self.name(byte)?,
             State::HeaderValue(name) => match byte {
                 b'\r' => State::HeaderLf(name),
-                _ if is_value(byte) => {
-                    self.word.push(byte);
+                _ if VALUE.has(byte) => {
+                    self.word.push(&[byte]);
                     State::HeaderValue(name)
                 }
                 b'\n' => return Err(Fault::LineEnd),
@@ -278,10 +356,10 @@ impl Framing {
             _ => (false, false),
         };
         if begins {
-            self.word = Word::default();
+            self.word.clear();
         }
-        if is_token(byte) {
-            self.word.push(byte);
+        if TOKEN.has(byte) {
+            self.word.push(&[byte]);
             return Ok(if trailer { State::TrailerName } else { State::HeaderName });
         }
         match byte {
@@ -290,13 +368,13 @@ impl Framing {
             // A space in front is a folded line, one behind hides the name from some.
             _ => return Err(Fault::Header),
         }
-        let name = match self.word.get() {
-            b"content-length" => Name::ContentLength,
-            b"transfer-encoding" => Name::TransferEncoding,
-            b"host" if trailer => return Err(Fault::Trailer),
+        let name = match &self.word {
+            word if word.is(CONTENT_LENGTH) => Name::ContentLength,
+            word if word.is(TRANSFER_ENCODING) => Name::TransferEncoding,
+            word if trailer && word.is(b"host") => return Err(Fault::Trailer),
             _ => Name::Other,
         };
-        self.word = Word::default();
+        self.word.clear();
         match (trailer, name) {
             (false, name) => Ok(State::HeaderValue(name)),
             (true, Name::Other) => Ok(State::TrailerValue),
@@ -317,7 +395,7 @@ impl Framing {
                 self.length = Some(value.iter().fold(0, |length, digit| 10 * length + u64::from(digit - b'0')));
             }
             Name::TransferEncoding => {
-                if value != b"chunked" || self.chunked || self.old {
+                if !value.eq_ignore_ascii_case(b"chunked") || self.chunked || self.old {
                     return Err(Fault::TransferEncoding);
                 }
                 self.chunked = true;

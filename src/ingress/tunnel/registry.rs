@@ -38,12 +38,14 @@ pub(super) fn to_text(name: &Name) -> String {
 
 /// Reads what [`to_text`] wrote.
 pub(super) fn from_text(text: &str) -> Option<Name> {
-    if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+    let mut name = Name::default();
+    if text.len() != 2 * name.len() {
         return None;
     }
-    let mut name = Name::default();
     for (byte, digits) in name.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        for digit in digits {
+            *byte = *byte << 4 | u8::try_from(char::from(*digit).to_digit(16)?).ok()?;
+        }
     }
     Some(name)
 }
