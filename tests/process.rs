@@ -48,6 +48,16 @@ fn check_says_what_it_comes_to_and_what_is_wrong() {
     assert_eq!(setup.command(&["no-such-command"]).status.code(), Some(2));
 }
 
+/// A program whose only Community port is taken says so and ends.
+fn does_not_start_on(raw: u16) {
+    let mut setup = Setup::new("");
+    setup.raw = raw;
+    setup.write(&[raw]);
+    let mut program = setup.spawn();
+    assert_eq!(program.exit_code(), Some(1));
+    program.says(&format!("[client_connections] ports: port {raw} is in use"));
+}
+
 #[tokio::test]
 async fn a_port_that_is_held_is_loud_and_fatal_only_where_it_must_be() {
     let held = TcpListener::bind("[::]:0").unwrap();
@@ -69,12 +79,7 @@ async fn a_port_that_is_held_is_loud_and_fatal_only_where_it_must_be() {
     drop(program);
 
     let _held = TcpListener::bind(("::", raw)).unwrap();
-    let mut setup = Setup::new("");
-    setup.raw = raw;
-    setup.write(&[raw]);
-    let mut program = setup.spawn();
-    assert_eq!(program.exit_code(), Some(1));
-    program.says(&format!("[client_connections] ports: port {raw} is in use"));
+    does_not_start_on(raw);
 
     let held = TcpListener::bind("[::]:0").unwrap();
     let mut setup = Setup::new("[listeners]\nrequire_all = true\n");
@@ -101,12 +106,7 @@ async fn each_thread_has_a_socket_on_the_port_and_a_second_program_has_none() {
     let _program = setup.start();
     assert_eq!(listening(raw), threads);
 
-    let mut second = Setup::new("");
-    second.raw = raw;
-    second.write(&[raw]);
-    let mut second = second.spawn();
-    assert_eq!(second.exit_code(), Some(1));
-    second.says(&format!("port {raw} is in use"));
+    does_not_start_on(raw);
     assert_eq!(listening(raw), threads);
 }
 
