@@ -86,12 +86,15 @@ fn raise_descriptor_limit(settings: &Settings) {
 }
 
 /// Says when the kernel holds fewer connections to a port than may log in at once, until they are
-/// accepted. It holds so many for each worker.
-fn note_backlog(settings: &Settings, workers: usize) {
-    let wanted = (workers * usize::try_from(BACKLOG).unwrap_or_default()).min(settings.mux.capacity);
-    let held = fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
-    if let Some(held) = held.map(|held: usize| workers * held).filter(|held| *held < wanted) {
-        info!(held, wanted, "the kernel holds few connections in a storm of log-ins: raise net.core.somaxconn");
+/// accepted. It holds as many as `somaxconn` for each of the threads.
+fn note_backlog(settings: &Settings, threads: usize) {
+    let wanted = (threads * usize::try_from(BACKLOG).unwrap_or_default()).min(settings.mux.capacity);
+    let somaxconn = fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
+    if let Some(somaxconn) = somaxconn.filter(|somaxconn: &usize| threads * somaxconn < wanted) {
+        info!(
+            somaxconn,
+            threads, wanted, "the kernel holds few connections in a storm of log-ins: raise net.core.somaxconn"
+        );
     }
 }
 

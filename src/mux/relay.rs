@@ -99,10 +99,10 @@ impl Known {
         if self.client_said_good_bye { End::LogOut } else { end }
     }
 
-    /// Follows the frames of `bytes` in `direction`, and counts what of them is passed on.
+    /// Follows the frames of `bytes` in `direction`, and counts them.
     ///
     /// # Errors
-    /// A frame that is none, and how many bytes stand before it: only those are passed on.
+    /// A frame that is none, and how many bytes stand before it: only those are counted, and passed on.
     #[inline]
     fn follow(
         &mut self,

@@ -16,7 +16,7 @@ use std::{
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -26,14 +26,15 @@ use parking_lot::{Condvar, Mutex};
 const LIMIT: usize = 16 * 1024 * 1024;
 /// What a buffer has from the start, and keeps once it is written, in bytes: a storm's in [`GATHER`].
 const KEPT: usize = 64 * 1024;
-/// Bytes given to the system at once: at the end it is seen by them that a reader gets on.
+/// Bytes given to the system at once, in whole lines: at the end it is seen by them that a reader gets on.
 const AT_ONCE: usize = 16 * 1024;
 /// After a write, lines gather for so long; after one that would have to wait, too.
 const GATHER: Duration = Duration::from_millis(10);
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the end of the process waits for a reader that takes nothing.
+/// How long the end of the process waits for a reader that takes nothing, and for one that gets on.
 const LAST: Duration = Duration::from_secs(1);
+const LAST_OF_ALL: Duration = Duration::from_secs(5);
 
 /// Lines that wait.
 struct Waiting {
@@ -47,6 +48,8 @@ struct Waiting {
 pub(super) struct Lines {
     waiting: Mutex<Waiting>,
     there: Condvar,
+    /// Of its own, so that a line that is put wakes nobody who pauses.
+    closing: Condvar,
     /// Bytes so far.
     written: AtomicU64,
 }
@@ -62,7 +65,12 @@ impl Lines {
         note: impl Fn(u64) + Send + 'static,
     ) -> io::Result<(Arc<Self>, Writing)> {
         let waiting = Waiting { bytes: Vec::with_capacity(KEPT), missing: 0, closing: false };
-        let lines = Arc::new(Self { waiting: Mutex::new(waiting), there: Condvar::new(), written: AtomicU64::new(0) });
+        let lines = Arc::new(Self {
+            waiting: Mutex::new(waiting),
+            there: Condvar::new(),
+            closing: Condvar::new(),
+            written: AtomicU64::new(0),
+        });
         let (over, is_over) = mpsc::channel();
         let taken = Arc::clone(&lines);
         thread::Builder::new().name("log".to_owned()).spawn(move || {
@@ -89,17 +97,22 @@ impl Lines {
             if missing > 0 {
                 note(missing);
             }
-            self.write_out(&mut out, &bytes);
+            if !self.write_out(&mut out, &bytes) {
+                return;
+            }
             bytes.clear();
             bytes.shrink_to(KEPT);
             self.pause(GATHER);
         }
     }
 
-    /// Writes all of it, however long that takes; at the end of the process a failure is the last one.
-    fn write_out(&self, out: &mut impl Write, mut rest: &[u8]) {
+    /// Writes all of it, however long that takes; false when that fails at the end of the process.
+    fn write_out(&self, out: &mut impl Write, mut rest: &[u8]) -> bool {
         while !rest.is_empty() {
-            let failed = match out.write(&rest[..rest.len().min(AT_ONCE)]) {
+            let is_last_try = self.waiting.lock().closing;
+            let most = &rest[..rest.len().min(AT_ONCE)];
+            let lines = most.iter().rposition(|byte| *byte == b'\n').map_or(most.len(), |at| at + 1);
+            let failed = match out.write(&most[..lines]) {
                 Ok(n) if n > 0 => {
                     rest = &rest[n..];
                     self.written.fetch_add(n as u64, Relaxed);
@@ -111,17 +124,17 @@ impl Lines {
             match failed {
                 io::ErrorKind::Interrupted => (),
                 io::ErrorKind::WouldBlock => thread::sleep(GATHER),
-                _ if self.pause(RETRY) => return,
-                _ => (),
+                _ if is_last_try => return false,
+                _ => self.pause(RETRY),
             }
         }
+        true
     }
 
-    /// Waits for so long, or until the process is to end. Says whether it is.
-    fn pause(&self, time: Duration) -> bool {
+    /// Waits for so long, or until the process is to end.
+    fn pause(&self, time: Duration) {
         let mut waiting = self.waiting.lock();
-        self.there.wait_while_for(&mut waiting, |waiting| !waiting.closing, time);
-        waiting.closing
+        self.closing.wait_while_for(&mut waiting, |waiting| !waiting.closing, time);
     }
 
     fn put(&self, line: &[u8]) {
@@ -161,10 +174,11 @@ impl Drop for Writing {
     fn drop(&mut self) {
         self.lines.waiting.lock().closing = true;
         self.lines.there.notify_one();
-        let mut seen = None;
+        self.lines.closing.notify_one();
+        let (since, mut seen) = (Instant::now(), self.lines.written.load(Relaxed));
         while self.is_over.recv_timeout(LAST) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let written = Some(self.lines.written.load(Relaxed));
-            if std::mem::replace(&mut seen, written) == written {
+            let written = self.lines.written.load(Relaxed);
+            if mem::replace(&mut seen, written) == written || since.elapsed() >= LAST_OF_ALL {
                 return;
             }
         }
@@ -173,9 +187,10 @@ impl Drop for Writing {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
+
+    /// More than anything here takes.
+    const LONG: Duration = Duration::from_secs(60);
 
     /// Hands what is written on; each write is asked for first.
     struct Asked<F> {
@@ -241,9 +256,36 @@ mod tests {
         let mut answers = [Ok(3), Err(io::ErrorKind::WouldBlock), Err(io::ErrorKind::StorageFull)].into_iter();
         let (lines, writing, seen, _) = start(move |n| answers.next().unwrap_or(Ok(n)).map_err(Into::into));
         put(&lines, b"a line\n");
-        let in_time = || seen.recv_timeout(Duration::from_secs(10)).expect("written");
+        let in_time = || seen.recv_timeout(LONG).expect("written");
         assert_eq!([in_time(), in_time()].concat(), b"a line\n");
         drop(writing);
+    }
+
+    #[test]
+    fn at_the_end_it_is_tried_once_more() {
+        let (fails, failed) = mpsc::channel();
+        let mut answers = [Ok(3), Err(io::ErrorKind::StorageFull)].into_iter();
+        let (lines, writing, seen, _) = start(move |n| {
+            let answer = answers.next().unwrap_or(Ok(n)).map_err(Into::into);
+            if answer.is_err() {
+                let _ = fails.send(());
+            }
+            answer
+        });
+        put(&lines, b"a line\n");
+        failed.recv_timeout(LONG).expect("a failure");
+        put(&lines, b"another\n");
+        drop(writing);
+        assert_eq!(seen.try_iter().flatten().collect::<Vec<_>>(), b"a line\nanother\n");
+    }
+
+    #[test]
+    fn lines_are_written_whole() {
+        let (lines, writing, seen, _) = start(Ok);
+        let line = [&[b'x'; AT_ONCE / 3], &b"\n"[..]].concat();
+        put(&lines, &line.repeat(9));
+        drop(writing);
+        assert!(seen.try_iter().all(|written| written.len() % line.len() == 0 && written.len() <= AT_ONCE));
     }
 
     #[test]
@@ -265,7 +307,7 @@ mod tests {
             drop(writing);
             let _ = over.send(since.elapsed());
         });
-        is_over.recv_timeout(Duration::from_secs(60)).expect("an end")
+        is_over.recv_timeout(LONG).expect("an end")
     }
 
     #[test]
@@ -276,13 +318,19 @@ mod tests {
             Ok(n)
         });
         put(&lines, b"line\n");
-        assert!(ends(writing) >= LAST, "it has had its time");
+        let took = ends(writing);
+        assert!(took >= LAST && took < LAST_OF_ALL, "{took:?}");
     }
 
     #[test]
     fn nor_does_a_full_disk() {
-        let (lines, writing, ..) = start(|_| Err(io::ErrorKind::StorageFull.into()));
+        let (goes_on, is_over) = mpsc::channel::<()>();
+        let (lines, writing, ..) = start(move |_| {
+            let _goes_on = &goes_on;
+            Err(io::ErrorKind::StorageFull.into())
+        });
         put(&lines, b"line\n");
         ends(writing);
+        assert_eq!(is_over.recv_timeout(LONG), Err(mpsc::RecvTimeoutError::Disconnected), "the thread has ended");
     }
 }
