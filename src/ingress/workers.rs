@@ -73,8 +73,7 @@ impl Workers {
         let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
         let least = self.0.iter().min_by_key(|runtime| tasks(runtime))?;
         let few = tasks(least);
-        let slack = 1 + few / SLACK;
-        (tasks(&self.0[at]) > few + slack).then_some(least)
+        (tasks(&self.0[at]) > few + 1 + few / SLACK).then_some(least)
     }
 }
 
