@@ -15,11 +15,16 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration, time::I
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sametime_mux::{
-    ingress::tunnel::{Service, envelope::Kind},
+    ingress::tunnel::Service,
     mux::{Mux, Settings},
-    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Transport, Via, scratch},
+    runtime::scratch,
+    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Via},
     telemetry::Telemetry,
-    wire::frame::{self, Scanner},
+    wire::{
+        Transport,
+        frame::{self, Scanner},
+        tunnel::envelope::Kind,
+    },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 

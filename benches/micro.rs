@@ -15,10 +15,12 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use sametime_mux::{
     ingress::tunnel::{
         Service,
-        envelope::{self, Kind},
         session::{Accepted, Session},
     },
-    wire::frame::{self, Scanner},
+    wire::{
+        frame::{self, Scanner},
+        tunnel::envelope::{self, Kind},
+    },
 };
 use support::{Client, FROM, Keep, agreed, settings};
 

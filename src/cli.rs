@@ -10,7 +10,6 @@ use clap::{Parser, Subcommand};
 mod check;
 mod community;
 mod load;
-mod log;
 mod run;
 mod status;
 

@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 mod direct;
+mod endpoint;
 mod pool;
-mod server;
 
+pub use endpoint::State;
 pub use pool::{Pool, ServerStatus};
-pub use server::State;
 
 /// Where clients are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,9 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
-
-use crate::{admin, community, ingress, mux};
+use crate::{admin, community, ingress, log::LogSettings, mux};
 
 mod ceiling;
 mod legal;
@@ -24,43 +22,6 @@ pub use ceiling::Ceiling;
 
 /// What every environment variable of a key begins with.
 pub const ENV_PREFIX: &str = "SAMETIME_MUX__";
-
-/// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-/// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What failed.
-    Error,
-    /// What an admin should look into.
-    Warn,
-    /// A line for each session.
-    Info,
-    /// A line for each oddity.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// Settings of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogSettings {
-    /// Text or JSON.
-    pub format: LogFormat,
-    /// How much.
-    pub level: LogLevel,
-}
 
 /// Checked settings, for each floor its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +53,7 @@ pub enum Place {
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Fault {
+pub struct ConfigError {
     /// Where.
     pub place: Place,
     /// `section.key`; empty where it is no single key's.
@@ -105,17 +66,17 @@ pub struct Fault {
 
 /// Everything that is wrong, in the file's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Faults {
+pub struct ConfigErrors {
     /// The file.
     pub file: PathBuf,
     /// At least one.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<ConfigError>,
 }
 
 /// One line for each fault: `FILE:LINE: key: what is wrong (what is legal)`.
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, Fault { place, key, what, legal }) in self.faults.iter().enumerate() {
+        for (i, ConfigError { place, key, what, legal }) in self.faults.iter().enumerate() {
             if i > 0 {
                 writeln!(f)?;
             }
@@ -136,7 +97,7 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigErrors {}
 
 /// A key, for documents and tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,10 +114,10 @@ pub struct Key {
 ///
 /// # Errors
 /// Every fault; one when the file can't be read.
-pub fn load(file: &Path) -> Result<Settings, Faults> {
-    let text = std::fs::read_to_string(file).map_err(|error| Faults {
+pub fn load(file: &Path) -> Result<Settings, ConfigErrors> {
+    let text = std::fs::read_to_string(file).map_err(|error| ConfigErrors {
         file: file.to_owned(),
-        faults: vec![Fault {
+        faults: vec![ConfigError {
             place: Place::File,
             key: String::new(),
             what: format!("the configuration database can't be read: {error}"),
@@ -172,12 +133,16 @@ pub fn load(file: &Path) -> Result<Settings, Faults> {
 ///
 /// # Errors
 /// Every fault.
-pub fn parse(text: &str, file: &Path, environment: impl Iterator<Item = (String, String)>) -> Result<Settings, Faults> {
+pub fn parse(
+    text: &str,
+    file: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Settings, ConfigErrors> {
     let variables: BTreeMap<String, String> = environment.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
     let mut reader = reader::Reader::new(text, variables);
     let settings = schema::settings(&mut reader, file);
     let faults = reader.finish();
-    if faults.is_empty() { Ok(settings) } else { Err(Faults { file: file.to_owned(), faults }) }
+    if faults.is_empty() { Ok(settings) } else { Err(ConfigErrors { file: file.to_owned(), faults }) }
 }
 
 /// Every key that there is, in the file's order.

@@ -20,28 +20,28 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use crate::{
-    stream::{self, Arrival, Budget, Core, Refusal, Section, Stream, Transport, Via},
-    telemetry::Telemetry,
-    throttle::Throttle,
+    limits::{Budget, tally::Place},
+    log::Throttle,
+    net::Section,
+    runtime::Workers,
+    stream::{self, Arrival, Core, Stream, Via},
+    telemetry::{
+        Telemetry,
+        outcome::{Outcome, Refusal, RequestRefusal},
+    },
+    wire::Transport,
 };
 
-mod answer;
-mod backend;
+pub mod accept;
 mod connection;
+mod connection_limits;
 pub mod detect;
-mod forwarded;
-pub mod framing;
-mod http;
-mod limits;
-pub mod listener;
+pub mod http;
 pub mod tls;
 pub mod tunnel;
-mod workers;
 
-pub use limits::Limits;
-use limits::Place;
+pub use connection_limits::Limits;
 pub use tls::{ClientCertificates, TlsSettings};
-pub use workers::{Threads, Workers};
 
 /// One listener, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -89,10 +89,10 @@ pub struct Settings {
 pub struct Ingress {
     settings: ArcSwap<Settings>,
     tls: tls::Acceptor,
-    counters: Arc<limits::Counters>,
+    counters: Arc<connection_limits::Counters>,
     budget: Arc<Budget>,
     tunnel: Arc<tunnel::Service>,
-    backend: backend::Backend,
+    backend: http::Backend,
     core: Arc<dyn Core>,
     workers: Workers,
     telemetry: Arc<Telemetry>,
@@ -112,14 +112,14 @@ impl Ingress {
         workers: Workers,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
-        let counters = limits::Counters::new();
-        tokio::spawn(limits::sweep(Arc::downgrade(&counters)));
+        let counters = connection_limits::Counters::new();
+        tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
         Arc::new(Self {
             tls,
             tunnel: tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core)),
             counters,
             budget: core.budget(),
-            backend: backend::Backend::new(),
+            backend: http::Backend::new(),
             settings: ArcSwap::from_pointee(settings),
             core,
             workers,
@@ -161,17 +161,17 @@ impl Ingress {
 
     /// Notes a connection that waits for its turn.
     fn paused(&self, port: u16) {
-        self.telemetry.connection_delayed();
+        self.telemetry.connections.delayed();
         if let Some(more) = self.pauses.pass() {
             warn!(port, more, "more connections than limits.connection_rate: they wait");
         }
     }
 
     /// Notes an HTTP request that is refused for its form.
-    fn odd_request(&self, reason: &'static str, origin: &Origin) {
-        self.telemetry.http_refused(reason);
+    fn odd_request(&self, reason: RequestRefusal, origin: &Origin) {
+        self.telemetry.http.refused.count(reason);
         if let Some(more) = self.odd_requests.pass() {
-            info!(client = %origin.client, port = origin.port, reason, more, "HTTP request refused");
+            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
         }
     }
 
@@ -182,14 +182,16 @@ impl Ingress {
         if let Err(refused) = self.core.take(Arrival { stream, first, via }) {
             let (refusal, Arrival { stream, first, .. }) = *refused;
             drop(first);
-            Box::pin(stream::refuse(stream, refusal.reason())).await;
+            if let Some(reason) = refusal.policy().farewell() {
+                Box::pin(stream::refuse(stream, reason)).await;
+            }
         }
         drop(place);
     }
 
     /// Notes a tunnel session that is refused on this floor.
     fn no_session(&self, refusal: Refusal, client: SocketAddr, port: u16) {
-        self.telemetry.refused(refusal.name());
+        self.telemetry.sessions.refused.count(refusal);
         if let Some(more) = self.troubles.pass() {
             warn!(%client, port, reason = refusal.name(), sessions = self.tunnel.sessions(), more, "client refused");
         }

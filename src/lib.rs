@@ -17,7 +17,7 @@
 //! | [`server`] | binds, wires, reloads, drains: the one place that joins the floors below |
 //! | [`config`], [`admin`] | the configuration database; health, metrics, status, reload |
 //! | [`ingress`] \| [`mux`] \| [`community`] | the ways in, the core, the links: blind to each other, they meet at the traits of [`stream`] |
-//! | [`telemetry`], [`throttle`], [`turns`] | counters, rare log lines, threads that share a core |
+//! | [`telemetry`], [`limits`], [`runtime`] | counters, rare log lines, threads that share a core |
 //! | [`stream`], [`wire`] | streams and arrivals, frames and messages |
 //!
 //! Two guests: [`sandbox`], a small Community server for trying things out and for tests, and
@@ -28,12 +28,14 @@ pub mod cli;
 pub mod community;
 pub mod config;
 pub mod ingress;
+pub mod limits;
 pub mod load;
+pub mod log;
 pub mod mux;
+pub mod net;
+pub mod runtime;
 pub mod sandbox;
 pub mod server;
 pub mod stream;
 pub mod telemetry;
-pub mod throttle;
-pub mod turns;
 pub mod wire;

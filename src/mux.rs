@@ -14,9 +14,13 @@ use ipnet::IpNet;
 use tracing::{info, warn};
 
 use crate::{
-    stream::{Arrival, Budget, Community, Core, Refusal},
-    telemetry::Telemetry,
-    throttle::Throttle,
+    limits::Budget,
+    log::Throttle,
+    stream::{Arrival, Community, Core},
+    telemetry::{
+        Telemetry,
+        outcome::{Outcome, Refusal},
+    },
 };
 
 mod admission;
@@ -166,7 +170,7 @@ impl Core for Mux {
             }
             Err(refusal) => {
                 let via = arrival.via;
-                self.0.telemetry.refused(refusal.name());
+                self.0.telemetry.sessions.refused.count(refusal);
                 if let Some(more) = self.0.refusals.pass() {
                     warn!(client = %via.client, port = via.port, transport = %via.transport, reason = refusal.name(),
                         sessions = self.sessions(), more, "client refused");

@@ -1,7 +1,7 @@
 //! Joins everything: binds, wires ingress to the core and the core to the Community, reloads,
 //! drains.
 //!
-//! `ports` are the listeners, `view` is what the admin endpoint sees.
+//! `ports` are the listeners, `control` is what the admin endpoint sees.
 
 use std::{
     fmt,
@@ -18,17 +18,20 @@ use tracing::{error, info, warn};
 use crate::{
     admin, community,
     config::{self, Settings},
-    ingress::{self, Ingress, Workers, tls},
+    ingress::{self, Ingress, tls},
+    log::LogSettings,
     mux::{Drained, Mux},
+    net::{Section, listen},
+    runtime::Workers,
     sandbox::Sandbox,
-    stream::{Core, Section},
-    telemetry::Telemetry,
+    stream::Core,
+    telemetry::{Telemetry, outcome::ReloadRefusal},
 };
 
 mod certificate;
+mod control;
 mod port_holder;
 mod ports;
-mod view;
 
 use ports::Ports;
 
@@ -37,19 +40,30 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Why the server did not start, or a reload was not taken up: what an admin reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault(pub String);
+pub struct ServerError {
+    /// As a refused reload is counted.
+    pub reason: ReloadRefusal,
+    /// For the admin: what is wrong and what to do.
+    pub what: String,
+}
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl ServerError {
+    fn new(reason: ReloadRefusal, what: impl Into<String>) -> Self {
+        Self { reason, what: what.into() }
     }
 }
 
-impl std::error::Error for Fault {}
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
 
-impl From<tls::Fault> for Fault {
-    fn from(fault: tls::Fault) -> Self {
-        Self(format!("TLS: {fault}"))
+impl std::error::Error for ServerError {}
+
+impl From<tls::TlsError> for ServerError {
+    fn from(fault: tls::TlsError) -> Self {
+        Self::new(ReloadRefusal::Tls, format!("TLS: {fault}"))
     }
 }
 
@@ -81,7 +95,7 @@ struct Shared {
     sandbox: Mutex<Option<(SocketAddr, AbortHandle)>>,
     admin: Mutex<Option<(SocketAddr, AbortHandle)>>,
     /// For whoever sets up the log.
-    log: watch::Sender<config::LogSettings>,
+    log: watch::Sender<LogSettings>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
 }
@@ -95,7 +109,7 @@ impl Server {
     ///
     /// # Errors
     /// As there.
-    pub async fn start(settings: Settings) -> Result<Self, Fault> {
+    pub async fn start(settings: Settings) -> Result<Self, ServerError> {
         Self::start_on(Workers::here(), settings).await
     }
 
@@ -105,11 +119,11 @@ impl Server {
     /// # Errors
     /// A Community port, or the admin endpoint, can't be bound; with `require_all`, any port;
     /// the TLS pair is not usable.
-    pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, Fault> {
+    pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
         let acceptor = tls::Acceptor::load(&settings.ingress.tls)?;
         let bound = Ports::bind_all(&settings.ingress, &[])?;
         let telemetry = Telemetry::new(VERSION);
-        telemetry.set_runtimes(workers.runtimes());
+        telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = if wants_sandbox(&settings.community) { Some(start_sandbox().await?) } else { None };
         let pool = community::Pool::start(settings.community.clone(), sandbox.as_ref().map(|(address, _)| *address));
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
@@ -157,7 +171,7 @@ impl Server {
     }
 
     /// The log's settings, and every change of them.
-    pub fn log_settings(&self) -> watch::Receiver<config::LogSettings> {
+    pub fn log_settings(&self) -> watch::Receiver<LogSettings> {
         self.0.log.subscribe()
     }
 
@@ -175,13 +189,13 @@ impl Server {
     ///
     /// # Errors
     /// What is wrong with it; then nothing has changed.
-    pub async fn reload_file(&self) -> Result<u64, Fault> {
+    pub async fn reload_file(&self) -> Result<u64, ServerError> {
         let file = self.0.settings.load().file.clone();
         let reloaded = match config::load(&file) {
             Ok(settings) => self.reload(settings).await,
-            Err(faults) => Err(Fault(faults.to_string())),
+            Err(faults) => Err(ServerError::new(ReloadRefusal::Configuration, faults.to_string())),
         };
-        self.0.telemetry.reload(reloaded.is_ok());
+        self.0.telemetry.server.reload(reloaded.as_ref().err().map(|error| error.reason));
         match &reloaded {
             Ok(revision) => info!(file = %file.display(), revision, "configuration reloaded"),
             Err(fault) => {
@@ -197,7 +211,7 @@ impl Server {
     ///
     /// # Errors
     /// What can't be taken up; then nothing has changed.
-    pub async fn reload(&self, settings: Settings) -> Result<u64, Fault> {
+    pub async fn reload(&self, settings: Settings) -> Result<u64, ServerError> {
         let shared = &self.0;
         let _one = shared.reloading.lock().await;
         let before = shared.settings.load_full();
@@ -249,12 +263,13 @@ impl Server {
         }
     }
 
-    fn start_admin(&self, address: SocketAddr) -> Result<(), Fault> {
-        let listener = ingress::listener::bind(address, false)
-            .map_err(|error| Fault(format!("admin.listen: {}", port_holder::explain(&error, address))))?;
+    fn start_admin(&self, address: SocketAddr) -> Result<(), ServerError> {
+        let listener = listen::bind(address, false).map_err(|error| {
+            ServerError::new(ReloadRefusal::Admin, format!("admin.listen: {}", port_holder::explain(&error, address)))
+        })?;
         let address = listener.local_addr().unwrap_or(address);
         self.stop_admin();
-        let view = Arc::new(view::Live(Arc::downgrade(&self.0)));
+        let view = Arc::new(control::Live(Arc::downgrade(&self.0)));
         let task = tokio::spawn(admin::serve(listener, view));
         *self.0.admin.lock() = Some((address, task.abort_handle()));
         Ok(())
@@ -268,7 +283,7 @@ impl Server {
 
     /// Where the sandbox listens, if `settings` ask for it; it is started when first asked for
     /// and runs on until the end, for the sessions that it has.
-    async fn sandbox_for(&self, settings: &community::Settings) -> Result<Option<SocketAddr>, Fault> {
+    async fn sandbox_for(&self, settings: &community::Settings) -> Result<Option<SocketAddr>, ServerError> {
         if !wants_sandbox(settings) {
             return Ok(None);
         }
@@ -284,7 +299,7 @@ impl Server {
 
     /// Shows when the certificate ends, and says what is wrong with it.
     fn note_certificate(&self, certificate: &tls::Certificate, settings: &ingress::Settings) {
-        self.0.telemetry.set_certificate_end(certificate.ends);
+        self.0.telemetry.tls.set_certificate_expires(certificate.ends);
         certificate::note(certificate, settings, i64::try_from(now()).unwrap_or(i64::MAX));
     }
 }
@@ -293,10 +308,12 @@ fn wants_sandbox(settings: &community::Settings) -> bool {
     settings.servers.contains(&community::Server::Sandbox)
 }
 
-async fn start_sandbox() -> Result<(SocketAddr, AbortHandle), Fault> {
+async fn start_sandbox() -> Result<(SocketAddr, AbortHandle), ServerError> {
     let address = SocketAddr::from(([127, 0, 0, 1], 0));
-    let fault = |error: std::io::Error| Fault(format!("the sandbox Community server can't listen: {error}"));
-    let listener = ingress::listener::bind(address, false).map_err(fault)?;
+    let fault = |error: std::io::Error| {
+        ServerError::new(ReloadRefusal::Sandbox, format!("the sandbox Community server can't listen: {error}"))
+    };
+    let listener = listen::bind(address, false).map_err(fault)?;
     let address = listener.local_addr().map_err(fault)?;
     info!(%address, "the sandbox Community server is in use: any name logs in; set community.servers for a real one");
     let task = tokio::spawn(async move { Sandbox::new().serve(listener).await });

@@ -12,3 +12,7 @@ pub mod frame;
 pub mod message;
 pub mod proxy_protocol;
 pub mod reason;
+mod transport;
+pub mod tunnel;
+
+pub use transport::Transport;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use sametime_mux::config::{self, Faults, Place, Settings};
+use sametime_mux::config::{self, ConfigErrors, Place, Settings};
 
 /// Key, a value that is wrong, what the message says of it.
 const WRONG: &[(&str, &str, &str)] = &[
@@ -87,7 +87,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("log.level", "\"loud\"", "unknown variant `loud`"),
 ];
 
-fn parse(text: &str) -> Result<Settings, Faults> {
+fn parse(text: &str) -> Result<Settings, ConfigErrors> {
     config::parse(text, Path::new("st.toml"), std::iter::empty())
 }
 
@@ -96,7 +96,7 @@ fn faults(text: &str) -> Vec<String> {
     faults.to_string().lines().map(str::to_owned).collect()
 }
 
-fn with(variables: &[(&str, &str)]) -> Result<Settings, Faults> {
+fn with(variables: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
     let own = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     config::parse("\n[limits]\ncapacity = 7\n", Path::new("st.toml"), own)
 }

@@ -4,7 +4,7 @@
 
 mod support;
 
-use sametime_mux::stream::Section;
+use sametime_mux::net::Section;
 use support::{
     Random,
     client::{Client, Way},

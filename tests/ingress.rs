@@ -5,7 +5,7 @@ mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
-use sametime_mux::{stream::Section, wire::proxy_protocol};
+use sametime_mux::{net::Section, wire::proxy_protocol};
 use support::{
     client::{Client, Way},
     community::{Community, Connection},

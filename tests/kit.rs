@@ -3,7 +3,7 @@
 
 mod support;
 
-use sametime_mux::stream::Section;
+use sametime_mux::net::Section;
 use support::{
     client::{Client, Way},
     community::{Community, Connection},

@@ -6,7 +6,7 @@ mod support;
 
 use std::process::{Command, Stdio};
 
-use sametime_mux::{sandbox::Sandbox, stream::Section};
+use sametime_mux::{net::Section, sandbox::Sandbox};
 use support::{
     client::{Client, Way},
     community::Community,

@@ -8,13 +8,16 @@ use std::{
 
 use parking_lot::Mutex;
 use sametime_mux::{
-    ingress::tunnel::{
-        Answer, Service, Settings,
-        acknowledgement::{Agreement, Cipher, FIRST_IV, agree_with},
-        envelope::{self, Kind},
+    ingress::tunnel::{Answer, Service, Settings},
+    stream::{Arrival, Core},
+    telemetry::outcome::Refusal,
+    wire::{
+        message::{Reader, Writer},
+        tunnel::{
+            cipher::{Agreement, Cipher, FIRST_IV, agree_with},
+            envelope::{self, Kind},
+        },
     },
-    stream::{Arrival, Core, Refusal},
-    wire::message::{Reader, Writer},
 };
 
 /// Where clients come from.

@@ -2,12 +2,14 @@
 //! of a response.
 
 use sametime_mux::{
-    ingress::tunnel::{
-        acknowledgement::{BLOCK, Cipher, FIRST_IV, agree_with},
-        envelope::{self, Kind},
-        session::Token,
+    ingress::tunnel::session::Token,
+    wire::{
+        message::{Reader, Writer},
+        tunnel::{
+            cipher::{BLOCK, Cipher, FIRST_IV, agree_with},
+            envelope::{self, Kind},
+        },
     },
-    wire::message::{Reader, Writer},
 };
 
 /// The client's Diffie-Hellman secret. Short: the power is dear, and no secret here.

@@ -1,11 +1,11 @@
 //! The tunnel's envelope: what is read, written again, is the same bytes.
 
-use sametime_mux::{
-    ingress::tunnel::{
-        acknowledgement::{BLOCK, Cipher, FIRST_IV, agree_with},
+use sametime_mux::wire::{
+    message::{Reader, Writer},
+    tunnel::{
+        cipher::{BLOCK, Cipher, FIRST_IV, agree_with},
         envelope::{self, Address, Kind},
     },
-    wire::message::{Reader, Writer},
 };
 
 use super::Choices;

@@ -1,7 +1,7 @@
 //! Frames: the same heads and the same fault in any fragmentation, as a plain reader sees them.
 
 use sametime_mux::wire::{
-    frame::{self, Fault, First, HEADER, Head, LENGTH, Scanner, first, is_keep_alive},
+    frame::{self, First, FrameError, HEADER, Head, LENGTH, Scanner, first, is_keep_alive},
     message::{self, Reader},
 };
 
@@ -11,7 +11,7 @@ use super::Choices;
 type Found = (usize, Head);
 
 /// Reads a stream that lies there as a whole: frames, and the fault with its frame's place.
-fn plainly(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, Fault)>, bool) {
+fn plainly(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, FrameError)>, bool) {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
         if is_keep_alive(bytes[at]) {
@@ -21,10 +21,10 @@ fn plainly(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, Fault)>, boo
         let mut reader = Reader(&bytes[at..]);
         let Some(length) = reader.u32() else { return (found, None, false) };
         if (length as usize) < HEADER {
-            return (found, Some((at, Fault::TooShort { length })), false);
+            return (found, Some((at, FrameError::TooShort { length })), false);
         }
         if length > limit {
-            return (found, Some((at, Fault::TooLong { length, limit })), false);
+            return (found, Some((at, FrameError::TooLong { length, limit })), false);
         }
         let (Some(kind), Some(options), Some(channel)) = (reader.u16(), reader.u16(), reader.u32()) else {
             return (found, None, false);

@@ -1,6 +1,6 @@
 //! HTTP/1 by the letter: what passes, a plain reader of whole requests reads in the same way.
 
-use sametime_mux::ingress::framing::{Framing, WORD};
+use sametime_mux::ingress::http::framing::{Framing, WORD};
 
 use super::Choices;
 

@@ -1,10 +1,9 @@
 //! A tunnel session between a client and a network that loses, doubles, delays and cuts: every
 //! byte once and in order, both ways, and none in a response that the client no longer reads.
 
-use sametime_mux::ingress::tunnel::{
-    acknowledgement::Cipher,
-    envelope::Kind,
-    session::{Accepted, Session, Token},
+use sametime_mux::{
+    ingress::tunnel::session::{Accepted, Session, Token},
+    wire::tunnel::{cipher::Cipher, envelope::Kind},
 };
 
 use super::{

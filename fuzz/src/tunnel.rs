@@ -13,8 +13,10 @@ use std::{
 };
 
 use sametime_mux::{
-    ingress::tunnel::{Answer, Outcome, Service, Settings, envelope::Kind},
-    stream::{Arrival, Core, Refusal, Stream},
+    ingress::tunnel::{Answer, Outcome, Service, Settings},
+    stream::{Arrival, Core, Stream},
+    telemetry::outcome::{Refusal, TunnelOutcome},
+    wire::tunnel::envelope::Kind,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -266,10 +268,10 @@ impl World {
         assert!(self.said.starts_with(&self.client.received), "the client got what was not said, or not in order");
     }
 
-    fn answered(&mut self, connection: usize, answer: Answer, outcome: &str) {
+    fn answered(&mut self, connection: usize, answer: Answer, outcome: TunnelOutcome) {
         match answer {
             Answer::Body(body) => {
-                let superseded = matches!(outcome, "superseded" | "stale");
+                let superseded = matches!(outcome, TunnelOutcome::Superseded | TunnelOutcome::Stale);
                 assert!(!superseded || !carries_payload(&body), "payload in a {outcome} response");
                 if connection == self.connection && self.current.take().is_some() {
                     self.client.receive(&body);

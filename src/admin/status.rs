@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::stream::Section;
+use crate::net::Section;
 
 /// The state of everything.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -5,10 +5,10 @@ use std::{net::SocketAddr, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
-use super::{FAILED, log::Log};
+use super::FAILED;
 use crate::{
-    config::{LogFormat, LogLevel, LogSettings},
-    ingress::listener,
+    log::{Log, LogFormat, LogLevel, LogSettings},
+    net::listen,
     sandbox::Sandbox,
 };
 
@@ -28,7 +28,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         error!("no signals can be received");
         return ExitCode::from(FAILED);
     };
-    let listener = match listener::bind(arguments.listen, false) {
+    let listener = match listen::bind(arguments.listen, false) {
         Ok(listener) => listener,
         Err(failed) => {
             error!(address = %arguments.listen, %failed, "the sandbox can't listen");

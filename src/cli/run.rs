@@ -6,10 +6,12 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, getrlimit, se
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::{BAD_USAGE, FAILED, log::Log};
+use super::{BAD_USAGE, FAILED};
 use crate::{
     config::{self, Settings},
-    ingress::{Threads, Workers, listener::BACKLOG},
+    log::Log,
+    net::listen::BACKLOG,
+    runtime::{Threads, Workers},
     server::{Server, VERSION},
 };
 

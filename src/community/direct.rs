@@ -17,15 +17,15 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::{stream, wire::proxy_protocol};
+use crate::{
+    net::keepalive::{VANISHED_TIMEOUT, watch_for_vanished},
+    wire::proxy_protocol,
+};
 
 /// How long the addresses of a name are good.
 const RESOLVED_FOR: Duration = Duration::from_secs(10);
 /// How long a client waits for a new look-up when there are older addresses.
 const LOOK_UP: Duration = Duration::from_secs(1);
-
-/// A server whose machine is gone without a word is noticed after so long.
-const VANISHED: Duration = Duration::from_secs(240);
 
 /// Where a server is: an address, or a name whose addresses are looked up now and then.
 pub(super) struct Target {
@@ -127,7 +127,7 @@ impl Target {
             io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {}", humantime::format_duration(within)))
         })??;
         tcp.set_nodelay(true)?;
-        stream::note_vanished(SockRef::from(&tcp), VANISHED)?;
+        watch_for_vanished(SockRef::from(&tcp), VANISHED_TIMEOUT)?;
         Ok(tcp)
     }
 }

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::{Balance, Server, Settings, State, server::Known};
+use super::{Balance, Server, Settings, State, endpoint::Known};
 use crate::{
     stream::{Community, Link, LinkError, Linking, SpeaksOn, Stream},
     wire::reason::Reason,

@@ -8,7 +8,7 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use super::{ENV_PREFIX, Fault, Key, Place};
+use super::{ConfigError, ENV_PREFIX, Key, Place};
 
 /// How alike a name must be to be suggested.
 const ALIKE: f64 = 0.75;
@@ -21,7 +21,7 @@ pub(super) struct Reader<'t> {
     /// Sections of the file: name, where, keys.
     sections: Vec<(String, Range<usize>, Entries<'t>)>,
     variables: BTreeMap<String, String>,
-    faults: Vec<Fault>,
+    faults: Vec<ConfigError>,
     keys: Vec<Key>,
 }
 
@@ -52,7 +52,7 @@ impl<'t> Reader<'t> {
     }
 
     fn fault(&mut self, place: Place, key: &str, what: String, legal: &str) {
-        self.faults.push(Fault { place, key: key.to_owned(), what, legal: legal.to_owned() });
+        self.faults.push(ConfigError { place, key: key.to_owned(), what, legal: legal.to_owned() });
     }
 
     /// A fault of a key that is right by itself but does not fit another.
@@ -114,7 +114,7 @@ impl<'t> Reader<'t> {
     }
 
     /// Names that are no key's, then everything that was wrong, in the file's order.
-    pub(super) fn finish(mut self) -> Vec<Fault> {
+    pub(super) fn finish(mut self) -> Vec<ConfigError> {
         let mut unknown = Vec::new();
         for (section, span, keys) in &self.sections {
             let known: Vec<&str> = self.keys.iter().filter(|key| key.section == section).map(|key| key.name).collect();

@@ -8,13 +8,14 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{LogFormat, LogLevel, LogSettings, Settings, legal, reader::Reader};
+use super::{Settings, legal, reader::Reader};
 use crate::{
     admin,
     community::{self, Balance, Check},
     ingress::{self, ClientCertificates, ListenerSettings, TlsSettings, tunnel},
+    log::{LogFormat, LogLevel, LogSettings},
     mux,
-    stream::Section,
+    net::Section,
 };
 
 const MS: Duration = Duration::from_millis(1);

@@ -14,17 +14,21 @@ use tokio::{
     net::TcpStream,
     time::{timeout, timeout_at},
 };
-use tracing::{debug, info};
+use tracing::{Level, debug, info};
 
 use super::{
     ClientCertificates, Ingress, Origin,
+    connection_limits::Over,
     detect::{Protocol, begin, detect},
     http,
-    limits::{Over, Place},
 };
 use crate::{
-    stream::{Replayed, Stream, Transport, budget::LITTLE, canonical, lies_in, refuse, scratch},
-    wire::reason::Reason,
+    limits::{budget::LITTLE, tally::Place},
+    net::address::{canonical, lies_in},
+    runtime::scratch,
+    stream::{Replayed, Stream, refuse},
+    telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
+    wire::{Transport, reason::Reason},
 };
 
 /// How long a connection that is turned away may take to show what it speaks. Clients speak first,
@@ -53,16 +57,16 @@ enum Dropped {
 }
 
 impl Dropped {
-    fn name(&self) -> &'static str {
+    fn outcome(&self) -> ConnectionDrop {
         match self {
-            Self::ClosedEarly => "closed_early",
-            Self::LoginTimeout => "login_timeout",
-            Self::Broken(_) => "broken",
-            Self::UnknownProtocol => "unknown_protocol",
-            Self::ProxyHeader(_) => "proxy_header",
-            Self::Tls(_) => "tls_handshake",
-            Self::NoCertificate => "no_certificate",
-            Self::Over(over) => over.name(),
+            Self::ClosedEarly => ConnectionDrop::ClosedEarly,
+            Self::LoginTimeout => ConnectionDrop::LoginTimeout,
+            Self::Broken(_) => ConnectionDrop::Broken,
+            Self::UnknownProtocol => ConnectionDrop::UnknownProtocol,
+            Self::ProxyHeader(_) => ConnectionDrop::ProxyHeader,
+            Self::Tls(_) => ConnectionDrop::TlsHandshake,
+            Self::NoCertificate => ConnectionDrop::NoCertificate,
+            Self::Over(over) => over.outcome(),
         }
     }
 
@@ -74,15 +78,9 @@ impl Dropped {
         }
     }
 
-    /// What the client is told, where that makes sense.
+    /// The reason of the farewell message, where one makes sense.
     fn reason(&self) -> Option<Reason> {
-        match self {
-            Self::LoginTimeout => Some(Reason::TimedOut),
-            Self::UnknownProtocol => Some(Reason::ProtocolError),
-            Self::NoCertificate => Some(Reason::EncryptionMismatch),
-            Self::Over(_) => Some(Reason::ServerFull),
-            _ => None,
-        }
+        self.outcome().policy().farewell()
     }
 }
 
@@ -167,7 +165,8 @@ async fn reject(tcp: TcpStream, protocol: Protocol, dropped: &Dropped) {
 async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Origin, place: Place) {
     let deadline = origin.accepted + ingress.settings.load().login_timeout;
     let accepted = timeout_at(deadline.into(), ingress.tls.accept(tcp)).await;
-    ingress.telemetry.tls_handshake(matches!(accepted, Ok(Ok(_))));
+    let outcome = if matches!(accepted, Ok(Ok(_))) { TlsOutcome::Accepted } else { TlsOutcome::Failed };
+    ingress.telemetry.tls.handshakes.count(outcome);
     let mut tls = match accepted {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return report(&ingress, &Dropped::Tls(error), &origin),
@@ -229,9 +228,10 @@ async fn read_more<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut BytesMut) -
 }
 
 fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
-    ingress.telemetry.connection_dropped(dropped.name());
-    let (client, port, reason, detail) = (origin.client, origin.port, dropped.name(), dropped.detail());
-    if matches!(dropped, Dropped::ClosedEarly) {
+    let outcome = dropped.outcome();
+    ingress.telemetry.connections.dropped.count(outcome);
+    let (client, port, reason, detail) = (origin.client, origin.port, outcome.name(), dropped.detail());
+    if outcome.policy().level == Level::DEBUG {
         debug!(%client, port, reason, "connection dropped");
     } else if let Some(more) = ingress.troubles.pass() {
         info!(%client, port, reason, detail, more, "connection dropped");

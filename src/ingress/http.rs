@@ -22,27 +22,31 @@ use hyper::{
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 use tracing::{debug, warn};
 
+mod backend;
 mod connection;
-mod guarded;
-mod plain;
-mod turn;
+mod fast_path;
+mod forwarded;
+pub mod framing;
+mod guard;
+mod hyper_path;
+mod response;
 
+pub(super) use backend::Backend;
 pub(super) use connection::serve;
 
 use super::{
     Ingress, Origin, Settings,
-    answer::{page, unavailable},
-    backend::{self, Body, own},
-    forwarded::{FORWARDED_FOR, client_of},
-    tunnel::{
-        self, Answer,
-        envelope::{self, Address, Kind},
-    },
+    tunnel::{self, Answer},
 };
-use crate::stream::{
-    self, Refusal,
-    budget::{Held, LITTLE},
+use crate::{
+    limits::budget::{Held, LITTLE},
+    stream,
+    telemetry::outcome::{ConnectionDrop, Outcome, Refusal, TunnelOutcome},
+    wire::tunnel::envelope::{self, Address, Kind},
 };
+use backend::{Body, own};
+use forwarded::{FORWARDED_FOR, client_of};
+use response::{page, unavailable};
 
 /// Bytes of a request's head, at the most.
 const MAX_HEAD: usize = 16 * 1024;
@@ -71,7 +75,7 @@ pub(super) async fn turn_away(mut tcp: TcpStream, (status, body): (&str, &str)) 
 
 /// Notes a connection that did not end in order.
 fn dropped(ingress: &Ingress, origin: &Origin, error: &dyn std::error::Error) {
-    ingress.telemetry.connection_dropped("http");
+    ingress.telemetry.connections.dropped.count(ConnectionDrop::Http);
     debug!(client = %origin.client, port = origin.port, %error, "HTTP connection ended");
 }
 
@@ -95,7 +99,7 @@ async fn answer(ingress: &Ingress, request: Request<Incoming>, origin: Origin) -
             response.map(own)
         }
         Address::Malformed => {
-            ingress.telemetry.tunnel_request("unknown", "malformed");
+            ingress.telemetry.tunnel.malformed_path();
             page(StatusCode::NOT_FOUND, "Not found.\n").map(own)
         }
         Address::Other => match &settings.http_backend {
@@ -103,7 +107,7 @@ async fn answer(ingress: &Ingress, request: Request<Incoming>, origin: Origin) -
             {
                 Ok(response) => response,
                 Err(refused) => {
-                    if let Some(reason) = refused.name() {
+                    if let Some(reason) = refused.outcome() {
                         ingress.odd_request(reason, &origin);
                     }
                     refused.into()
@@ -127,9 +131,9 @@ async fn tunnelled(
     let body = match collect(request.into_body(), settings, Held::none(&ingress.budget, client.ip())).await {
         Ok(body) => body,
         Err((status, outcome)) => {
-            ingress.telemetry.tunnel_request(tunnel::transport(kind).name(), outcome);
+            ingress.telemetry.tunnel.request(tunnel::transport(kind), outcome);
             let mut response =
-                if status == StatusCode::SERVICE_UNAVAILABLE { unavailable(outcome) } else { page(status, "") };
+                if status == StatusCode::SERVICE_UNAVAILABLE { unavailable(outcome.name()) } else { page(status, "") };
             // What is left of the body is not waited for.
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return response;
@@ -164,7 +168,7 @@ async fn ask(
     } else {
         ingress.tunnel.request(kind, name, body, client.ip()).await
     };
-    ingress.telemetry.tunnel_request(tunnel::transport(kind).name(), outcome);
+    ingress.telemetry.tunnel.request(tunnel::transport(kind), outcome);
     match &answer {
         Answer::Unknown => missed(ingress, client, port, began).await,
         Answer::Refused(refusal @ (Refusal::TunnelSessions | Refusal::TunnelSessionsPerAddress)) => {
@@ -190,7 +194,7 @@ fn refusal(answer: &Answer) -> Response<Bytes> {
 async fn missed(ingress: &Ingress, client: SocketAddr, port: u16, began: Instant) {
     let mut due = miss_due(began, Instant::now());
     if ingress.counters.miss(client.ip()) {
-        ingress.telemetry.guess_delayed();
+        ingress.telemetry.tunnel.guess_delayed();
         if let Some(more) = ingress.guesses.pass() {
             warn!(%client, port, more, "very many requests for tunnel sessions that are not there: answered late");
         }
@@ -225,22 +229,24 @@ async fn collect(
     mut body: Incoming,
     settings: &Settings,
     mut held: Held,
-) -> Result<Collected, (StatusCode, &'static str)> {
+) -> Result<Collected, (StatusCode, TunnelOutcome)> {
     // Frames come in the tunnel's envelope, several in one request.
     let limit = 2 * settings.max_frame as usize + 64 * 1024;
     if body.size_hint().lower() > limit as u64 {
-        return Err((StatusCode::PAYLOAD_TOO_LARGE, "too_large"));
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, TunnelOutcome::TooLarge));
     }
     let reading = async {
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
-            let Ok(piece) = frame.map_err(|_| (StatusCode::BAD_REQUEST, "cut_off"))?.into_data() else { continue };
+            let Ok(piece) = frame.map_err(|_| (StatusCode::BAD_REQUEST, TunnelOutcome::CutOff))?.into_data() else {
+                continue;
+            };
             if bytes.len() + piece.len() > limit {
-                return Err((StatusCode::PAYLOAD_TOO_LARGE, "too_large"));
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, TunnelOutcome::TooLarge));
             }
             // Small ones pass, so that sessions go on and what is held becomes less.
             if bytes.len() + piece.len() > LITTLE && !held.grow(piece.len()) {
-                return Err((StatusCode::SERVICE_UNAVAILABLE, "held_bytes"));
+                return Err((StatusCode::SERVICE_UNAVAILABLE, TunnelOutcome::HeldBytes));
             }
             bytes.extend_from_slice(&piece);
         }
@@ -248,7 +254,7 @@ async fn collect(
     };
     match timeout(settings.login_timeout.max(Duration::from_secs(1)), reading).await {
         Ok(read) => read,
-        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "too_slow")),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, TunnelOutcome::TooSlow)),
     }
 }
 

@@ -44,15 +44,15 @@ pub enum ClientCertificates {
 
 /// Why there is no TLS: for an admin, with file and mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault(String);
+pub struct TlsError(String);
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for TlsError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for TlsError {}
 
 /// The server's own certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,9 +67,9 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    fn read(file: PathBuf, der: CertificateDer<'static>) -> Result<Self, Fault> {
+    fn read(file: PathBuf, der: CertificateDer<'static>) -> Result<Self, TlsError> {
         let (_, certificate) = x509_parser::parse_x509_certificate(&der)
-            .map_err(|error| Fault(format!("the certificate in {} can't be read: {error}", file.display())))?;
+            .map_err(|error| TlsError(format!("the certificate in {} can't be read: {error}", file.display())))?;
         let validity = certificate.validity();
         let (begins, ends) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         Ok(Self { file, begins, ends, der })
@@ -97,14 +97,14 @@ impl Acceptor {
     ///
     /// # Errors
     /// One file is absent, unreadable, holds no certificate or key, or the two don't match.
-    pub fn load(settings: &TlsSettings) -> Result<Self, Fault> {
+    pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let (certificate, key) = (&settings.certificate, &settings.private_key);
         match (certificate.exists(), key.exists()) {
             (false, false) => pair::make(certificate, key)?,
             (true, true) => (),
             (there, _) => {
                 let (there, absent) = if there { (certificate, key) } else { (key, certificate) };
-                return Err(Fault(format!(
+                return Err(TlsError(format!(
                     "{} is there but {} is not: put both in place, or remove both and a self-signed pair is made",
                     there.display(),
                     absent.display()
@@ -121,12 +121,12 @@ impl Acceptor {
             .with_client_cert_verifier(verifier(settings, &authorities)?)
             .with_single_cert(chain, pair::key(key)?)
             .map_err(|error| match error {
-                rustls::Error::InconsistentKeys(_) => Fault(format!(
+                rustls::Error::InconsistentKeys(_) => TlsError(format!(
                     "the key in {} does not belong to the certificate in {}: both must come from one request",
                     key.display(),
                     certificate.display()
                 )),
-                error => Fault(format!("{} with {}: {error}", certificate.display(), key.display())),
+                error => TlsError(format!("{} with {}: {error}", certificate.display(), key.display())),
             })?;
         Ok(Self::new(config, own, (settings.client_certificates, authorities)))
     }
@@ -180,12 +180,12 @@ impl Acceptor {
 fn verifier(
     settings: &TlsSettings,
     authorities: &[CertificateDer<'static>],
-) -> Result<Arc<dyn ClientCertVerifier>, Fault> {
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     if settings.client_certificates == ClientCertificates::Off {
         return Ok(Arc::new(NoClientAuth));
     }
     let fault = |error: &dyn std::fmt::Display| {
-        Fault(format!("the certificates in {} can't sign clients': {error}", settings.client_ca.display()))
+        TlsError(format!("the certificates in {} can't sign clients': {error}", settings.client_ca.display()))
     };
     let mut roots = RootCertStore::empty();
     for authority in authorities {

@@ -1,6 +1,6 @@
 //! The HTTP tunnel: frames inside POST requests, loss-free over connections that break.
 //!
-//! `envelope` reads and writes bodies, `acknowledgement` holds the cryptography, `session` is
+//! `session` is
 //! the state of one client without sockets or clocks, `registry` finds a session by its name,
 //! `service` answers requests and joins a session to the core as a byte stream.
 
@@ -8,8 +8,6 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub mod acknowledgement;
-pub mod envelope;
 mod registry;
 mod service;
 pub mod session;

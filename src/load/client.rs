@@ -24,11 +24,12 @@ use super::{
     tunnel,
 };
 use crate::{
-    ingress::tunnel::envelope::Kind,
-    stream::{Stream, scratch},
+    runtime::scratch,
+    stream::Stream,
     wire::{
         frame::{self, First},
         message::{Reader, Writer, destroy, kind},
+        tunnel::envelope::Kind,
     },
 };
 

@@ -13,12 +13,14 @@ use tokio::{
 
 use super::{Route, connect::connect_failure};
 use crate::{
-    ingress::tunnel::{
-        acknowledgement::{BLOCK, Cipher, FIRST_IV, SECRET, agree_with, public_of},
-        envelope::{self, Kind},
+    runtime::scratch,
+    wire::{
+        message::{Reader, Writer},
+        tunnel::{
+            cipher::{BLOCK, Cipher, FIRST_IV, SECRET, agree_with, public_of},
+            envelope::{self, Kind},
+        },
     },
-    stream::scratch,
-    wire::message::{Reader, Writer},
 };
 
 /// How long data waits for the held request's response before it goes beside it.

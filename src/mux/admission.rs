@@ -17,8 +17,11 @@ use slab::Slab;
 
 use super::Settings;
 use crate::{
-    stream::{Budget, Refusal, Via, budget::LITTLE, counted_address, lies_in, scratch},
-    telemetry::{SessionsGauge, Telemetry},
+    limits::budget::{Budget, LITTLE},
+    net::address::{counted_address, lies_in},
+    runtime::scratch,
+    stream::Via,
+    telemetry::{SessionsGauge, Telemetry, outcome::Refusal},
 };
 
 /// Tables with a lock each: log-ins on all cores take turns less often.
@@ -171,7 +174,7 @@ impl Admission {
         });
         let shard = self.next_shard.fetch_add(1, Relaxed) % SHARDS;
         let key = self.shards[shard].lock().insert(Arc::clone(&entry));
-        let gauge = self.telemetry.sessions(via.port, via.transport);
+        let gauge = self.telemetry.sessions.of(via.port, via.transport);
         gauge.opened();
         // Both are below `limits.capacity`, which is at most a million.
         let [shard, key] = [shard, key].map(|n| u32::try_from(n).unwrap_or(u32::MAX));

@@ -3,7 +3,10 @@
 use std::fmt;
 
 use super::admission::Order;
-use crate::wire::{frame::Fault, reason::Reason};
+use crate::{
+    telemetry::outcome::{Outcome, Sent, SessionEnd},
+    wire::{frame::FrameError, reason::Reason},
+};
 
 /// Why a session is over.
 #[derive(Debug)]
@@ -25,9 +28,9 @@ pub(super) enum End {
     /// The client's first frame did not come in time.
     LoginTimeout,
     /// The client sent a frame that is none.
-    ClientFault(Fault),
+    ClientFault(FrameError),
     /// The Community sent a frame that is none.
-    CommunityFault(Fault),
+    CommunityFault(FrameError),
     /// The tunnel's client has not asked for too long.
     SessionTimeout,
     /// One side closed, the other did not follow.
@@ -41,74 +44,42 @@ pub(super) enum End {
 }
 
 impl End {
-    /// The name in log and metrics.
-    pub(super) fn name(&self) -> &'static str {
+    /// As it is counted and logged.
+    pub(super) fn outcome(&self) -> SessionEnd {
         match self {
-            Self::LogOut => "log_out",
-            Self::ClientClosed => "client_closed",
-            Self::ClientBroken(_) => "client_broken",
-            Self::CommunityClosed => "community_closed",
-            Self::CommunityBroken(_) => "community_broken",
-            Self::NoHandshake => "no_handshake",
-            Self::NotAHandshake(_) => "not_a_handshake",
-            Self::LoginTimeout => "login_timeout",
-            Self::ClientFault(Fault::TooLong { .. }) => "frame_too_long",
-            Self::ClientFault(Fault::TooShort { .. }) => "frame_too_short",
-            Self::CommunityFault(_) => "community_fault",
-            Self::SessionTimeout => "session_timeout",
-            Self::HalfClosed => "half_closed",
-            Self::NoCommunity(..) => "no_community",
-            Self::HeldBytes => "held_bytes",
-            Self::Ordered(Order::Idle) => "idle",
-            Self::Ordered(Order::NotLoggedIn) => "not_logged_in",
-            Self::Ordered(Order::Drain) => "drained",
+            Self::LogOut => SessionEnd::LogOut,
+            Self::ClientClosed => SessionEnd::ClientClosed,
+            Self::ClientBroken(_) => SessionEnd::ClientBroken,
+            Self::CommunityClosed => SessionEnd::CommunityClosed,
+            Self::CommunityBroken(_) => SessionEnd::CommunityBroken,
+            Self::NoHandshake => SessionEnd::NoHandshake,
+            Self::NotAHandshake(_) => SessionEnd::NotAHandshake,
+            Self::LoginTimeout => SessionEnd::LoginTimeout,
+            Self::ClientFault(FrameError::TooLong { .. }) => SessionEnd::FrameTooLong,
+            Self::ClientFault(FrameError::TooShort { .. }) => SessionEnd::FrameTooShort,
+            Self::CommunityFault(_) => SessionEnd::CommunityFault,
+            Self::SessionTimeout => SessionEnd::SessionTimeout,
+            Self::HalfClosed => SessionEnd::HalfClosed,
+            Self::NoCommunity(..) => SessionEnd::NoCommunity,
+            Self::HeldBytes => SessionEnd::HeldBytes,
+            Self::Ordered(Order::Idle) => SessionEnd::Idle,
+            Self::Ordered(Order::NotLoggedIn) => SessionEnd::NotLoggedIn,
+            Self::Ordered(Order::Drain) => SessionEnd::Drained,
         }
     }
 
-    /// What the client is told before the close; `None` where it left itself, is out of
-    /// reach, or was told by the Community.
+    /// The reason of the farewell message; `None`: there is none to send.
     pub(super) fn reason(&self) -> Option<Reason> {
-        match self {
-            Self::LogOut
-            | Self::ClientClosed
-            | Self::ClientBroken(_)
-            | Self::CommunityClosed
-            | Self::NoHandshake
-            | Self::SessionTimeout
-            | Self::HalfClosed => None,
-            Self::CommunityBroken(_) | Self::CommunityFault(_) | Self::Ordered(Order::Drain) => {
-                Some(Reason::ConnectionBroken)
-            }
-            Self::NotAHandshake(_) | Self::ClientFault(Fault::TooShort { .. }) => Some(Reason::ProtocolError),
-            Self::ClientFault(Fault::TooLong { .. }) => Some(Reason::MessageTooLarge),
-            Self::LoginTimeout | Self::Ordered(Order::NotLoggedIn) => Some(Reason::TimedOut),
-            Self::NoCommunity(reason, _) => Some(*reason),
-            Self::HeldBytes => Some(Reason::ServerFull),
-            Self::Ordered(Order::Idle) => Some(Reason::IdleTooLong),
+        match (self, self.outcome().policy().sent) {
+            (Self::NoCommunity(reason, _), Sent::LinkFailure) => Some(*reason),
+            (_, Sent::Farewell(reason)) => Some(reason),
+            _ => None,
         }
     }
 
     /// Whether the client may still be reading what the Community has said last.
     pub(super) fn lingers(&self) -> bool {
         matches!(self, Self::CommunityClosed | Self::LogOut)
-    }
-
-    /// Whether the client was never served: counted as refused.
-    pub(super) fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            Self::NoCommunity(..)
-                | Self::NotAHandshake(_)
-                | Self::LoginTimeout
-                | Self::ClientFault(_)
-                | Self::HeldBytes
-                | Self::Ordered(Order::Idle | Order::NotLoggedIn)
-        )
-    }
-
-    /// An end that an admin may want to look into.
-    pub(super) fn is_trouble(&self) -> bool {
-        matches!(self, Self::NoCommunity(..) | Self::CommunityBroken(_) | Self::CommunityFault(_))
     }
 
     /// What there is to say beyond the name, if there is anything.

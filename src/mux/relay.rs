@@ -17,10 +17,11 @@ use tokio::{io::AsyncWrite, time::Sleep};
 
 use super::{Shared, admission::Ticket, end::End};
 use crate::{
-    stream::{Arrival, Link, Stream, Via, scratch},
+    runtime::scratch,
+    stream::{Arrival, Link, Stream, Via},
     telemetry::{Direction, Telemetry},
     wire::{
-        frame::{Fault, Head, MAX_BEFORE_LOGIN, Scanner},
+        frame::{FrameError, Head, MAX_BEFORE_LOGIN, Scanner},
         message::kind,
     },
 };
@@ -110,7 +111,7 @@ impl Known {
         scanner: &mut Scanner,
         bytes: &[u8],
         of: Session<'_>,
-    ) -> Result<(), (usize, Fault)> {
+    ) -> Result<(), (usize, FrameError)> {
         let (mut frames, was_logged_in) = (0, self.logged_in);
         let scanned = match direction {
             Direction::ToCommunity => scanner.scan(bytes, self.limit(), |head| {
@@ -124,9 +125,9 @@ impl Known {
         };
         let whole = scanned.map_or_else(|(at, _)| at, |()| bytes.len());
         of.ticket.heard();
-        of.telemetry.bytes(direction, whole as u64);
+        of.telemetry.traffic.bytes(direction, whole as u64);
         if frames > 0 {
-            of.telemetry.frames(direction, frames);
+            of.telemetry.traffic.frames(direction, frames);
         }
         if self.logged_in && !was_logged_in {
             of.ticket.logged_in();
@@ -141,12 +142,12 @@ impl Known {
         match head.kind {
             kind::LOGIN_ACK if !self.logged_in => {
                 self.logged_in = true;
-                telemetry.login(accepted.elapsed().as_secs_f64(), true);
+                telemetry.sessions.login(accepted.elapsed().as_secs_f64(), true);
             }
             kind::DESTROY_CNL => {
                 self.community_said_good_bye = true;
                 if !self.logged_in {
-                    telemetry.login(accepted.elapsed().as_secs_f64(), false);
+                    telemetry.sessions.login(accepted.elapsed().as_secs_f64(), false);
                 }
             }
             _ => (),
@@ -171,7 +172,7 @@ enum Step {
     /// The receiver's stream broke.
     To(io::Error),
     /// The sender sent a frame that is none; what stood before it has been passed on.
-    Fault(Fault),
+    FrameError(FrameError),
 }
 
 impl Way {
@@ -183,7 +184,7 @@ impl Way {
         (from, to): (&mut Stream, &mut Stream),
         cx: &mut Context<'_>,
         most: usize,
-        mut scan: impl FnMut(&mut Scanner, &[u8]) -> Result<(), (usize, Fault)>,
+        mut scan: impl FnMut(&mut Scanner, &[u8]) -> Result<(), (usize, FrameError)>,
     ) -> Poll<Step> {
         loop {
             if let Err(error) = ready!(self.poll_kept(to, cx)) {
@@ -225,7 +226,7 @@ impl Way {
                         return Poll::Ready(Step::To(error));
                     }
                     if let Err((_, fault)) = scanned {
-                        return Poll::Ready(Step::Fault(fault));
+                        return Poll::Ready(Step::FrameError(fault));
                     }
                 }
                 Ok(None) => self.state = State::Ending,
@@ -243,7 +244,7 @@ impl Way {
         bytes: &mut Vec<u8>,
         known: &mut Known,
         of: Session<'_>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), FrameError> {
         let followed = known.follow(direction, &mut self.scanner, bytes, of);
         if let Err((whole, _)) = followed {
             bytes.truncate(whole);
@@ -315,8 +316,8 @@ impl Relay {
         });
         ticket.holds(self.up.kept.len() + self.down.kept.len());
         let end = match (up, down) {
-            (Poll::Ready(Step::Fault(fault)), _) => End::ClientFault(fault),
-            (_, Poll::Ready(Step::Fault(fault))) => End::CommunityFault(fault),
+            (Poll::Ready(Step::FrameError(fault)), _) => End::ClientFault(fault),
+            (_, Poll::Ready(Step::FrameError(fault))) => End::CommunityFault(fault),
             (Poll::Ready(Step::From(error)), _) | (_, Poll::Ready(Step::To(error))) => client_broken(error, known),
             (_, Poll::Ready(Step::From(error))) | (Poll::Ready(Step::To(error)), _) => community_broken(error, known),
             (Poll::Ready(Step::Ended), Poll::Ready(Step::Ended)) => {

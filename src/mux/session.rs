@@ -17,7 +17,7 @@ use std::{
 };
 
 use tokio::time::{timeout, timeout_at};
-use tracing::{field::display, info, warn};
+use tracing::{Level, field::display, info, warn};
 
 use super::{
     Shared,
@@ -26,10 +26,11 @@ use super::{
     relay::{Relay, Session, Way, client_broken},
 };
 use crate::{
-    stream::{self, Arrival, Stream, scratch},
-    telemetry::Direction,
+    runtime::scratch,
+    stream::{self, Arrival, Stream},
+    telemetry::{Direction, outcome::Outcome},
     wire::{
-        frame::{self, Fault, First, MAX_BEFORE_LOGIN},
+        frame::{self, First, FrameError, MAX_BEFORE_LOGIN},
         message::{kind, stamp_client_address},
     },
 };
@@ -114,7 +115,7 @@ async fn handshake(
             }
             First::Whole { head, .. } => return Err(End::NotAHandshake(head.kind)),
             First::Partial if bytes.len() >= FIRST_BYTES => {
-                return Err(End::ClientFault(Fault::TooShort { length: 0 }));
+                return Err(End::ClientFault(FrameError::TooShort { length: 0 }));
             }
             First::Partial if !ticket.may_hold(bytes.len()) => return Err(End::HeldBytes),
             First::Partial => ticket.holds(bytes.len()),
@@ -182,9 +183,10 @@ async fn close(mut client: Stream, mut down: Way, end: &End) {
 fn report(relay: &Relay, end: &End, server: Option<&str>) {
     let Relay { shared, via, up, down, .. } = relay;
     let seconds = via.accepted.elapsed().as_secs_f64();
-    shared.telemetry.closed(end.name(), seconds);
-    if server.is_none() && end.is_refusal() {
-        shared.telemetry.refused(end.name());
+    let outcome = end.outcome();
+    shared.telemetry.sessions.closed(outcome, seconds);
+    if let (None, Some(refusal)) = (server, outcome.refusal()) {
+        shared.telemetry.sessions.refused.count(refusal);
     }
     let Some(more) = (if server.is_some() { Some(None) } else { shared.unserved.pass() }) else { return };
     let detail = end.detail().map(display);
@@ -192,8 +194,8 @@ fn report(relay: &Relay, end: &End, server: Option<&str>) {
         ($level:ident) => {
             $level!(client = %via.client, port = via.port, transport = %via.transport, server,
                 seconds = (seconds * 1e3).round() / 1e3, bytes_to_community = up.bytes, bytes_to_client = down.bytes,
-                reason = end.name(), detail, more, "session closed")
+                reason = outcome.name(), detail, more, "session closed")
         };
     }
-    if end.is_trouble() { line!(warn) } else { line!(info) }
+    if outcome.policy().level == Level::WARN { line!(warn) } else { line!(info) }
 }

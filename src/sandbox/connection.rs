@@ -17,9 +17,9 @@ use super::{
     service::{self, User},
 };
 use crate::{
-    stream::scratch,
+    runtime::scratch,
     wire::{
-        frame::{self, Fault, First, Head},
+        frame::{self, First, FrameError, Head},
         message::{Reader, Writer, destroy, kind},
         reason::Reason,
     },
@@ -117,8 +117,8 @@ impl Connection {
                     rest = &rest[end..];
                 }
                 Ok(First::Partial) => break,
-                Err(Fault::TooLong { .. }) => self.end(Reason::MessageTooLarge),
-                Err(Fault::TooShort { .. }) => self.end(Reason::ProtocolError),
+                Err(FrameError::TooLong { .. }) => self.end(Reason::MessageTooLarge),
+                Err(FrameError::TooShort { .. }) => self.end(Reason::ProtocolError),
             }
         }
         // Keep-alives need not be kept.

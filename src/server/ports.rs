@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::{error, info};
 
-use super::{BoundListener, Fault, Shared, port_holder::explain};
+use super::{BoundListener, ServerError, Shared, port_holder::explain};
 use crate::{
-    ingress::{self, Ingress, ListenerSettings, listener},
-    stream::Section,
-    telemetry::Telemetry,
+    ingress::{self, Ingress, ListenerSettings, accept::accept},
+    net::{Section, listen, resolve},
+    telemetry::{Telemetry, outcome::ReloadRefusal},
 };
 
 /// How often a port that is down is tried again.
@@ -74,11 +74,11 @@ impl Ports {
     pub(super) fn bind_all(
         settings: &ingress::Settings,
         present: &[(ListenerSettings, SocketAddr)],
-    ) -> Result<Vec<Wanted>, Fault> {
+    ) -> Result<Vec<Wanted>, ServerError> {
         let (mut wanted, mut fatal) = (Vec::new(), Vec::new());
         for listener in &settings.listeners {
             let must = settings.require_all || listener.section == Section::ClientConnections;
-            let addresses = listener::addresses(&listener.host, listener.port).unwrap_or_else(|error| {
+            let addresses = resolve::addresses(&listener.host, listener.port).unwrap_or_else(|error| {
                 // A name that is nobody's: down, at no address.
                 let what = format!("[{}] host_name {:?}: {error}", listener.section, listener.host);
                 let address = SocketAddr::from(([0, 0, 0, 0], listener.port));
@@ -97,7 +97,7 @@ impl Ports {
                 wanted.push(Wanted { settings: listener.clone(), address, state });
             }
         }
-        if fatal.is_empty() { Ok(wanted) } else { Err(Fault(fatal.join("\n"))) }
+        if fatal.is_empty() { Ok(wanted) } else { Err(ServerError::new(ReloadRefusal::Listener, fatal.join("\n"))) }
     }
 
     /// What is bound, by what it was asked for as.
@@ -136,7 +136,7 @@ impl Ports {
             }
             let (section, number) = (port.settings.section, port.address.port());
             if !ports.iter().any(|other| other.settings.section == section && other.address.port() == number) {
-                self.telemetry.remove_listener(section, number);
+                self.telemetry.listeners.remove(section, number);
             }
         }
         closing
@@ -150,7 +150,7 @@ impl Ports {
         accepted: Arc<AtomicU64>,
     ) -> Port {
         let address = listener.local_addr().unwrap_or(wanted);
-        let state = match listener::accept(listener, address.port(), &self.ingress, &accepted) {
+        let state = match accept(listener, address.port(), &self.ingress, &accepted) {
             Ok(tasks) => {
                 info!(section = %settings.section, %address, "port open");
                 Ok(tasks)
@@ -197,7 +197,7 @@ impl Ports {
 }
 
 fn bind(address: SocketAddr, share: bool) -> WantedState {
-    match listener::bind(address, share) {
+    match listen::bind(address, share) {
         Ok(listener) => WantedState::Bound(listener),
         Err(error) => WantedState::Down(explain(&error, address)),
     }

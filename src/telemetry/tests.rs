@@ -1,20 +1,23 @@
-use super::*;
+use super::{
+    outcome::{Refusal, TunnelOutcome},
+    *,
+};
 
 #[test]
 fn the_names_are_those_that_dashboards_hold() {
     let telemetry = Telemetry::new("1.2.3");
-    let gauge = telemetry.sessions(1533, Transport::Raw);
+    let gauge = telemetry.sessions.of(1533, Transport::Raw);
     gauge.opened();
     gauge.opened();
     gauge.closed();
-    telemetry.refused("capacity");
-    telemetry.bytes(Direction::ToCommunity, 10);
-    telemetry.frames(Direction::ToClient, 2);
+    telemetry.sessions.refused.count(Refusal::Capacity);
+    telemetry.traffic.bytes(Direction::ToCommunity, 10);
+    telemetry.traffic.frames(Direction::ToClient, 2);
     telemetry.set_listener(Section::ClientConnections, 1533, true);
-    telemetry.set_community([("a:1533".to_owned(), true, 3)].into_iter());
-    telemetry.tunnel_request("http_polling", "payload");
-    telemetry.set_certificate_end(1);
-    telemetry.login(0.5, true);
+    telemetry.community.set([("a:1533".to_owned(), true, 3)].into_iter());
+    telemetry.tunnel.request(Transport::HttpPolling, TunnelOutcome::Payload);
+    telemetry.tls.set_certificate_expires(1);
+    telemetry.sessions.login(0.5, true);
     let text = telemetry.encode();
     for line in [
         r#"sametime_mux_sessions{port="1533",transport="raw"} 1"#,
@@ -40,8 +43,8 @@ fn the_names_are_those_that_dashboards_hold() {
 #[test]
 fn sums_follow_the_gauges() {
     let telemetry = Telemetry::new("0");
-    telemetry.sessions(80, Transport::HttpHybrid).opened();
-    telemetry.sessions(1533, Transport::Raw).opened();
-    assert_eq!(telemetry.present(|port, _| port == 80), 1);
-    assert_eq!(telemetry.present(|_, _| true), 2);
+    telemetry.sessions.of(80, Transport::HttpHybrid).opened();
+    telemetry.sessions.of(1533, Transport::Raw).opened();
+    assert_eq!(telemetry.sessions.present(|port, _| port == 80), 1);
+    assert_eq!(telemetry.sessions.present(|_, _| true), 2);
 }

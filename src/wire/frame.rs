@@ -50,7 +50,7 @@ impl Head {
 
 /// A stream that can't be followed any further. The peer's fault; it ends the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum FrameError {
     /// The length leaves no room for a header.
     TooShort {
         /// The length that the frame claimed, in bytes.
@@ -65,7 +65,7 @@ pub enum Fault {
     },
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooShort { length } => {
@@ -78,13 +78,13 @@ impl fmt::Display for Fault {
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for FrameError {}
 
-fn check(length: u32, limit: u32) -> Result<(), Fault> {
+fn check(length: u32, limit: u32) -> Result<(), FrameError> {
     if (length as usize) < HEADER {
-        Err(Fault::TooShort { length })
+        Err(FrameError::TooShort { length })
     } else if length > limit {
-        Err(Fault::TooLong { length, limit })
+        Err(FrameError::TooLong { length, limit })
     } else {
         Ok(())
     }
@@ -118,7 +118,7 @@ impl Scanner {
     /// # Errors
     /// A frame shorter than its header or longer than `limit` bytes (its length field not
     /// counted), with the count of `bytes` that stand before that frame.
-    pub fn scan(&mut self, bytes: &[u8], limit: u32, mut on_head: impl FnMut(Head)) -> Result<(), (usize, Fault)> {
+    pub fn scan(&mut self, bytes: &[u8], limit: u32, mut on_head: impl FnMut(Head)) -> Result<(), (usize, FrameError)> {
         let mut at = 0;
         while at < bytes.len() {
             if self.body_left > 0 {
@@ -195,7 +195,7 @@ pub enum First {
 ///
 /// # Errors
 /// As [`Scanner::scan`].
-pub fn first(bytes: &[u8], limit: u32) -> Result<First, Fault> {
+pub fn first(bytes: &[u8], limit: u32) -> Result<First, FrameError> {
     let start = bytes.iter().position(|&b| !is_keep_alive(b)).unwrap_or(bytes.len());
     let rest = &bytes[start..];
     let Some(length) = rest.first_chunk::<LENGTH>() else {
@@ -261,9 +261,9 @@ mod tests {
         let mut stream = build(1, 0, b"");
         stream.extend(7u32.to_be_bytes());
         let fault = Scanner::new().scan(&stream, 100, |_| ()).expect_err("too short");
-        assert_eq!(fault, (12, Fault::TooShort { length: 7 }));
+        assert_eq!(fault, (12, FrameError::TooShort { length: 7 }));
         let fault = Scanner::new().scan(&101u32.to_be_bytes(), 100, |_| ()).expect_err("too long");
-        assert_eq!(fault, (0, Fault::TooLong { length: 101, limit: 100 }));
+        assert_eq!(fault, (0, FrameError::TooLong { length: 101, limit: 100 }));
     }
 
     #[test]

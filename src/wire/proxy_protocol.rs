@@ -31,9 +31,9 @@ pub enum Parsed {
 
 /// Not a header. The peer's fault; it ends the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fault(&'static str);
+pub struct ProxyHeaderError(&'static str);
 
-impl fmt::Display for Fault {
+impl fmt::Display for ProxyHeaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0)
     }
@@ -54,9 +54,9 @@ pub fn could_be(bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(bytes: &[u8]) -> Result<Parsed, Fault> {
+pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
     if !could_be(bytes) {
-        return Err(Fault("no PROXY header, where listeners.proxy_protocol_from requires one"));
+        return Err(ProxyHeaderError("no PROXY header, where listeners.proxy_protocol_from requires one"));
     }
     match bytes.first() {
         None => Ok(Parsed::Partial),
@@ -65,12 +65,16 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Fault> {
     }
 }
 
-fn parse_v1(bytes: &[u8]) -> Result<Parsed, Fault> {
+fn parse_v1(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
     let window = &bytes[..bytes.len().min(V1_MAX)];
     let Some(end) = window.windows(2).position(|pair| pair == b"\r\n") else {
-        return if window.len() == V1_MAX { Err(Fault("an over-long PROXY line")) } else { Ok(Parsed::Partial) };
+        return if window.len() == V1_MAX {
+            Err(ProxyHeaderError("an over-long PROXY line"))
+        } else {
+            Ok(Parsed::Partial)
+        };
     };
-    let bad = Fault("a PROXY line that is not of the form PROXY TCP4|TCP6 source destination port port");
+    let bad = ProxyHeaderError("a PROXY line that is not of the form PROXY TCP4|TCP6 source destination port port");
     let line = window.get(V1_PREFIX.len()..end).and_then(|line| std::str::from_utf8(line).ok()).ok_or(bad)?;
     let fields: Vec<&str> = line.split(' ').collect();
     let source = match fields[..] {
@@ -90,21 +94,21 @@ fn parse_v1(bytes: &[u8]) -> Result<Parsed, Fault> {
     Ok(Parsed::Whole { source, length: end + 2 })
 }
 
-fn parse_v2(bytes: &[u8]) -> Result<Parsed, Fault> {
+fn parse_v2(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
     let Some(&[command, family, l0, l1]) = bytes.get(V2_SIGNATURE.len()..V2_HEAD) else {
         return Ok(Parsed::Partial);
     };
     let length = usize::from(u16::from_be_bytes([l0, l1]));
     if command >> 4 != 2 || command & 0x0F > 1 {
-        return Err(Fault("a binary PROXY header of unknown version or command"));
+        return Err(ProxyHeaderError("a binary PROXY header of unknown version or command"));
     }
     if length > V2_MAX {
-        return Err(Fault("an over-long binary PROXY header"));
+        return Err(ProxyHeaderError("an over-long binary PROXY header"));
     }
     let Some(body) = bytes.get(V2_HEAD..V2_HEAD + length) else {
         return Ok(Parsed::Partial);
     };
-    let short = Fault("a binary PROXY header too short for its addresses");
+    let short = ProxyHeaderError("a binary PROXY header too short for its addresses");
     let port = |at: usize| body.get(at..).and_then(|b| b.first_chunk()).map(|p| u16::from_be_bytes(*p)).ok_or(short);
     let source = match (command & 0x0F, family) {
         // LOCAL: the proxy's own check.

@@ -4,8 +4,8 @@ use std::{net::SocketAddr, path::Path};
 
 use sametime_mux::{
     config::{self, Settings},
+    net::Section,
     server::Server,
-    stream::Section,
 };
 use tempfile::TempDir;
 

@@ -17,23 +17,25 @@ use tokio::{
 
 use super::{
     Collected, ask, dropped,
-    guarded::Guarded,
-    plain::{self, Call, Look},
-    refusal, turn,
+    fast_path::{self, Call, Look},
+    forwarded::client_of,
+    guard::Guarded,
+    hyper_path, refusal,
+    response::unavailable,
 };
 use crate::{
     ingress::{
         Ingress, Origin,
-        answer::unavailable,
-        forwarded::client_of,
-        limits::Place,
         tunnel::{Answer, transport},
     },
-    stream::{
-        Replayed,
+    limits::{
         budget::{Held, LITTLE},
-        lies_in, scratch,
+        tally::Place,
     },
+    net::address::lies_in,
+    runtime::scratch,
+    stream::Replayed,
+    telemetry::outcome::TunnelOutcome,
 };
 
 /// How long the rest of a request is waited for before hyper waits for it.
@@ -82,7 +84,7 @@ where
                 }
                 Look::Begun(bytes) | Look::Other(bytes) => {
                     stream.put_back(bytes);
-                    match Box::pin(turn::turn(&ingress, stream, origin)).await {
+                    match Box::pin(hyper_path::serve(&ingress, stream, origin)).await {
                         Some(back) => stream = back,
                         None => return,
                     }
@@ -95,7 +97,7 @@ where
 
 /// Looks at a request's bytes.
 fn look(ingress: &Ingress, origin: &Origin, bytes: &[u8]) -> Look {
-    plain::look(bytes, lies_in(&ingress.settings.load().forwarded_for_from, origin.client.ip()))
+    fast_path::look(bytes, lies_in(&ingress.settings.load().forwarded_for_from, origin.client.ip()))
 }
 
 /// What comes next; `None` at the stream's end.
@@ -156,8 +158,8 @@ where
     drop(forwarded);
     let mut held = Held::none(&ingress.budget, client.ip());
     if body.len() > LITTLE && !held.grow(body.len()) {
-        ingress.telemetry.tunnel_request(transport(kind).name(), "held_bytes");
-        return write(ingress, stream, &plain::written(&unavailable("held_bytes"))).await;
+        ingress.telemetry.tunnel.request(transport(kind), TunnelOutcome::HeldBytes);
+        return write(ingress, stream, &fast_path::written(&unavailable("held_bytes"))).await;
     }
     let body = Collected { bytes: body, _held: held };
     let mut answering = pin!(ask(ingress, kind, name.as_str(), body, client, origin.port));
@@ -175,13 +177,13 @@ where
         Poll::Pending
     });
     match answered.await? {
-        Answer::Body(body) if body.len() <= LITTLE => write(ingress, stream, &plain::tunnelled(&body)).await,
+        Answer::Body(body) if body.len() <= LITTLE => write(ingress, stream, &fast_path::tunnelled(&body)).await,
         // Not copied: it is counted where it lies.
         Answer::Body(body) => {
-            write(ingress, stream, &plain::head(body.len())).await?;
+            write(ingress, stream, &fast_path::head(body.len())).await?;
             write(ingress, stream, &body).await
         }
-        refused => write(ingress, stream, &plain::written(&refusal(&refused))).await,
+        refused => write(ingress, stream, &fast_path::written(&refusal(&refused))).await,
     }
 }
 

@@ -11,7 +11,7 @@ use rustls_pemfile::Item;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::warn;
 
-use super::Fault;
+use super::TlsError;
 
 /// How long a self-signed certificate is good: until its admin has a real one.
 const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
@@ -23,11 +23,11 @@ enum Wanted {
     Key,
 }
 
-fn items(path: &Path, wanted: Wanted) -> Result<Vec<Item>, Fault> {
-    let bytes = fs::read(path).map_err(|error| Fault(format!("{} can't be read: {error}", path.display())))?;
+fn items(path: &Path, wanted: Wanted) -> Result<Vec<Item>, TlsError> {
+    let bytes = fs::read(path).map_err(|error| TlsError(format!("{} can't be read: {error}", path.display())))?;
     let file = path.display();
     if let Some(der) = der(&bytes) {
-        return Err(Fault(match (der, wanted) {
+        return Err(TlsError(match (der, wanted) {
             (Der::Pkcs12, Wanted::Certificates) => format!(
                 "{file} is PKCS#12 (a .p12 or .pfx file), PEM is needed: openssl pkcs12 -in {file} -nokeys -out {file}.pem"
             ),
@@ -44,13 +44,13 @@ fn items(path: &Path, wanted: Wanted) -> Result<Vec<Item>, Fault> {
     }
     let says = |words: &[u8]| bytes.windows(words.len()).any(|w| w == words);
     if wanted == Wanted::Key && (says(b"BEGIN ENCRYPTED PRIVATE KEY") || says(b"Proc-Type: 4,ENCRYPTED")) {
-        return Err(Fault(format!(
+        return Err(TlsError(format!(
             "the key in {file} is encrypted, and nobody is there to type its password: openssl pkey -in {file} -out {file}.open"
         )));
     }
     rustls_pemfile::read_all(&mut &bytes[..])
         .collect::<Result<_, _>>()
-        .map_err(|error| Fault(format!("{file} is no PEM file: {error}")))
+        .map_err(|error| TlsError(format!("{file} is no PEM file: {error}")))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,30 +70,30 @@ fn der(bytes: &[u8]) -> Option<Der> {
 }
 
 /// The certificates of a file, at least one.
-pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Fault> {
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Vec<_> = items(path, Wanted::Certificates)?
         .into_iter()
         .filter_map(|item| if let Item::X509Certificate(certificate) = item { Some(certificate) } else { None })
         .collect();
     if chain.is_empty() {
-        return Err(Fault(format!("{} holds no certificate (-----BEGIN CERTIFICATE-----)", path.display())));
+        return Err(TlsError(format!("{} holds no certificate (-----BEGIN CERTIFICATE-----)", path.display())));
     }
     Ok(chain)
 }
 
 /// The private key of a file.
-pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Fault> {
+pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let key = items(path, Wanted::Key)?.into_iter().find_map(|item| match item {
         Item::Pkcs8Key(key) => Some(key.into()),
         Item::Pkcs1Key(key) => Some(key.into()),
         Item::Sec1Key(key) => Some(key.into()),
         _ => None,
     });
-    key.ok_or_else(|| Fault(format!("{} holds no private key (-----BEGIN PRIVATE KEY-----)", path.display())))
+    key.ok_or_else(|| TlsError(format!("{} holds no private key (-----BEGIN PRIVATE KEY-----)", path.display())))
 }
 
 /// Makes a self-signed pair for this machine's name and writes it.
-pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), Fault> {
+pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), TlsError> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     if let Ok(host) = rustix::system::uname().nodename().to_str()
         && !host.is_empty()
@@ -109,7 +109,8 @@ pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), Fault> {
         parameters.not_after = (now + SELF_SIGNED_FOR).into();
         Ok((parameters.self_signed(&signing_key)?, signing_key))
     });
-    let (signed, signing_key) = made.map_err(|error| Fault(format!("no self-signed pair could be made: {error}")))?;
+    let (signed, signing_key) =
+        made.map_err(|error| TlsError(format!("no self-signed pair could be made: {error}")))?;
     write_new(key, signing_key.serialize_pem().as_bytes(), 0o600)?;
     write_new(certificate, signed.pem().as_bytes(), 0o644)?;
     warn!(certificate = %certificate.display(), key = %key.display(),
@@ -117,7 +118,7 @@ pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
+fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TlsError> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     let written = || {
         if let Some(folder) = path.parent() {
@@ -126,6 +127,6 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Fault> {
         fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(bytes)
     };
     written().map_err(|error| {
-        Fault(format!("{} is not there, and no self-signed pair could be written: {error}", path.display()))
+        TlsError(format!("{} is not there, and no self-signed pair could be written: {error}", path.display()))
     })
 }

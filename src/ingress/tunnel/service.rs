@@ -11,15 +11,27 @@ use bytes::Bytes;
 use tracing::debug;
 
 use super::{
-    super::limits::{Place, Tally},
     Settings,
-    acknowledgement::agree,
-    envelope::{self, Kind},
     registry::{self, Registry},
     session::Session,
     shared::{Payload, Reply, Shared, TunnelStream, fresh_token},
 };
-use crate::stream::{Arrival, Budget, Core, Refusal, Stream, Transport, Via, budget::Held, counted_address, lies_in};
+use crate::{
+    limits::{
+        budget::{Budget, Held},
+        tally::{Place, Tally},
+    },
+    net::address::{counted_address, lies_in},
+    stream::{Arrival, Core, Stream, Via},
+    telemetry::outcome::{Refusal, TunnelOutcome},
+    wire::{
+        Transport,
+        tunnel::{
+            cipher::agree,
+            envelope::{self, Kind},
+        },
+    },
+};
 
 /// After its end a session still knows its client's retries for so long: real clients give
 /// up after about five, 3 s apart.
@@ -43,7 +55,7 @@ pub enum Answer {
 }
 
 /// An answer, and what happened, for the metrics.
-pub type Outcome = (Answer, &'static str);
+pub type Outcome = (Answer, TunnelOutcome);
 
 /// The tunnel's sessions and how to answer their requests.
 pub struct Service {
@@ -90,18 +102,18 @@ impl Service {
             Ok(opening) => opening,
             Err(error) => {
                 debug!(%client, port, "tunnel: a first request that {}", error.0);
-                return (Answer::Malformed, "malformed");
+                return (Answer::Malformed, TunnelOutcome::Malformed);
             }
         };
         // Before the costly part.
         let place = match self.place(client.ip()) {
             Ok(place) => place,
-            Err(refusal) => return (Answer::Refused(refusal), "full"),
+            Err(refusal) => return (Answer::Refused(refusal), TunnelOutcome::Full),
         };
         let (agreement, name) = match (agree(opening.public), registry::fresh_name()) {
             (Ok(Some(agreement)), Ok(name)) => (agreement, name),
-            (Ok(None), _) => return (Answer::Malformed, "malformed"),
-            _ => return (Answer::Failed, "failed"),
+            (Ok(None), _) => return (Answer::Malformed, TunnelOutcome::Malformed),
+            _ => return (Answer::Failed, TunnelOutcome::Failed),
         };
         let (settings, token) = (self.settings.load(), fresh_token());
         let session = Session::new(kind, settings.version, opening.connection, agreement.cipher, token);
@@ -113,36 +125,39 @@ impl Service {
             via: Via { client, port, transport, accepted: Instant::now() },
         };
         if let Err(refused) = self.core.take(arrival) {
-            return (Answer::Refused(refused.0), "refused");
+            return (Answer::Refused(refused.0), TunnelOutcome::Refused);
         }
         self.registry.insert(name, shared);
         let name = registry::to_text(&name);
-        (Answer::Body(envelope::opened(settings.version, &name, &agreement.public, &token).into()), "opened")
+        (
+            Answer::Body(envelope::opened(settings.version, &name, &agreement.public, &token).into()),
+            TunnelOutcome::Opened,
+        )
     }
 
     /// Answers a later request of `client`'s.
     pub async fn request(&self, kind: Kind, name: &str, body: impl AsRef<[u8]>, client: IpAddr) -> Outcome {
         // A name that is none and a name that is not there look the same from outside.
-        let Some(name) = registry::from_text(name) else { return (Answer::Unknown, "unknown") };
+        let Some(name) = registry::from_text(name) else { return (Answer::Unknown, TunnelOutcome::Unknown) };
         let Some(session) = self.registry.get(&name).filter(|session| session.kind() == kind) else {
-            return (Answer::Unknown, "unknown");
+            return (Answer::Unknown, TunnelOutcome::Unknown);
         };
         let settings = self.settings.load_full();
         if settings.same_address && counted_address(session.client()) != counted_address(client) {
-            return (Answer::Unknown, "other_address");
+            return (Answer::Unknown, TunnelOutcome::OtherAddress);
         }
         match session.answer(body, &settings).await {
             Reply::Body(body, outcome) => (Answer::Body(body), outcome),
             Reply::Gone => {
                 self.registry.remove(&name);
-                (Answer::Unknown, "gone")
+                (Answer::Unknown, TunnelOutcome::Gone)
             }
             // As if it weren't there: whoever has a name but not the acknowledgement learns nothing.
             Reply::Refused(refused) => {
                 debug!(?refused, "tunnel: a request is refused");
-                (Answer::Unknown, "not_acknowledged")
+                (Answer::Unknown, TunnelOutcome::NotAcknowledged)
             }
-            Reply::Busy => (Answer::Busy, "busy"),
+            Reply::Busy => (Answer::Busy, TunnelOutcome::Busy),
         }
     }
 }

@@ -25,8 +25,8 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use super::{
-    acknowledgement::{BLOCK, Cipher, FIRST_IV},
+use crate::wire::tunnel::{
+    cipher::{BLOCK, Cipher, FIRST_IV},
     envelope::{self, Kind, Malformed},
 };
 

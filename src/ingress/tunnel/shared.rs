@@ -20,12 +20,17 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    super::limits::Place,
     Settings,
-    envelope::{self, Kind},
     session::{Accepted, Refused, Session, TOKEN, Token},
 };
-use crate::stream::budget::{Held, LITTLE};
+use crate::{
+    limits::{
+        budget::{Held, LITTLE},
+        tally::Place,
+    },
+    telemetry::outcome::TunnelOutcome,
+    wire::tunnel::envelope::{self, Kind},
+};
 
 /// What a piece in the inbox takes beside its bytes.
 const PIECE: usize = 64;
@@ -139,7 +144,7 @@ impl std::ops::Deref for Payload {
 #[derive(Debug)]
 pub(super) enum Reply {
     /// The response's body, and a name for what happened.
-    Body(Payload, &'static str),
+    Body(Payload, TunnelOutcome),
     /// The client has it all, or the session is gone.
     Gone,
     /// Refused; see the error.
@@ -242,7 +247,7 @@ impl Shared {
                 Accepted::Stale => {
                     let empty = state.session.empty();
                     drop(state);
-                    return Reply::Body(empty.into(), "stale");
+                    return Reply::Body(empty.into(), TunnelOutcome::Stale);
                 }
                 Accepted::Again => (Vec::new(), true),
                 Accepted::New(data) => (data, false),
@@ -289,7 +294,7 @@ impl Shared {
             let expired = timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
             let mut state = self.0.lock();
             if state.newest != number {
-                return Poll::Ready(Reply::Body(state.session.empty().into(), "superseded"));
+                return Poll::Ready(Reply::Body(state.session.empty().into(), TunnelOutcome::Superseded));
             }
             if state.timed_out {
                 return Poll::Ready(Reply::Gone);
@@ -300,9 +305,9 @@ impl Shared {
                 return Poll::Pending;
             }
             let outcome = match (retry, has_payload) {
-                (true, _) => "retry",
-                (false, true) => "payload",
-                (false, false) => "empty",
+                (true, _) => TunnelOutcome::Retry,
+                (false, true) => TunnelOutcome::Payload,
+                (false, false) => TunnelOutcome::Empty,
             };
             Poll::Ready(Reply::Body(state.respond(), outcome))
         })

@@ -2,8 +2,11 @@
 
 use proptest::prelude::*;
 
-use super::{super::acknowledgement::agree_with, *};
-use crate::wire::message::{Reader, Writer};
+use super::*;
+use crate::wire::{
+    message::{Reader, Writer},
+    tunnel::cipher::agree_with,
+};
 
 /// The client's side, as the recordings show it.
 struct Client {

@@ -1,0 +1,131 @@
+//! The log: to stderr, from a thread of its own, so that a slow terminal holds no client up.
+
+use std::{
+    fmt::{self, Write},
+    io,
+    time::SystemTime,
+};
+
+use tracing::{error, field::Field};
+use tracing_subscriber::{
+    Layer, Registry,
+    field::MakeExt,
+    filter::LevelFilter,
+    fmt::{
+        format::{Writer, debug_fn},
+        layer,
+        time::FormatTime,
+    },
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
+
+use super::{
+    LogFormat, LogLevel, LogSettings,
+    lines::{Lines, Writing},
+};
+
+/// The time of a line, to the microsecond and in UTC; the subscriber's own says the same in more
+/// instructions.
+struct Clock;
+
+impl FormatTime for Clock {
+    fn format_time(&self, line: &mut Writer<'_>) -> fmt::Result {
+        write!(line, "{}", humantime::format_rfc3339_micros(SystemTime::now()))
+    }
+}
+
+/// `name=value`; a line's message is the value alone.
+fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let is_message = field.name() == "message";
+    if !is_message {
+        line.write_str(field.name())?;
+        line.write_char('=')?;
+    }
+    write!(Printable { line, is_message }, "{value:?}")
+}
+
+/// A value may hold what others have said: none of their control characters begins a line, or gets to a
+/// terminal. The lines of a message are ours.
+struct Printable<'a, W> {
+    line: &'a mut W,
+    is_message: bool,
+}
+
+impl<W: Write> Write for Printable<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let is_odd = |c: char| c.is_control() && !(self.is_message && c == '\n');
+        for piece in text.split_inclusive(is_odd) {
+            let mut plain = piece.chars();
+            match plain.next_back().filter(|last| is_odd(*last)) {
+                Some(odd) => write!(self.line, "{}{}", plain.as_str(), odd.escape_default())?,
+                None => self.line.write_str(piece)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The log; the rest of it is written when this is dropped.
+pub struct Log {
+    level: reload::Handle<LevelFilter, Registry>,
+    _writing: Writing,
+}
+
+impl Log {
+    /// Sets the process's log up. Once; a second one has no effect. `None`, and said on stderr, when the
+    /// system has no thread left.
+    pub fn start(settings: LogSettings) -> Option<Self> {
+        let note = |lines| error!(lines, "lines of the log are missing here: it is read, or written, too slowly");
+        let (writer, writing) = match Lines::start(io::stderr(), note) {
+            Ok(started) => started,
+            Err(error) => {
+                eprintln!("no thread to write the log: {error}");
+                return None;
+            }
+        };
+        let (level, handle) = reload::Layer::new(level(settings.level));
+        let lines = layer().with_writer(writer).with_ansi(false).with_target(false).with_timer(Clock);
+        let lines = match settings.format {
+            LogFormat::Text => lines.fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        };
+        let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
+        Some(Self { level: handle, _writing: writing })
+    }
+
+    /// Takes up a new level. The format stays until the next start.
+    pub fn set(&self, settings: LogSettings) {
+        let _ = self.level.reload(level(settings.level));
+    }
+}
+
+fn level(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::OFF,
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(is_message: bool, text: &str) -> String {
+        let mut line = String::new();
+        write!(Printable { line: &mut line, is_message }, "{text}").expect("a string has room");
+        line
+    }
+
+    #[test]
+    fn nobody_else_begins_a_line_or_gets_to_the_terminal() {
+        assert_eq!(shown(false, "plain, Z\u{fc}rich"), "plain, Z\u{fc}rich");
+        assert_eq!(shown(false, "a\nb\x1b[31m\u{9b}"), r"a\nb\u{1b}[31m\u{9b}");
+        assert_eq!(shown(true, "a\nb\r"), "a\nb\\r");
+    }
+}

@@ -1,0 +1,9 @@
+//! Sockets of the system: listening, keep-alive, names and addresses.
+
+pub mod address;
+pub mod keepalive;
+pub mod listen;
+pub mod resolve;
+mod section;
+
+pub use section::Section;

@@ -1,0 +1,38 @@
+//! The sections of the configuration database that hold ports.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A section of the configuration database that holds ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Section {
+    /// The Community ports: direct TCP.
+    ClientConnections,
+    /// HTTP-tunnelled.
+    HttpTunneledClientConnections,
+    /// Through an HTTPS proxy's CONNECT.
+    HttpsTunneledClientConnections,
+}
+
+impl Section {
+    /// Every section, in the file's order.
+    pub const ALL: [Self; 3] =
+        [Self::ClientConnections, Self::HttpTunneledClientConnections, Self::HttpsTunneledClientConnections];
+
+    /// Its name in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ClientConnections => "client_connections",
+            Self::HttpTunneledClientConnections => "http_tunneled_client_connections",
+            Self::HttpsTunneledClientConnections => "https_tunneled_client_connections",
+        }
+    }
+}
+
+impl fmt::Display for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

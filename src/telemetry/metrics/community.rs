@@ -1,0 +1,40 @@
+//! The Community servers.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::registered;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    server: String,
+}
+
+/// See the module's page.
+pub struct CommunityMetrics {
+    up: Family<Labels, Gauge>,
+    sessions: Family<Labels, Gauge>,
+}
+
+impl CommunityMetrics {
+    pub(in crate::telemetry) fn register(all: &mut Registry) -> Self {
+        Self {
+            up: registered(all, "community_up", "Whether a Community server answers", Family::default()),
+            sessions: registered(all, "community_sessions", "Clients on a Community server", Family::default()),
+        }
+    }
+
+    /// All servers: name, whether up, clients.
+    pub fn set(&self, servers: impl Iterator<Item = (String, bool, u64)>) {
+        self.up.clear();
+        self.sessions.clear();
+        for (server, up, sessions) in servers {
+            let labels = Labels { server };
+            self.up.get_or_create(&labels).set(up.into());
+            self.sessions.get_or_create(&labels).set(i64::try_from(sessions).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! HTTP requests on client ports.
+
+use prometheus_client::registry::Registry;
+
+use super::OutcomeCounters;
+use crate::telemetry::outcome::RequestRefusal;
+
+/// See the module's page.
+pub struct HttpMetrics {
+    /// Requests that were refused for their form.
+    pub refused: OutcomeCounters<RequestRefusal>,
+}
+
+impl HttpMetrics {
+    pub(in crate::telemetry) fn register(all: &mut Registry) -> Self {
+        Self { refused: OutcomeCounters::register(all, "HTTP requests refused for their form, by reason") }
+    }
+}
