@@ -73,17 +73,13 @@ fn the_record_of_attacks_names_tests_that_are_there_and_is_filled() {
 #[test]
 fn the_threat_model_names_tests_that_are_there() {
     let (there, document) = (tests(), document("SECURITY.md"));
-    let rows: Vec<Vec<&str>> = document
-        .lines()
-        .filter(|line| line.starts_with("| "))
-        .map(|line| line.trim_matches('|').split(" | ").collect())
-        .filter(|row: &Vec<&str>| row[0].trim() != "who")
-        .collect();
-    assert!(rows.len() > 15, "{rows:?}");
-    for row in rows {
-        assert_eq!(row.len(), 4, "{row:?}");
-        let tests: Vec<&str> = row[3].split('`').skip(1).step_by(2).collect();
-        assert!(!tests.is_empty(), "no test for {row:?}");
+    let model = document.split("## Threat model").nth(1).unwrap().split("\n## ").next().unwrap();
+    let attacks: Vec<&str> = model.split("\n- **").skip(1).map(|rest| rest.split("\n#").next().unwrap()).collect();
+    assert!(attacks.len() > 15, "{attacks:?}");
+    for attack in attacks {
+        let named = attack.split_once("Tests:").unwrap_or_else(|| panic!("no tests for {attack}")).1;
+        let tests: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test for {attack}");
         for test in tests {
             assert!(there.contains(test), "{test} is no test");
         }
