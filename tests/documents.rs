@@ -10,6 +10,11 @@ use support::{
     mux,
 };
 
+/// Columns of a line of prose.
+const LONGEST_LINE: usize = 120;
+/// There are more Markdown files than these.
+const MIN_PAGES: usize = 20;
+
 fn document(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
@@ -73,51 +78,88 @@ fn the_record_of_attacks_names_tests_that_are_there_and_is_filled() {
 #[test]
 fn the_threat_model_names_tests_that_are_there() {
     let (there, document) = (tests(), document("SECURITY.md"));
-    let rows: Vec<Vec<&str>> = document
-        .lines()
-        .filter(|line| line.starts_with("| "))
-        .map(|line| line.trim_matches('|').split(" | ").collect())
-        .filter(|row: &Vec<&str>| row[0].trim() != "who")
-        .collect();
-    assert!(rows.len() > 15, "{rows:?}");
-    for row in rows {
-        assert_eq!(row.len(), 4, "{row:?}");
-        let tests: Vec<&str> = row[3].split('`').skip(1).step_by(2).collect();
-        assert!(!tests.is_empty(), "no test for {row:?}");
+    let model = document.split("## Threat model").nth(1).unwrap().split("\n## ").next().unwrap();
+    let attacks: Vec<&str> = model.split("\n- **").skip(1).map(|rest| rest.split("\n#").next().unwrap()).collect();
+    assert!(attacks.len() > 15, "{attacks:?}");
+    for attack in attacks {
+        let named = attack.split_once("Tests:").unwrap_or_else(|| panic!("no tests for {attack}")).1;
+        let tests: Vec<&str> = named.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "no test for {attack}");
         for test in tests {
             assert!(there.contains(test), "{test} is no test");
         }
     }
 }
 
+/// Every Markdown file of the project, by its path.
+fn pages() -> BTreeSet<String> {
+    fn walk(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy();
+            if path.is_dir() {
+                // What is built and what git keeps is not ours.
+                if !name.starts_with('.') && name != "target" {
+                    walk(&path, root, found);
+                }
+            } else if path.extension().is_some_and(|e| e == "md") {
+                found.insert(path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
+            }
+        }
+    }
+    let (root, mut found) = (Path::new(env!("CARGO_MANIFEST_DIR")), BTreeSet::new());
+    walk(root, root, &mut found);
+    assert!(found.len() > MIN_PAGES, "{found:?}");
+    found
+}
+
+/// The anchor that a heading of a page gets.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
 #[test]
-fn links_lead_to_files_that_are_there() {
+fn links_lead_to_files_and_headings_that_are_there() {
     let mut seen = 0;
-    for file in [
-        "README.md",
-        "SECURITY.md",
-        "docs/architecture.md",
-        "docs/operations.md",
-        "docs/configuration.md",
-        "docs/http-safety.md",
-        "docs/interop.md",
-        "docs/load.md",
-        "docs/reliability.md",
-        "docs/testing.md",
-        "fuzz/README.md",
-        "CHANGELOG.md",
-    ] {
-        let folder = Path::new(file).parent().unwrap();
-        for link in document(file).split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+    for file in pages() {
+        let folder = Path::new(&file).parent().unwrap();
+        for link in document(&file).split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             if link.starts_with("http") {
                 continue;
             }
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(link.split('#').next().unwrap());
+            let (name, wanted) = link.split_once('#').unwrap_or((link, ""));
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(name);
+            let path = if name.is_empty() { Path::new(env!("CARGO_MANIFEST_DIR")).join(&file) } else { path };
             assert!(path.exists(), "{file} links to {link}");
+            if !wanted.is_empty() {
+                let text = fs::read_to_string(&path).unwrap();
+                let there = text.lines().any(|line| line.starts_with('#') && anchor(line) == wanted);
+                assert!(there, "{file} links to {link}, and there is no such heading");
+            }
             seen += 1;
         }
     }
-    assert!(seen > 3, "only {seen} links were seen");
+    assert!(seen > 30, "only {seen} links were seen");
+}
+
+#[test]
+fn no_line_of_prose_is_too_long() {
+    let mut seen = 0;
+    for file in pages() {
+        let mut in_code = false;
+        for (n, line) in document(&file).lines().enumerate() {
+            if line.trim_start().starts_with("```") {
+                in_code = !in_code;
+            } else if !in_code && !line.starts_with('|') && !line.contains("://") {
+                let length = line.chars().count();
+                assert!(length <= LONGEST_LINE, "{file}:{}: {length} columns", n + 1);
+                seen += 1;
+            }
+        }
+        assert!(!in_code, "{file}: a block of code has no end");
+    }
+    assert!(seen > 500, "only {seen} lines were seen");
 }
 
 #[test]

@@ -162,9 +162,9 @@ async fn a_community_server_that_hangs_is_passed_over_and_its_clients_go_on_when
     row(
         "Community server hangs (SIGSTOP)",
         &format!("{TIMES} times, 6 clients on it, `community.handshake_timeout` of 0.5 s"),
-        "present clients wait, and go on with it; new ones wait for the time-out, then get the other server, or 0x8000020C where there is none",
+        "present clients wait, and continue with it; new ones wait for the time-out, then get the other server, or 0x8000020C where there is none",
         &none_of(messages),
-        &format!("{} for six log-ins; up in {} once it goes on", seconds(&times), seconds(&back)),
+        &format!("{} for six log-ins; up in {} once it continues", seconds(&times), seconds(&back)),
     );
 }
 
@@ -202,7 +202,7 @@ async fn a_slow_community_server_only_makes_its_clients_wait() {
         "6 clients; each answer 150 ms late, in pieces of 7 bytes",
         "the delay",
         &none_of(messages),
-        "as soon as it is",
+        "once the server is fast again",
     );
 }
 
@@ -277,7 +277,7 @@ async fn a_reset_in_the_middle_of_a_frame_ends_that_session_and_no_other() {
     row(
         "Community server resets mid-frame",
         &format!("{resets} sessions"),
-        "what came of the frame, then the end (a reason could not be told from the frame's rest)",
+        "the received part of the frame, then the end (a reason code cannot be sent inside a frame)",
         &none_answered_of(messages, resets),
         &format!("{} for six log-ins", seconds(&times)),
     );
@@ -315,7 +315,7 @@ async fn a_community_server_that_closes_half_still_hears_its_client() {
     row(
         "Community server closes half",
         &format!("{tried} sessions"),
-        "its last message, then the end; what raw and TLS clients say after that still arrives, for up to 30 s",
+        "its last message, then the end; what raw and TLS clients send after that still arrives, for up to 30 s",
         &format!("0 of {tried} last messages, 0 of {} that followed", tried / 3),
         "at once",
     );
@@ -346,9 +346,9 @@ async fn all_community_servers_may_go_and_come_back() {
     row(
         "all Community servers down, and back",
         &format!("{TIMES} times, 6 clients"),
-        "the end of the connection, or 0x80000221; new clients 0x8000020D; /readyz says 503",
+        "the end of the connection, or 0x80000221; new clients 0x8000020D; /readyz returns 503",
         &none_answered_of(messages, TIMES * 6),
-        &format!("{} after they are back (at the most 5 s until they are looked at again)", seconds(&times)),
+        &format!("{} after they are back (at most 5 s until they are checked again)", seconds(&times)),
     );
 }
 
@@ -435,7 +435,7 @@ async fn a_name_that_changes_is_followed_and_one_that_fails_stays_good() {
         &format!("13 s each, 6 clients, {log_ins} log-ins"),
         "nothing: the last addresses stay in force",
         &none_of(messages),
-        "nothing was amiss",
+        "no interruption",
     );
 }
 
@@ -504,9 +504,9 @@ async fn a_proxy_that_is_killed_in_the_middle_of_a_poll_loses_nothing() {
     row(
         "proxy killed mid-poll",
         &format!("{kills} times ({}), 4 tunnel clients each, back 0.1 s later", names.join(", ")),
-        "a request without a response, which they send again: the same session goes on",
+        "a request without a response, which they send again: the same session continues",
         &none_of(messages),
-        &format!("{}, from the kill to further echoes for all", seconds(&times)),
+        &format!("{}, from the kill until all clients get echoes again", seconds(&times)),
     );
 }
 
@@ -554,11 +554,11 @@ async fn a_client_that_vanishes_without_a_word_is_noticed() {
     sessions_come_to(&program, 0).await;
     row(
         "client vanishes without FIN (network cut)",
-        "16 clients at once, over every way, idle and talking, `limits.vanished_timeout` of 8 s",
+        "16 clients at once, over every transport, idle and busy, `limits.vanished_timeout` of 8 s",
         "others: nothing",
         &format!("0 of {messages} messages of 2 others"),
         &format!(
-            "all noticed after {}, by raw and TLS `client_broken`, by tunnels `session_timeout`; six log-ins in {}",
+            "all detected after {}, raw and TLS as `client_broken`, tunnels as `session_timeout`; six log-ins in {}",
             seconds(&[noticed]),
             seconds(&[well])
         ),
@@ -639,12 +639,12 @@ async fn without_descriptors_present_clients_go_on_and_new_ones_wait_or_are_told
         "descriptors exhausted",
         "80 silent connections, then 80 clients, with 64 descriptors; a reload meanwhile (refused, nothing changed)",
         &format!(
-            "present clients nothing; new ones wait, or are told 0x8000020B: {} served, {} refused",
+            "present clients: nothing; new ones wait, or get 0x8000020B: {} served, {} refused",
             served.load(Relaxed),
             refused.load(Relaxed)
         ),
         &none_of(messages),
-        &format!("{} for six log-ins, once there are some", seconds(&[well])),
+        &format!("{} for six log-ins, once there are descriptors", seconds(&[well])),
     );
 }
 
@@ -697,7 +697,7 @@ async fn a_log_that_can_not_be_written_holds_nobody_up() {
         &format!("once, 6 clients, {} log-ins while it was full", TIMES * 6),
         "nothing",
         &none_of(messages),
-        "every line is there once there is room (up to 16 MiB are kept, and further ones counted)",
+        "every line is written once there is room (up to 16 MiB are kept, and further lines are counted)",
     );
 }
 
@@ -743,8 +743,8 @@ async fn a_clock_that_jumps_ends_nobody() {
     row(
         "clock jumps",
         &format!("{} times, 400 days back to 20 years ahead, 6 clients, with an idle time-out of 1 h", jumps.len()),
-        "nothing: no time-out reads the clock of the day",
+        "nothing: no time-out uses the wall clock",
         &none_of(messages),
-        "nothing was amiss",
+        "no interruption",
     );
 }

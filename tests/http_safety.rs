@@ -458,7 +458,7 @@ fn listed(items: impl IntoIterator<Item = String>) -> String {
 async fn the_back_end_reads_what_the_multiplexer_read() {
     let recorder = Recorder::start().await;
     let mux = mux_before(recorder.address).await;
-    let mut table = String::from("| attack | answer | what the back end saw |\n|---|---|---|\n");
+    let mut table = String::from("| attack | response | what the back end saw |\n|---|---|---|\n");
     let (mut refused, mut known) = (0, Vec::new());
     for Attack { name, bytes, answers: expected, seen, .. } in attacks() {
         let before = mux.metric_sum("sametime_mux_http_requests_refused_total").await;

@@ -283,7 +283,8 @@ async fn every_client_comes_through_every_proxy() {
     let document = fs::read_to_string(DOCUMENT).unwrap();
     if std::env::var_os("SAMETIME_MUX_RECORD").is_some() {
         let (before, _, after) = parts(&document, "matrix");
-        let heads = format!("| proxy | way | {} |\n|---|---|{}\n", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
+        let heads =
+            format!("| proxy | connection | {} |\n|---|---|{}\n", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
         let document = format!("{before}{heads}{}\n{after}", lines.join("\n"));
         let (before, _, after) = parts(&document, "versions");
         let versions: Vec<_> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();

@@ -11,7 +11,7 @@ use support::{
     mux,
 };
 
-// Against the sandbox, over every way in.
+// Against the sandbox, over every transport.
 #[tokio::test]
 async fn echo_answers() {
     let mux = mux::start("").await;

@@ -526,7 +526,7 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         (refusals[4], "long first frames while `limits.held_bytes` is used up", "0x8000020B"),
     ] {
         let tried = format!("{}, from 8 addresses, all of these at once", program.metric(name).await);
-        record::attack(what, &tried, seen, &format!("0 of {said} messages of one who was there"), test);
+        record::attack(what, &tried, seen, &format!("0 of {said} messages of a present client"), test);
     }
     // What the formula grants to a program without clients is not for attackers.
     assert!(most - idle <= ceiling - (64 << 20), "{most} - {idle} > {ceiling} - 64 MiB");

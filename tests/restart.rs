@@ -111,15 +111,15 @@ async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them
     sessions_are(&again, 0).await;
     row(
         "multiplexer killed (kill -9) and started again",
-        &format!("under {CLIENTS} clients over every way"),
-        "the end of the connection (tunnels: 404); they come back by themselves, each after a wait of its own",
+        &format!("under {CLIENTS} clients over every transport"),
+        "the end of the connection (tunnels: 404); they return by themselves, each after its own waiting time",
         &format!(
             "0 of {} messages that were answered; {} were on their way",
             sum(&outcome, "echoed"),
             sum(&outcome, "cut_off")
         ),
         &format!(
-            "{:.1} s until all {CLIENTS} are back, none refused ({} tries found nobody yet)",
+            "{:.1} s until all {CLIENTS} are back, none refused ({} connection attempts came too early)",
             took.as_secs_f64(),
             sum(&outcome, "attempts") - sum(&outcome, "log_ins")
         ),
@@ -156,11 +156,11 @@ async fn a_reload_each_second_is_noticed_by_nobody() {
     row(
         "reload every second under load",
         &format!(
-            "{done} reloads, 200 clients over every way, {} log-ins; limits and servers change each time",
+            "{done} reloads, 200 clients over every transport, {} log-ins; limits and servers change each time",
             sum(&outcome, "log_ins")
         ),
         "nothing",
         &format!("0 of {} messages", sum(&outcome, "echoed")),
-        "nothing was amiss",
+        "no interruption",
     );
 }

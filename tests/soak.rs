@@ -192,10 +192,12 @@ async fn after_rounds_of_churn_faults_and_reloads_all_is_as_it_was() {
     let most = |of: fn(&Sample) -> f64| samples.iter().map(of).fold(0.0, f64::max);
     let minutes = since.elapsed().as_secs_f64() / 60.0;
     let text = format!(
-        "{minutes:.0} minutes, {} rounds: {} log-ins, {} messages, of which 0 were lost, doubled or out of order; {} were on their way when a connection of theirs was cut. \
-         {} hostile connections, {reloads} reloads, {} times a Community server was killed, and as often stopped for 2 s.\n\n\
-         | | after the first round | after the last | most between |\n|---|---|---|---|\n\
-         | sessions | {} | {} | {} |\n| tasks | {} | {} | {} |\n| descriptors | {} | {} | {} |\n| memory of its own (RssAnon), MiB | {:.1} | {:.1} | {:.1} |",
+        "- {minutes:.0} minutes, {} rounds, {} log-ins\n\
+         - {} messages, of which 0 were lost, sent twice or out of order; {} were on their way when their connection was cut\n\
+         - {} hostile connections, {reloads} reloads\n\
+         - {} times a Community server was killed, and as often one was stopped for 2 s\n\n\
+         | | after the first round | after the last | maximum |\n|---|---|---|---|\n\
+         | sessions | {} | {} | {} |\n| tasks | {} | {} | {} |\n| descriptors | {} | {} | {} |\n| own memory (RssAnon), MiB | {:.1} | {:.1} | {:.1} |",
         sums.rounds,
         sums.log_ins,
         sums.sent,

@@ -146,7 +146,7 @@ async fn no_byte_tells_a_live_name_from_a_dead_one() {
     record::attack(
         "a session's name without its acknowledgement",
         &format!("{compared} requests: {} bodies, live and dead names, both kinds", guesses().len()),
-        "the same 404, byte for byte, as for a name that is nobody's",
+        "the same 404, byte for byte, as for a name that does not exist",
         "nothing: not a byte came through",
         "no_byte_tells_a_live_name_from_a_dead_one",
     );
@@ -229,8 +229,8 @@ async fn guessing_is_slow_and_counted() {
     record::attack(
         "guessed names of tunnel sessions",
         &format!("{sent}, 40 connections at once"),
-        &format!("404, {late} of them a second late; another address is not held back"),
-        "nothing: of 2^128 names none was met",
+        &format!("404, {late} of them a second late; another address is not delayed"),
+        "nothing: none of 2^128 names was guessed",
         "guessing_is_slow_and_counted",
     );
 }

@@ -111,7 +111,7 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
     record::attack(
         "TLS 1.0, TLS 1.1, old ciphers",
         &format!("both versions; {tried} ciphers of TLS 1.2 with two kinds of key: all that openssl can offer"),
-        &format!("an alert, for all but the {agreed_on} that are of today"),
+        &format!("an alert for all except the {agreed_on} modern ones"),
         "nothing",
         "only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today",
     );

@@ -54,13 +54,24 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
     let missing: String = results.missing().fold(String::new(), |text, why| text + "- missing: " + why + "\n");
     let command = if plan.quick { "cargo bench --bench compare -- --quick" } else { "cargo bench --bench compare" };
     let page = format!(
-        "# Benchmarks\n\nWritten by `{command}`. Every contender stands in front of the same echo, in turn, in one run: {} rounds (memory: {}, growth: 2, the 80,000: 1), \
-         each turn with fresh processes; medians, and in brackets the lowest and the highest. Ratios are taken in each round; the median of them counts. \
-         Client, proxy and echo share the machine's cores: a rate is the whole system's, CPU time is the proxy's own, user and system. \
-         There is no trunk in this version, so it has no rows. Memory is the proportional set size of all of a proxy's processes; the kernel's socket buffers come on top. \
-         A message is a frame of 104 bytes that is sent, echoed and received before the next. \
-         CPU of clients in turn is, without a proxy, the echo's own: what it is to have so many sockets, one for each client, and do nothing. \
-         HAProxy runs `mode tcp` with two threads, nginx `stream` (for polls `return 200`) with two workers, the multiplexer its defaults.\n\n\
+        "# Benchmarks\n\n\
+         `{command}` writes this page.\n\n\
+         ## How it is measured\n\n\
+         - All contenders are in front of the same echo server. They run in turn, in one run, each time with fresh processes.\n\
+         - There are {} rounds (memory: {}, growth: 2, 80,000 clients: 1). A figure is the median over the rounds; the lowest\n  \
+           and the highest value are in brackets. A ratio is taken in each round, and the median of the ratios counts.\n\
+         - Clients, proxy and echo server share the machine's cores: a rate is that of the whole system. CPU time is the\n  \
+           proxy's own, user and system.\n\
+         - Memory is the proportional set size of all processes of a proxy. The kernel's socket buffers are not included.\n  \
+           A polling or hybrid session includes its HTTP connection; for nginx and hyper it is the connection alone.\n\
+         - A message is a frame of 104 bytes that is sent, echoed and received before the next one is sent.\n\
+         - \"CPU of clients in turn\" without a proxy is the CPU time of the echo server: the cost of so many sockets, one for\n  \
+           each client, without any other work.\n\
+         - HAProxy runs `mode tcp` with two threads. nginx runs `stream` (for polls `return 200`) with two workers. The\n  \
+           multiplexer runs with its default settings. With `log.level = \"warn\"` it writes no log line for each session,\n  \
+           as the other proxies do.\n\
+         - There is no trunk in this version, so it has no rows.\n\n\
+         ## Machine and versions\n\n\
          {machine}{versions}{missing}\n## Figures\n\n{table}\n## Targets\n\n{targets}\n## Plots\n\n{plots}",
         plan.rounds, plan.memory_rounds
     );
@@ -143,11 +154,12 @@ fn table(results: &Results) -> String {
 }
 
 fn targets(results: &Results) -> String {
-    let mut text = "| figure | the multiplexer, | measured | must | aim | |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut text =
+        "| figure | compared with | measured | must | aim | result |\n|---|---|---|---|---|---|\n".to_owned();
     for figure in results.figures() {
         let before = results.against(figure, Against::To(Before));
         if !before.is_nan() {
-            let _ = writeln!(text, "| {} | to the build before | {} | | | |", figure.title, number(before));
+            let _ = writeln!(text, "| {} | the build before | {} | | | |", figure.title, number(before));
         }
         for target in figure.targets {
             let value = results.against(figure, target.against);
