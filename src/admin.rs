@@ -12,7 +12,7 @@ pub use http::serve;
 
 /// Settings of the admin endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct AdminSettings {
     /// Where it listens; `None`: off.
     pub listen: Option<SocketAddr>,
     /// File with the token that a reload needs, and reading, too, when not on loopback.

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+
 mod direct;
 mod endpoint;
 mod pool;
@@ -14,7 +16,8 @@ pub use endpoint::State;
 pub use pool::{Pool, ServerStatus};
 
 /// Where clients are sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Balance {
     /// The first server that is up.
     Failover,
@@ -25,7 +28,8 @@ pub enum Balance {
 }
 
 /// How a server is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Check {
     /// By a connection. Its system takes one even while the server hangs.
     Connect,

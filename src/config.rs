@@ -1,9 +1,13 @@
-//! The configuration database: a TOML file whose sections are those of the Sametime
-//! configuration database, and environment variables on top.
+//! The configuration database: a TOML file whose sections are those of the Sametime configuration database. An
+//! environment variable overrides a key of the file.
 //!
-//! Every fault is found in one go and says file, line, key, what is wrong and what is legal.
-//! `reader` finds and converts single keys, `schema` names them all and makes the settings
-//! that the floors below have.
+//! All errors are found in one pass. Each has the file, the line, the key, what is wrong, and what is legal.
+//!
+//! - `schema` declares every key, one file for each group of sections, and builds the settings of the rooms below.
+//! - `section_reader` reads the keys of one section by their types.
+//! - `reader` finds a key in the file or in the environment, converts it, and collects the errors.
+//! - `legal` has the checks of values.
+//! - `ceiling` computes the maximum memory that settings allow.
 
 use std::{
     collections::BTreeMap,
@@ -11,69 +15,71 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{admin, community, ingress, log::LogSettings, mux};
+use crate::{admin::AdminSettings, community, ingress, log::LogSettings, mux};
 
 mod ceiling;
 mod legal;
 mod reader;
 mod schema;
+mod section_reader;
 
 pub use ceiling::Ceiling;
+use reader::KeyReader;
 
-/// What every environment variable of a key begins with.
+/// The prefix of the environment variables that override keys: `SAMETIME_MUX__SECTION__KEY`.
 pub const ENV_PREFIX: &str = "SAMETIME_MUX__";
 
-/// Checked settings, for each floor its own.
+/// Checked settings, grouped by the room that they configure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The file that they were read from.
     pub file: PathBuf,
-    /// The ways in.
+    /// Listeners, TLS, HTTP and the tunnel.
     pub ingress: ingress::Settings,
-    /// The core.
+    /// The core: limits and timeouts of clients.
     pub mux: mux::Settings,
-    /// The links.
+    /// The Community servers and the links to them.
     pub community: community::Settings,
     /// The admin endpoint.
-    pub admin: admin::Settings,
+    pub admin: AdminSettings,
     /// The log.
     pub log: LogSettings,
 }
 
-/// Where a fault stands.
+/// Where an error is. The order is the order of the report: lines first, then the file, then variables.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub enum ConfigPlace {
     /// A line of the file, counted from 1.
     Line(usize),
     /// The file as a whole.
     File,
-    /// An environment variable.
+    /// An environment variable, by its name.
     Variable(String),
 }
 
-/// One thing that is wrong.
+/// One error of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ConfigError {
-    /// Where.
-    pub place: Place,
-    /// `section.key`; empty where it is no single key's.
+    /// Where it is.
+    pub place: ConfigPlace,
+    /// `section.key`; empty if the error does not belong to one key.
     pub key: String,
     /// What is wrong.
     pub what: String,
-    /// What is legal.
+    /// What is legal; empty if there is nothing to say.
     pub legal: String,
 }
 
-/// Everything that is wrong, in the file's order.
+/// All errors of a configuration, ordered by their place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigErrors {
-    /// The file.
+    /// The file that was read.
     pub file: PathBuf,
-    /// At least one.
+    /// The errors; never empty.
     pub faults: Vec<ConfigError>,
 }
 
-/// One line for each fault: `FILE:LINE: key: what is wrong (what is legal)`.
+/// One line for each error: `FILE:LINE: key: what is wrong (what is legal)`.
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, ConfigError { place, key, what, legal }) in self.faults.iter().enumerate() {
@@ -81,9 +87,9 @@ impl fmt::Display for ConfigErrors {
                 writeln!(f)?;
             }
             match place {
-                Place::Line(line) => write!(f, "{}:{line}: ", self.file.display())?,
-                Place::File => write!(f, "{}: ", self.file.display())?,
-                Place::Variable(name) => write!(f, "environment variable {name}: ")?,
+                ConfigPlace::Line(line) => write!(f, "{}:{line}: ", self.file.display())?,
+                ConfigPlace::File => write!(f, "{}: ", self.file.display())?,
+                ConfigPlace::Variable(name) => write!(f, "environment variable {name}: ")?,
             }
             if !key.is_empty() {
                 write!(f, "{key}: ")?;
@@ -99,55 +105,56 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// A key, for documents and tests.
+/// A key of the configuration database, for tests of the documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// Its section.
+pub struct ConfigKey {
+    /// The section that it is in.
     pub section: &'static str,
-    /// Its name.
+    /// Its name in the section.
     pub name: &'static str,
-    /// What is legal.
+    /// What is legal, as an error says it.
     pub legal: &'static str,
 }
 
-/// Reads `file`, with this process's environment on top.
+/// Reads `file`, and the environment variables of this process that override it.
 ///
 /// # Errors
-/// Every fault; one when the file can't be read.
+/// All errors of the configuration, or the one that the file can't be read.
 pub fn load(file: &Path) -> Result<Settings, ConfigErrors> {
     let text = std::fs::read_to_string(file).map_err(|error| ConfigErrors {
         file: file.to_owned(),
         faults: vec![ConfigError {
-            place: Place::File,
+            place: ConfigPlace::File,
             key: String::new(),
             what: format!("the configuration database can't be read: {error}"),
             legal: "name another with --config FILE or SAMETIME_MUX_CONFIG".to_owned(),
         }],
     })?;
-    // A value that is no Unicode is seen all the same, and found wrong.
+    // A variable that is not Unicode is converted with replacement characters, so that its value is reported as wrong
+    // and not ignored.
     let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     parse(&text, file, std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))))
 }
 
-/// Reads `text`, which came from `file`, with `environment` on top.
+/// Reads `text`, the content of `file`, and the variables of `environment` that override it.
 ///
 /// # Errors
-/// Every fault.
+/// All errors of the configuration.
 pub fn parse(
     text: &str,
     file: &Path,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Settings, ConfigErrors> {
     let variables: BTreeMap<String, String> = environment.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
-    let mut reader = reader::Reader::new(text, variables);
+    let mut reader = KeyReader::new(text, variables);
     let settings = schema::settings(&mut reader, file);
     let faults = reader.finish();
     if faults.is_empty() { Ok(settings) } else { Err(ConfigErrors { file: file.to_owned(), faults }) }
 }
 
-/// Every key that there is, in the file's order.
-pub fn keys() -> Vec<Key> {
-    let mut reader = reader::Reader::new("", BTreeMap::new());
+/// Every key, in the order of the shipped file.
+pub fn keys() -> Vec<ConfigKey> {
+    let mut reader = KeyReader::new("", BTreeMap::new());
     let _ = schema::settings(&mut reader, Path::new(""));
     reader.keys().to_vec()
 }

@@ -61,7 +61,8 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("stream", &["core link", "arrival refusal", "io", "error"]),
     ("telemetry", &["metrics", "outcome"]),
     ("log", &["subscriber", "lines throttle"]),
-    ("config", &["schema", "reader legal ceiling"]),
+    ("config", &["schema", "section_reader", "reader legal ceiling"]),
+    ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
     ("admin", &["http", "status"]),
     ("server", &["control", "ports certificate", "port_holder"]),
 ];

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
-use sametime_mux::config::{self, ConfigErrors, Place, Settings};
+use sametime_mux::config::{self, ConfigErrors, ConfigPlace, Settings};
 
 /// Key, a value that is wrong, what the message says of it.
 const WRONG: &[(&str, &str, &str)] = &[
@@ -146,7 +146,7 @@ fn what_is_no_toml_is_told_with_its_line() {
         [("[limits\n", 1), ("[limits]\ncapacity = \n", 2), ("[limits]\ncapacity = 1\ncapacity = 2\n", 3)]
     {
         let found = parse(text).expect_err(text);
-        assert_eq!(found.faults[0].place, Place::Line(line), "{found}");
+        assert_eq!(found.faults[0].place, ConfigPlace::Line(line), "{found}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sametime_mux::config::{ENV_PREFIX, Place, parse};
+use sametime_mux::config::{ConfigPlace, ENV_PREFIX, parse};
 
 /// Text, and behind the first zero byte environment variables, one in a line.
 pub fn check(input: &[u8]) {
@@ -24,7 +24,7 @@ pub fn check(input: &[u8]) {
             let lines = text.bytes().filter(|&b| b == b'\n').count() + 1;
             for fault in &faults.faults {
                 assert!(!fault.what.is_empty());
-                if let Place::Line(line) = fault.place {
+                if let ConfigPlace::Line(line) = fault.place {
                     assert!((1..=lines).contains(&line), "line {line} of {lines}");
                 }
             }

@@ -1,33 +1,33 @@
-//! How much memory the program takes at the most, whoever attacks: the formula of
-//! docs/configuration.md, which says what each term is made of. `tests/limits.rs` holds the program to it.
+//! The maximum memory of the program under any load, also under attack. docs/configuration.md explains the formula
+//! and its terms, and `tests/limits.rs` verifies that the program stays below it.
 
 use super::Settings;
 
 const KIB: u64 = 1024;
-/// What there is without any client, and tables with a bound of their own.
+/// The program without clients, and the tables that have a bound of their own.
 const BASE: u64 = 64 * 1024 * KIB;
 const CLIENT: u64 = 16 * KIB;
 const CONNECTION: u64 = 64 * KIB;
 const TUNNEL_SESSION: u64 = 16 * KIB;
 const BACKEND_REQUEST: u64 = 192 * KIB;
-/// What a stream takes that is inside TLS.
+/// What TLS adds to a client or to a connection.
 const TLS: u64 = 112 * KIB;
 
-/// Bytes of memory.
+/// Maximum memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ceiling {
-    /// Where nobody uses TLS.
+    /// If no client uses TLS.
     pub plain: u64,
-    /// Where everybody does.
+    /// If all clients use TLS.
     pub tls: u64,
 }
 
 impl Settings {
-    /// Memory at the most, the kernel's for sockets not counted.
+    /// The maximum memory that the program uses with these settings, without the kernel's memory for sockets.
     pub fn memory_ceiling(&self) -> Ceiling {
         let clients = self.mux.capacity as u64;
         let connections = self.ingress.limits.connections as u64;
-        // On each core: a long request or response while it is taken apart, in copies.
+        // On each core one long request or response of the tunnel is parsed at a time: two frames, in four copies.
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let longest = u64::from(self.mux.max_frame).max(self.ingress.tunnel.window as u64);
         let plain = BASE

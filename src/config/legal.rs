@@ -1,41 +1,45 @@
-//! What values may be.
+//! The checks of values. Each converts a value as the file has it to the value that the settings hold, or returns
+//! what is wrong with it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use ipnet::IpNet;
 
 use crate::community::Server;
 
-/// A number within bounds.
-pub(super) fn within(range: std::ops::RangeInclusive<i64>) -> impl Fn(i64) -> Result<i64, String> {
-    move |n| if range.contains(&n) { Ok(n) } else { Err(format!("{n} is out of bounds")) }
+/// A number in a range.
+pub(super) fn number<N>(range: RangeInclusive<i64>) -> impl Fn(i64) -> Result<N, String>
+where
+    N: TryFrom<i64, Error: Display>,
+{
+    move |n| {
+        if !range.contains(&n) {
+            return Err(format!("{n} is out of bounds"));
+        }
+        N::try_from(n).map_err(|error| error.to_string())
+    }
 }
 
-/// As [`within`], for counts and sizes.
-pub(super) fn size(range: std::ops::RangeInclusive<i64>) -> impl Fn(i64) -> Result<usize, String> {
-    move |n| within(range.clone())(n).and_then(|n| usize::try_from(n).map_err(|error| error.to_string()))
-}
-
-/// A duration within bounds.
-pub(super) fn duration(shortest: Duration, longest: Duration) -> impl Fn(String) -> Result<Duration, String> {
+/// A duration in a range, such as `"100ms"` or `"5m"`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(String) -> Result<Duration, String> {
     move |text| {
         let found = humantime::parse_duration(&text).map_err(|error| format!("{text:?} is no duration: {error}"))?;
-        if (shortest..=longest).contains(&found) { Ok(found) } else { Err(format!("{text:?} is out of bounds")) }
+        if range.contains(&found) { Ok(found) } else { Err(format!("{text:?} is out of bounds")) }
     }
 }
 
-/// As [`duration`], where 0 stands for never.
+/// As [`duration`]; 0 is `None`, which means never.
 pub(super) fn duration_or_never(
-    shortest: Duration,
-    longest: Duration,
+    range: RangeInclusive<Duration>,
 ) -> impl Fn(String) -> Result<Option<Duration>, String> {
+    let in_range = duration(range);
     move |text| match humantime::parse_duration(&text) {
         Ok(Duration::ZERO) => Ok(None),
-        _ => duration(shortest, longest)(text).map(Some),
+        _ => in_range(text).map(Some),
     }
 }
 
-/// Ports, each once.
+/// Ports, each of them once.
 pub(super) fn ports(ports: Vec<i64>) -> Result<Vec<u16>, String> {
     let mut seen = Vec::new();
     for port in ports {
@@ -48,6 +52,7 @@ pub(super) fn ports(ports: Vec<i64>) -> Result<Vec<u16>, String> {
     Ok(seen)
 }
 
+/// Whether `host` has the form of a host name. A label may contain an underscore, which names of internal networks do.
 fn is_name(host: &str) -> bool {
     let label = |label: &str| {
         !label.is_empty()
@@ -59,7 +64,7 @@ fn is_name(host: &str) -> bool {
     host.len() <= 253 && host.trim_end_matches('.').split('.').all(label)
 }
 
-/// An address, a name, or nothing.
+/// An address, a host name, or `""`. Returns an IPv6 address without its brackets.
 pub(super) fn host(host: String) -> Result<String, String> {
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(&host);
     if host.is_empty() || bare.parse::<IpAddr>().is_ok() || is_name(&host) {
@@ -68,7 +73,7 @@ pub(super) fn host(host: String) -> Result<String, String> {
     Err(format!("{host:?} is neither an address nor a name"))
 }
 
-/// Networks; a single address is a network of its own.
+/// Networks. A single address is the network that has only this address.
 pub(super) fn networks(networks: Vec<String>) -> Result<Vec<IpNet>, String> {
     networks
         .into_iter()
@@ -79,7 +84,7 @@ pub(super) fn networks(networks: Vec<String>) -> Result<Vec<IpNet>, String> {
         .collect()
 }
 
-/// `host:port`.
+/// `host:port`, where an IPv6 address has brackets.
 pub(super) fn host_and_port(text: &str) -> Result<(), String> {
     let (name, port) = text.rsplit_once(':').ok_or(format!("{text:?} has no port"))?;
     if !port.parse::<u16>().is_ok_and(|port| port > 0) {
@@ -92,7 +97,7 @@ pub(super) fn host_and_port(text: &str) -> Result<(), String> {
     host(name.to_owned()).map(|_| ())
 }
 
-/// Community servers, at least one, each once.
+/// Community servers: at least one, each of them once.
 pub(super) fn servers(names: Vec<String>) -> Result<Vec<Server>, String> {
     let mut servers = Vec::new();
     for name in names {
@@ -111,7 +116,7 @@ pub(super) fn servers(names: Vec<String>) -> Result<Vec<Server>, String> {
     if servers.is_empty() { Err("there is no server".to_owned()) } else { Ok(servers) }
 }
 
-/// `http://host[:port]`, or nothing.
+/// `http://host[:port]`; `""` is `None`.
 pub(super) fn backend(url: String) -> Result<Option<hyper::Uri>, String> {
     if url.is_empty() {
         return Ok(None);

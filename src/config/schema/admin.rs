@@ -1,0 +1,28 @@
+//! `[admin]`.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use crate::{
+    admin::AdminSettings,
+    config::{reader::KeyReader, section_reader::SectionReader},
+};
+
+pub(super) fn read(reader: &mut KeyReader<'_>) -> AdminSettings {
+    let mut section = SectionReader::new(reader, "admin");
+    let default = "127.0.0.1:9533".to_owned();
+    let listen = section.key("listen", default, "\"address:port\", or \"\" for off", address);
+    let token_file = section.text("token_file", "", "a file with a token; \"\" for none, on loopback only");
+    let token_file = (!token_file.is_empty()).then(|| PathBuf::from(token_file));
+    if token_file.is_none() && listen.is_some_and(|address| !address.ip().is_loopback()) {
+        section.conflict("token_file", "admin.listen is not on loopback: there must be a token");
+    }
+    AdminSettings { listen, token_file }
+}
+
+fn address(text: String) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse::<SocketAddr>().map_err(|_| format!("{text:?} is no address with a port"))?;
+    if address.port() == 0 { Err(format!("{text:?} has no port")) } else { Ok(Some(address)) }
+}
