@@ -1,11 +1,19 @@
 //! The admin endpoint: health, metrics, status and reload over HTTP.
 //!
-//! Reading is free on loopback; a reload, and reading from elsewhere, need the token. `http`
-//! answers requests; what they are answered with comes through [`View`].
+//! - `http` accepts and serves connections.
+//! - `pages` has a response for each path.
+//! - `auth` decides who may have it: by token, Host and Origin.
+//! - [`status`] is the content of `/api/status`.
+//!
+//! On loopback, everybody may read. A reload always needs the token, and so does reading from elsewhere. What the
+//! pages show, and what they ask of the server, goes through [`ServerControl`].
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin};
 
+mod auth;
 mod http;
+mod pages;
+mod response;
 pub mod status;
 
 pub use http::serve;
@@ -13,29 +21,32 @@ pub use http::serve;
 /// Settings of the admin endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminSettings {
-    /// Where it listens; `None`: off.
+    /// Where it listens; `None`: it is off.
     pub listen: Option<SocketAddr>,
-    /// File with the token that a reload needs, and reading, too, when not on loopback.
+    /// The file with the token; `None`: there is no token, and what needs it is refused.
     pub token_file: Option<PathBuf>,
 }
 
-/// What the endpoint shows and can ask for.
-pub trait View: Send + Sync + 'static {
+/// What the endpoint shows of the server, and what it can ask of it.
+pub trait ServerControl: Send + Sync + 'static {
     /// Whether clients can be served.
     ///
     /// # Errors
-    /// Why not.
-    fn ready(&self) -> Result<(), String>;
+    /// Why not, one reason on each line.
+    fn readiness(&self) -> Result<(), String>;
 
-    /// The state of everything.
+    /// The state of the server, its listeners, sessions and Community servers.
     fn status(&self) -> status::Status;
 
-    /// All counters, in the OpenMetrics text format.
+    /// All metrics, in the OpenMetrics text format.
     fn metrics(&self) -> String;
 
-    /// The file with the token in force.
+    /// The file with the token, by the settings in force.
     fn token_file(&self) -> Option<PathBuf>;
 
-    /// Reads the configuration database again; says the new revision.
+    /// Reads the configuration database again. Returns the new revision of the configuration.
+    ///
+    /// # Errors
+    /// Why it was refused; then nothing has changed.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<u64, String>> + Send + '_>>;
 }

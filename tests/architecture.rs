@@ -63,7 +63,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("log", &["subscriber", "lines throttle"]),
     ("config", &["schema", "section_reader", "reader legal ceiling"]),
     ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
-    ("admin", &["http", "status"]),
+    ("admin", &["http", "pages", "auth response status"]),
     ("server", &["control", "ports certificate", "port_holder"]),
 ];
 

@@ -1,4 +1,4 @@
-//! `/api/status`, as its readers know it: fields are added, never changed.
+//! The content of `/api/status`. Fields may be added, but never changed or removed: programs read them.
 
 use std::collections::BTreeMap;
 
@@ -6,89 +6,89 @@ use serde::{Deserialize, Serialize};
 
 use crate::net::Section;
 
-/// The state of everything.
+/// The state of the server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Status {
-    /// Of the program.
+    /// The version of the program.
     pub version: String,
-    /// Since the start.
+    /// The time since the start, in seconds.
     pub uptime_seconds: u64,
-    /// Whether it is being stopped.
+    /// Whether new clients are refused because the server is being stopped.
     pub draining: bool,
-    /// Where the settings come from.
-    pub configuration: Configuration,
-    /// Every port.
-    pub listeners: Vec<Listener>,
-    /// Clients at present.
-    pub sessions: Sessions,
-    /// Every Community server.
-    pub community: Vec<Server>,
-    /// Clients refused since the start, by reason.
+    /// The configuration in force.
+    pub configuration: ConfigurationStatus,
+    /// Every listener of the configuration.
+    pub listeners: Vec<ListenerStatus>,
+    /// Present clients.
+    pub sessions: SessionsStatus,
+    /// Every Community server of the configuration, and those that still have clients but are no longer in it.
+    pub community: Vec<CommunityServerStatus>,
+    /// Clients that were refused since the start, by reason; only reasons that occurred.
     pub refused: BTreeMap<String, u64>,
 }
 
-/// Where the settings come from.
+/// The configuration in force.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Configuration {
-    /// The configuration database.
+pub struct ConfigurationStatus {
+    /// The path of the configuration database.
     pub file: String,
-    /// When it was taken up last, in seconds since 1970.
+    /// When it was loaded, in seconds since 1970.
     pub loaded_at: u64,
-    /// Counted up by each reload that was taken up.
+    /// 1 at the start; each accepted reload adds 1.
     pub revision: u64,
-    /// Why the last reload was not.
+    /// Why the last reload was refused; none if it was accepted.
     pub last_error: Option<String>,
 }
 
-/// Whether a port is bound.
+/// Whether a listener is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ListenerState {
-    /// Clients can come.
+    /// It accepts connections.
     Up,
-    /// See the error.
+    /// It does not; the error says why.
     Down,
 }
 
-/// A port.
+/// A listener.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Listener {
-    /// The section of the configuration database.
+pub struct ListenerStatus {
+    /// The section of the configuration database that it is in.
     pub section: Section,
-    /// What it listens on.
+    /// The IP address that it listens on.
     pub address: String,
     /// The port.
     pub port: u16,
     /// Whether it is bound.
     pub state: ListenerState,
-    /// Why not.
+    /// Why it is down.
     pub error: Option<String>,
-    /// Clients that came in here.
+    /// Present clients that connected to this port.
     pub sessions: u64,
     /// Connections accepted since the start.
     pub accepted_total: u64,
 }
 
-/// Clients at present.
+/// Present clients.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Sessions {
-    /// All of them.
+pub struct SessionsStatus {
+    /// All clients.
     pub total: u64,
-    /// How many there may be.
+    /// The maximum, `limits.capacity`.
     pub capacity: u64,
-    /// By the name of their transport; a tunnel in TLS counts as its kind.
+    /// Clients by the name of their transport. A tunnel inside TLS counts as its tunnel kind.
     pub by_transport: BTreeMap<String, u64>,
 }
 
 /// A Community server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Server {
-    /// As configured.
+pub struct CommunityServerStatus {
+    /// Its address as configured, or `sandbox`.
     pub address: String,
     /// `up`, `down` or `draining`.
     pub state: String,
-    /// Clients that it has through us.
+    /// Clients that are connected to it through this multiplexer.
     pub sessions: u64,
-    /// What was wrong when it was tried last.
+    /// What was wrong at its last check; none if it is up.
     pub last_error: Option<String>,
 }

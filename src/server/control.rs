@@ -4,7 +4,7 @@ use std::{future::Future, path::PathBuf, pin::Pin, sync::Weak};
 
 use super::{Server, Shared, VERSION};
 use crate::{
-    admin::{View, status},
+    admin::{ServerControl, status},
     community::State,
     net::Section,
     telemetry::outcome::{Outcome, Refusal},
@@ -14,8 +14,8 @@ use crate::{
 /// The server, while it lives.
 pub(super) struct Live(pub(super) Weak<Shared>);
 
-impl View for Live {
-    fn ready(&self) -> Result<(), String> {
+impl ServerControl for Live {
+    fn readiness(&self) -> Result<(), String> {
         let shared = self.0.upgrade().ok_or("stopped")?;
         let mut reasons = Vec::new();
         if shared.mux.is_draining() {
@@ -37,7 +37,7 @@ impl View for Live {
         let Some(shared) = self.0.upgrade() else { return stopped() };
         let (settings, telemetry) = (shared.settings.load(), &shared.telemetry);
         let loaded = shared.loaded.lock().clone();
-        let listeners = shared.ports.status().into_iter().map(|port| status::Listener {
+        let listeners = shared.ports.status().into_iter().map(|port| status::ListenerStatus {
             section: port.section,
             address: port.address.ip().to_string(),
             port: port.address.port(),
@@ -46,7 +46,7 @@ impl View for Live {
             sessions: telemetry.sessions.present(|number, _| number == port.address.port()),
             accepted_total: port.accepted,
         });
-        let community = shared.pool.status().into_iter().map(|server| status::Server {
+        let community = shared.pool.status().into_iter().map(|server| status::CommunityServerStatus {
             address: server.address.to_string(),
             state: match server.state {
                 State::Up => "up",
@@ -61,14 +61,14 @@ impl View for Live {
             version: VERSION.to_owned(),
             uptime_seconds: telemetry.server.uptime().as_secs(),
             draining: shared.mux.is_draining(),
-            configuration: status::Configuration {
+            configuration: status::ConfigurationStatus {
                 file: settings.file.display().to_string(),
                 loaded_at: loaded.at,
                 revision: loaded.revision,
                 last_error: loaded.last_error,
             },
             listeners: listeners.collect(),
-            sessions: status::Sessions {
+            sessions: status::SessionsStatus {
                 total: telemetry.sessions.present(|_, _| true),
                 capacity: settings.mux.capacity as u64,
                 by_transport: Transport::ALL
@@ -119,9 +119,9 @@ fn stopped() -> status::Status {
         version: VERSION.to_owned(),
         uptime_seconds: 0,
         draining: true,
-        configuration: status::Configuration { file: String::new(), loaded_at: 0, revision: 0, last_error: None },
+        configuration: status::ConfigurationStatus { file: String::new(), loaded_at: 0, revision: 0, last_error: None },
         listeners: Vec::new(),
-        sessions: status::Sessions { total: 0, capacity: 0, by_transport: std::collections::BTreeMap::new() },
+        sessions: status::SessionsStatus { total: 0, capacity: 0, by_transport: std::collections::BTreeMap::new() },
         community: Vec::new(),
         refused: std::collections::BTreeMap::new(),
     }

@@ -1,0 +1,121 @@
+//! The pages of the admin endpoint: which there are, who may have them, and their responses.
+//!
+//! To add a page, add it to [`Page`]; the compiler then names every place that has to know it.
+
+use hyper::{Method, StatusCode, header, http::request};
+
+use super::{
+    ServerControl,
+    auth::{self, Access, AccessRefusal},
+    response::{AdminResponse, json, text, with_header},
+};
+use crate::telemetry::CONTENT_TYPE;
+
+const INDEX: &str = "<!doctype html>
+<html lang=\"en\"><meta charset=\"utf-8\"><title>sametime-mux</title>
+<style>body{font:16px/1.6 system-ui,sans-serif;margin:3rem auto;max-width:34rem;padding:0 1rem}code{background:#eee;padding:.1em .3em}</style>
+<h1>sametime-mux</h1>
+<p>The admin endpoint.</p>
+<ul>
+<li><a href=\"/api/status\">/api/status</a>: ports, sessions, Community servers, as JSON
+<li><a href=\"/metrics\">/metrics</a>: for Prometheus
+<li><a href=\"/readyz\">/readyz</a>: whether clients can be served
+<li><a href=\"/healthz\">/healthz</a>: whether the process is up
+<li><code>POST /api/reload</code>: reads the configuration database again; needs the token
+</ul>
+<p>In a terminal: <code>sametime-mux status</code></p>
+</html>
+";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Page {
+    Index,
+    Health,
+    Readiness,
+    Metrics,
+    Status,
+    Reload,
+}
+
+impl Page {
+    fn at(path: &str) -> Option<Self> {
+        Some(match path {
+            "/" => Self::Index,
+            "/healthz" => Self::Health,
+            "/readyz" => Self::Readiness,
+            "/metrics" => Self::Metrics,
+            "/api/status" => Self::Status,
+            "/api/reload" => Self::Reload,
+            _ => return None,
+        })
+    }
+
+    /// The methods of the page, as the header Allow lists them.
+    fn methods(self) -> &'static str {
+        match self {
+            Self::Index | Self::Health | Self::Readiness | Self::Metrics | Self::Status => "GET, HEAD",
+            Self::Reload => "POST",
+        }
+    }
+
+    fn allows(self, method: &Method) -> bool {
+        self.methods().split(", ").any(|name| name == method.as_str())
+    }
+
+    fn access(self) -> Access {
+        match self {
+            Self::Health | Self::Readiness => Access::Probe,
+            Self::Index | Self::Metrics | Self::Status => Access::Read,
+            Self::Reload => Access::Change,
+        }
+    }
+
+    async fn content(self, server: &dyn ServerControl) -> AdminResponse {
+        match self {
+            Self::Index => with_header(text(StatusCode::OK, INDEX), header::CONTENT_TYPE, "text/html; charset=utf-8"),
+            Self::Health => text(StatusCode::OK, "up\n"),
+            Self::Readiness => match server.readiness() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &format!("{why}\n")),
+            },
+            Self::Metrics => with_header(text(StatusCode::OK, &server.metrics()), header::CONTENT_TYPE, CONTENT_TYPE),
+            Self::Status => json(StatusCode::OK, &server.status()),
+            Self::Reload => match server.reload().await {
+                Ok(revision) => json(StatusCode::OK, &serde_json::json!({ "revision": revision })),
+                Err(why) => text(StatusCode::UNPROCESSABLE_ENTITY, &format!("{why}\n")),
+            },
+        }
+    }
+}
+
+/// The response to a request with this head. `is_on_loopback`: whether the endpoint's own address is a loopback one.
+pub(super) async fn respond(server: &dyn ServerControl, head: &request::Parts, is_on_loopback: bool) -> AdminResponse {
+    let Some(page) = Page::at(head.uri.path()) else { return text(StatusCode::NOT_FOUND, "No such page.\n") };
+    if !page.allows(&head.method) {
+        return with_header(text(StatusCode::METHOD_NOT_ALLOWED, ""), header::ALLOW, page.methods());
+    }
+    match auth::check(page.access(), &head.headers, is_on_loopback, || server.token_file()).await {
+        Ok(()) => page.content(server).await,
+        Err(refusal) => refused(refusal),
+    }
+}
+
+fn refused(refusal: AccessRefusal) -> AdminResponse {
+    let (status, why) = match refusal {
+        AccessRefusal::Host => {
+            (StatusCode::MISDIRECTED_REQUEST, "Use the endpoint's address, or localhost, as the host name.\n")
+        }
+        AccessRefusal::NoTokenFile => {
+            (StatusCode::FORBIDDEN, "This needs a token: set admin.token_file in the configuration database.\n")
+        }
+        AccessRefusal::EmptyTokenFile => (StatusCode::FORBIDDEN, "The token file is empty.\n"),
+        AccessRefusal::UnreadableTokenFile => (StatusCode::FORBIDDEN, "The token file can't be read.\n"),
+        AccessRefusal::Token => (StatusCode::UNAUTHORIZED, "Authorization: Bearer TOKEN is needed.\n"),
+        AccessRefusal::Origin => (StatusCode::FORBIDDEN, "A web page of another origin may not do this.\n"),
+    };
+    let response = text(status, why);
+    match refusal {
+        AccessRefusal::Token => with_header(response, header::WWW_AUTHENTICATE, "Bearer"),
+        _ => response,
+    }
+}
