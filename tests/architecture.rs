@@ -64,7 +64,16 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("config", &["schema", "section_reader", "reader legal ceiling"]),
     ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
     ("admin", &["http", "pages", "auth response status"]),
-    ("server", &["control", "ports certificate", "port_holder"]),
+    (
+        "server",
+        &[
+            "compose reload drain",
+            "prepare control",
+            "ports certificate sandbox_service",
+            "listener_error",
+            "port_holder",
+        ],
+    ),
 ];
 
 const LONGEST: usize = 500;

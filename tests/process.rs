@@ -67,6 +67,11 @@ async fn a_port_that_is_held_is_loud_and_fatal_only_where_it_must_be() {
     let (http, raw) = (setup.http, setup.raw);
     let program = setup.start();
     program.says("port is down");
+    program.says("reason=in_use");
+    let metrics = text(&program.ask("GET /metrics").await.body);
+    let counted =
+        metrics.lines().find(|line| line.starts_with("sametime_mux_listener_failures_total{reason=\"in_use\"} "));
+    assert!(counted.is_some_and(|line| !line.ends_with(" 0")), "{metrics}");
     let status = program.status().await;
     let down = status["listeners"].as_array().unwrap().iter().find(|l| l["port"] == http).unwrap();
     assert_eq!((&down["state"], &down["section"]), (&"down".into(), &"http_tunneled_client_connections".into()));
@@ -144,6 +149,7 @@ async fn a_reload_opens_and_closes_ports_and_keeps_every_session() {
     fs::write(&file, good.replace("[admin]", "[admin]\nlisten_to = 1")).unwrap();
     program.signal("HUP");
     program.says("not reloaded");
+    program.says("reason=configuration");
     let status = program.status().await;
     assert_eq!(status["configuration"]["revision"], 2);
     assert!(

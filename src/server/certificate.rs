@@ -1,52 +1,55 @@
-//! What is wrong with the server's TLS certificate, for an admin, before clients find out.
+//! Warns of a TLS certificate that clients refuse, or soon will.
 
 use std::{sync::Weak, time::Duration};
 
 use tracing::{error, warn};
 
-use super::{Server, Shared};
+use super::{ServerContext, unix_time};
 use crate::ingress::{Settings, tls::Certificate};
 
+/// A day, in seconds.
 const DAY: i64 = 24 * 60 * 60;
-/// A certificate that ends sooner is warned of, in seconds.
+/// A certificate that expires within this time is reported, in seconds.
 const SOON: i64 = 30 * DAY;
 
-/// How a certificate stands at a moment.
+/// The validity of a certificate at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Age {
+enum Validity {
     NotYet,
     Good,
-    /// Ends within so many days.
+    /// Expires within this number of whole days.
     Soon(i64),
-    /// Has ended so many days ago.
+    /// Has been expired for this number of whole days.
     Ended(i64),
 }
 
-fn age(begins: i64, ends: i64, now: i64) -> Age {
+/// The validity at `now` of a certificate that is valid from `begins` to `ends`; all in seconds since 1970.
+fn validity(begins: i64, ends: i64, now: i64) -> Validity {
     match ends - now {
-        left if left < 0 => Age::Ended(-left / DAY),
-        _ if begins > now => Age::NotYet,
-        left if left < SOON => Age::Soon(left / DAY),
-        _ => Age::Good,
+        left if left < 0 => Validity::Ended(-left / DAY),
+        _ if begins > now => Validity::NotYet,
+        left if left < SOON => Validity::Soon(left / DAY),
+        _ => Validity::Good,
     }
 }
 
-/// Says in the log what is wrong with `certificate` at `now`, in seconds since 1970.
-pub(super) fn note(certificate: &Certificate, settings: &Settings, now: i64) {
+/// Logs what is wrong with `certificate` at `now`, in seconds since 1970.
+fn log_problems(certificate: &Certificate, settings: &Settings, now: i64) {
     let file = certificate.file.display();
-    match age(certificate.begins, certificate.ends, now) {
-        Age::Good => (),
-        Age::NotYet => {
-            warn!(certificate = %file, "the TLS certificate is not good yet: is this machine's clock right?")
+    match validity(certificate.begins, certificate.ends, now) {
+        Validity::Good => (),
+        Validity::NotYet => {
+            warn!(certificate = %file, "the TLS certificate is not valid yet: check the clock of this machine");
         }
-        Age::Soon(days) => {
+        Validity::Soon(days) => {
             warn!(certificate = %file, days, "the TLS certificate ends within 30 days: replace it and reload");
         }
-        Age::Ended(days) => {
+        Validity::Ended(days) => {
             error!(certificate = %file, days, "the TLS certificate has ended, clients refuse it: replace it and reload");
         }
     }
-    // An address may be one that no client knows; a name is what clients ask for.
+    // A host name in the configuration is probably the name that clients connect to. An address may not be: clients may
+    // know the machine by another one.
     let mut hosts: Vec<&str> = settings.listeners.iter().map(|listener| &*listener.host).collect();
     hosts.dedup();
     let is_name = |host: &&str| !host.is_empty() && host.parse::<std::net::IpAddr>().is_err();
@@ -56,13 +59,20 @@ pub(super) fn note(certificate: &Certificate, settings: &Settings, now: i64) {
     }
 }
 
-/// Looks at the certificate once a day, for as long as the server lives: nobody may reload for a year.
-pub(super) async fn daily(server: Weak<Shared>) {
+impl ServerContext {
+    /// Shows in the metrics when `certificate` expires, and logs what is wrong with it.
+    pub(super) fn report_certificate(&self, certificate: &Certificate, settings: &Settings) {
+        self.telemetry.tls.set_certificate_expires(certificate.ends);
+        log_problems(certificate, settings, i64::try_from(unix_time()).unwrap_or(i64::MAX));
+    }
+}
+
+/// Reports the certificate once a day, because there may be no reload for a year. Ends with the server.
+pub(super) async fn report_daily(server: Weak<ServerContext>) {
     loop {
         tokio::time::sleep(Duration::from_secs(DAY.unsigned_abs())).await;
-        let Some(shared) = server.upgrade() else { return };
-        let (certificate, settings) = (shared.ingress.certificate(), shared.settings.load_full());
-        Server(shared).note_certificate(&certificate, &settings.ingress);
+        let Some(server) = server.upgrade() else { return };
+        server.report_certificate(&server.ingress.certificate(), &server.settings.load().ingress);
     }
 }
 
@@ -72,12 +82,12 @@ mod tests {
 
     #[test]
     fn a_certificate_is_warned_of_in_time() {
-        let at = |now| age(100 * DAY, 200 * DAY, now);
-        assert_eq!(at(99 * DAY), Age::NotYet);
-        assert_eq!(at(100 * DAY), Age::Good);
-        assert_eq!(at(170 * DAY), Age::Good);
-        assert_eq!(at(170 * DAY + 1), Age::Soon(29));
-        assert_eq!(at(200 * DAY), Age::Soon(0));
-        assert_eq!(at(203 * DAY), Age::Ended(3));
+        let at = |now| validity(100 * DAY, 200 * DAY, now);
+        assert_eq!(at(99 * DAY), Validity::NotYet);
+        assert_eq!(at(100 * DAY), Validity::Good);
+        assert_eq!(at(170 * DAY), Validity::Good);
+        assert_eq!(at(170 * DAY + 1), Validity::Soon(29));
+        assert_eq!(at(200 * DAY), Validity::Soon(0));
+        assert_eq!(at(203 * DAY), Validity::Ended(3));
     }
 }

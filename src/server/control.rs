@@ -1,52 +1,68 @@
-//! What the admin endpoint sees of the server.
+//! What the admin endpoint sees of the server, and can ask of it.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Weak};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Weak},
+};
 
-use super::{Server, Shared, VERSION};
+use tokio::net::TcpListener;
+
+use super::{RunningService, Server, ServerContext, VERSION};
 use crate::{
-    admin::{ServerControl, status},
+    admin::{self, ServerControl, status},
     community::State,
     net::Section,
     telemetry::outcome::{Outcome, Refusal},
     wire::Transport,
 };
 
-/// The server, while it lives.
-pub(super) struct Live(pub(super) Weak<Shared>);
+/// The server as the admin endpoint has it: it does not keep the server alive.
+struct AdminControl(Weak<ServerContext>);
 
-impl ServerControl for Live {
+/// Starts the admin endpoint on `listener`, which has this address, and on the current tokio runtime.
+pub(super) fn start(listener: TcpListener, address: SocketAddr, server: &Arc<ServerContext>) -> RunningService {
+    let control = Arc::new(AdminControl(Arc::downgrade(server)));
+    let task = tokio::spawn(admin::serve(listener, control));
+    RunningService { address, task: task.abort_handle() }
+}
+
+impl ServerControl for AdminControl {
     fn readiness(&self) -> Result<(), String> {
-        let shared = self.0.upgrade().ok_or("stopped")?;
+        let server = self.0.upgrade().ok_or("stopped")?;
         let mut reasons = Vec::new();
-        if shared.mux.is_draining() {
+        if server.mux.is_draining() {
             reasons.push("draining".to_owned());
         }
-        let ports = shared.ports.status();
-        for port in ports.iter().filter(|port| port.section == Section::ClientConnections) {
-            if let Some(error) = &port.error {
+        let listeners = server.ports.snapshot().into_iter();
+        for listener in listeners.filter(|listener| listener.section == Section::ClientConnections) {
+            if let Some(error) = listener.error {
                 reasons.push(format!("Community port down: {error}"));
             }
         }
-        if !shared.pool.any_up() {
+        if !server.pool.any_up() {
             reasons.push("no Community server is up".to_owned());
         }
         if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
     }
 
     fn status(&self) -> status::Status {
-        let Some(shared) = self.0.upgrade() else { return stopped() };
-        let (settings, telemetry) = (shared.settings.load(), &shared.telemetry);
-        let loaded = shared.loaded.lock().clone();
-        let listeners = shared.ports.status().into_iter().map(|port| status::ListenerStatus {
-            section: port.section,
-            address: port.address.ip().to_string(),
-            port: port.address.port(),
-            state: if port.error.is_none() { status::ListenerState::Up } else { status::ListenerState::Down },
-            error: port.error,
-            sessions: telemetry.sessions.present(|number, _| number == port.address.port()),
-            accepted_total: port.accepted,
+        let Some(server) = self.0.upgrade() else { return stopped() };
+        let (settings, telemetry) = (server.settings.load(), &server.telemetry);
+        let revision = server.revision.lock().clone();
+        let listeners = server.ports.snapshot().into_iter().map(|listener| status::ListenerStatus {
+            section: listener.section,
+            address: listener.address.ip().to_string(),
+            port: listener.address.port(),
+            state: if listener.error.is_none() { status::ListenerState::Up } else { status::ListenerState::Down },
+            error: listener.error,
+            sessions: telemetry.sessions.present(|port, _| port == listener.address.port()),
+            accepted_total: listener.accepted,
         });
-        let community = shared.pool.status().into_iter().map(|server| status::CommunityServerStatus {
+        let community = server.pool.status().into_iter().map(|server| status::CommunityServerStatus {
             address: server.address.to_string(),
             state: match server.state {
                 State::Up => "up",
@@ -60,12 +76,12 @@ impl ServerControl for Live {
         status::Status {
             version: VERSION.to_owned(),
             uptime_seconds: telemetry.server.uptime().as_secs(),
-            draining: shared.mux.is_draining(),
+            draining: server.mux.is_draining(),
             configuration: status::ConfigurationStatus {
                 file: settings.file.display().to_string(),
-                loaded_at: loaded.at,
-                revision: loaded.revision,
-                last_error: loaded.last_error,
+                loaded_at: revision.loaded_at,
+                revision: revision.number,
+                last_error: revision.last_error,
             },
             listeners: listeners.collect(),
             sessions: status::SessionsStatus {
@@ -88,16 +104,17 @@ impl ServerControl for Live {
     }
 
     fn metrics(&self) -> String {
-        let Some(shared) = self.0.upgrade() else { return String::new() };
-        let servers = shared.pool.status().into_iter();
-        shared
+        let Some(server) = self.0.upgrade() else { return String::new() };
+        // Gauges of what other rooms count themselves are set when they are read.
+        let servers = server.pool.status().into_iter();
+        server
             .telemetry
             .community
             .set(servers.map(|server| (server.address.to_string(), server.state == State::Up, server.sessions)));
-        shared.telemetry.connections.set_present(shared.ingress.connections());
-        shared.telemetry.sessions.set_load(shared.mux.logging_in(), shared.mux.held_bytes());
-        shared.telemetry.tunnel.set_sessions(shared.ingress.tunnel_sessions());
-        shared.telemetry.encode()
+        server.telemetry.connections.set_present(server.ingress.connections());
+        server.telemetry.sessions.set_load(server.mux.logging_in(), server.mux.held_bytes());
+        server.telemetry.tunnel.set_sessions(server.ingress.tunnel_sessions());
+        server.telemetry.encode()
     }
 
     fn token_file(&self) -> Option<PathBuf> {
@@ -106,14 +123,16 @@ impl ServerControl for Live {
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<u64, String>> + Send + '_>> {
         Box::pin(async {
-            let shared = self.0.upgrade().ok_or("stopped")?;
-            // On a task of its own: a reload that moves this endpoint ends its connections.
-            let reloading = tokio::spawn(async move { Server(shared).reload_file().await });
-            reloading.await.map_err(|error| error.to_string())?.map_err(|fault| fault.to_string())
+            let server = self.0.upgrade().ok_or("stopped")?;
+            // The reload runs on its own task, because a reload that moves the admin endpoint drops the endpoint's
+            // connections, and this future with them.
+            let reloading = tokio::spawn(async move { Server(server).reload_file().await });
+            reloading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         })
     }
 }
 
+/// The status after the server's end.
 fn stopped() -> status::Status {
     status::Status {
         version: VERSION.to_owned(),
@@ -121,8 +140,8 @@ fn stopped() -> status::Status {
         draining: true,
         configuration: status::ConfigurationStatus { file: String::new(), loaded_at: 0, revision: 0, last_error: None },
         listeners: Vec::new(),
-        sessions: status::SessionsStatus { total: 0, capacity: 0, by_transport: std::collections::BTreeMap::new() },
+        sessions: status::SessionsStatus { total: 0, capacity: 0, by_transport: BTreeMap::new() },
         community: Vec::new(),
-        refused: std::collections::BTreeMap::new(),
+        refused: BTreeMap::new(),
     }
 }

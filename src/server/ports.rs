@@ -1,4 +1,15 @@
-//! The listeners: bound, down, opened and closed by a reload.
+//! The listeners for clients: which are bound, which are down, and their exchange by a reload.
+//!
+//! ```text
+//!             plan                        replace
+//!  settings ───────▶ PlannedListener ────────────────▶ up ◀─────────┐ retry_down, each 5 s
+//!                      Kept  ── is up already ──────▶ up            │
+//!                      Bound ── accept ─────────────▶ up, or down ──┤
+//!                      Down  ───────────────────────▶ down ─────────┘
+//! ```
+//!
+//! [`plan`] binds what is new, and changes nothing that is there. [`Ports::replace`] can't fail: it opens what was bound,
+//! and closes what is no longer planned. Each failed attempt to bind is counted by its reason.
 
 use std::{
     net::SocketAddr,
@@ -13,200 +24,244 @@ use parking_lot::Mutex;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::{error, info};
 
-use super::{BoundListener, ServerError, Shared, port_holder::explain};
+use super::{BoundListener, ServerContext, ServerError, listener_error::ListenerError};
 use crate::{
     ingress::{self, Ingress, ListenerSettings, accept::accept},
     net::{Section, listen, resolve},
     telemetry::{Telemetry, outcome::ReloadRefusal},
 };
 
-/// How often a port that is down is tried again.
-const RETRY: Duration = Duration::from_secs(5);
+/// How often a listener that is down is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A port that is to be: kept, bound anew, or down.
-pub(super) struct Wanted {
+/// A listener of the settings at one address. A host name with several addresses makes several requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ListenerRequest {
     settings: ListenerSettings,
+    /// By the settings. Port 0, which only tests use, is still 0 here.
     address: SocketAddr,
-    state: WantedState,
 }
 
-enum WantedState {
+/// A listener that is to be there after the next [`Ports::replace`].
+pub(super) struct PlannedListener {
+    request: ListenerRequest,
+    source: ListenerSource,
+}
+
+/// Where a planned listener comes from.
+enum ListenerSource {
+    /// It is up, and stays as it is.
     Kept,
+    /// It was bound for this plan.
     Bound(TcpListener),
-    Down(String),
+    /// It can't be bound, and may be missing.
+    Down(ListenerError),
 }
 
-/// A port that is.
-struct Port {
-    settings: ListenerSettings,
-    /// As asked for, and as bound (they differ where port 0 was asked for).
-    wanted: SocketAddr,
+/// A listener of the settings in force.
+struct ManagedListener {
+    request: ListenerRequest,
+    /// Where it is bound; the requested address if it is down.
     address: SocketAddr,
+    /// Connections accepted since the start.
     accepted: Arc<AtomicU64>,
-    /// What accepts on it, or why it is down.
-    state: Result<Vec<JoinHandle<()>>, String>,
+    /// Up: the tasks that accept, one for each worker. Down: why.
+    state: Result<Vec<JoinHandle<()>>, ListenerError>,
 }
 
-/// A port, as the status shows it.
-pub(super) struct PortStatus {
+/// The state of a listener at one moment.
+pub(super) struct ListenerSnapshot {
     pub(super) section: Section,
     pub(super) address: SocketAddr,
+    /// Why it is down; none if it is up.
     pub(super) error: Option<String>,
+    /// Connections accepted since the start.
     pub(super) accepted: u64,
 }
 
-/// Every port.
+/// Binds what `settings` ask for, except the listeners of `present`, which are kept.
+///
+/// # Errors
+/// A Community port can't be bound; with `listeners.require_all`, any port. The error names all that can't.
+pub(super) fn plan(
+    settings: &ingress::Settings,
+    present: &[ListenerRequest],
+    telemetry: &Telemetry,
+) -> Result<Vec<PlannedListener>, ServerError> {
+    let (mut planned, mut fatal) = (Vec::new(), Vec::new());
+    for listener in &settings.listeners {
+        let is_required = settings.require_all || listener.section == Section::ClientConnections;
+        let addresses = match resolve::addresses(&listener.host, listener.port) {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let error = ListenerError::unresolved(listener, &error);
+                telemetry.listeners.failures.count(error.reason);
+                if is_required {
+                    fatal.push(error.what.clone());
+                }
+                // There is no address to show: it is down at 0.0.0.0.
+                let address = SocketAddr::from(([0, 0, 0, 0], listener.port));
+                let request = ListenerRequest { settings: listener.clone(), address };
+                planned.push(PlannedListener { request, source: ListenerSource::Down(error) });
+                continue;
+            }
+        };
+        for address in addresses {
+            let request = ListenerRequest { settings: listener.clone(), address };
+            let source = if present.contains(&request) {
+                ListenerSource::Kept
+            } else {
+                match bind(address, settings.share_ports, telemetry) {
+                    Ok(bound) => ListenerSource::Bound(bound),
+                    Err(error) => {
+                        if is_required {
+                            fatal.push(format!("[{}] ports: {error}", listener.section));
+                        }
+                        ListenerSource::Down(error)
+                    }
+                }
+            };
+            planned.push(PlannedListener { request, source });
+        }
+    }
+    if fatal.is_empty() { Ok(planned) } else { Err(ServerError::new(ReloadRefusal::Listener, fatal.join("\n"))) }
+}
+
+/// Binds one address. A failure is counted.
+fn bind(address: SocketAddr, share: bool, telemetry: &Telemetry) -> Result<TcpListener, ListenerError> {
+    listen::bind(address, share).map_err(|error| {
+        let error = ListenerError::from_bind(&error, address);
+        telemetry.listeners.failures.count(error.reason);
+        error
+    })
+}
+
+/// The listeners of the settings in force.
 pub(super) struct Ports {
-    ports: Mutex<Vec<Port>>,
+    listeners: Mutex<Vec<ManagedListener>>,
     ingress: Arc<Ingress>,
     telemetry: Arc<Telemetry>,
 }
 
 impl Ports {
+    /// No listeners yet. Those to come hand their connections to `ingress`.
     pub(super) fn new(ingress: Arc<Ingress>, telemetry: Arc<Telemetry>) -> Self {
-        Self { ports: Mutex::default(), ingress, telemetry }
+        Self { listeners: Mutex::default(), ingress, telemetry }
     }
 
-    /// Binds what `settings` ask for, but for what is `present` already.
-    ///
-    /// # Errors
-    /// A Community port, or with `require_all` any, can't be bound; all that can't are named.
-    pub(super) fn bind_all(
-        settings: &ingress::Settings,
-        present: &[(ListenerSettings, SocketAddr)],
-    ) -> Result<Vec<Wanted>, ServerError> {
-        let (mut wanted, mut fatal) = (Vec::new(), Vec::new());
-        for listener in &settings.listeners {
-            let must = settings.require_all || listener.section == Section::ClientConnections;
-            let addresses = resolve::addresses(&listener.host, listener.port).unwrap_or_else(|error| {
-                // A name that is nobody's: down, at no address.
-                let what = format!("[{}] host_name {:?}: {error}", listener.section, listener.host);
-                let address = SocketAddr::from(([0, 0, 0, 0], listener.port));
-                if must {
-                    fatal.push(what.clone());
-                }
-                wanted.push(Wanted { settings: listener.clone(), address, state: WantedState::Down(what) });
-                Vec::new()
-            });
-            for address in addresses {
-                let kept = present.iter().any(|(settings, at)| settings == listener && *at == address);
-                let state = if kept { WantedState::Kept } else { bind(address, settings.share_ports) };
-                if let (WantedState::Down(why), true) = (&state, must) {
-                    fatal.push(format!("[{}] ports: {why}", listener.section));
-                }
-                wanted.push(Wanted { settings: listener.clone(), address, state });
-            }
-        }
-        if fatal.is_empty() { Ok(wanted) } else { Err(ServerError::new(ReloadRefusal::Listener, fatal.join("\n"))) }
+    /// The requests of the listeners that are up.
+    pub(super) fn bound_requests(&self) -> Vec<ListenerRequest> {
+        let listeners = self.listeners.lock();
+        listeners.iter().filter(|listener| listener.state.is_ok()).map(|listener| listener.request.clone()).collect()
     }
 
-    /// What is bound, by what it was asked for as.
-    pub(super) fn configured(&self) -> Vec<(ListenerSettings, SocketAddr)> {
-        let ports = self.ports.lock();
-        ports.iter().filter(|port| port.state.is_ok()).map(|port| (port.settings.clone(), port.wanted)).collect()
-    }
-
-    /// Makes `wanted` the ports: those that are not among them are closed, which has happened
-    /// when the tasks that are returned have ended.
-    pub(super) fn replace(&self, wanted: Vec<Wanted>) -> Vec<JoinHandle<()>> {
-        let mut ports = self.ports.lock();
-        let mut before = std::mem::take(&mut *ports);
-        for Wanted { settings, address, state } in wanted {
-            let old = before.iter().position(|port| port.settings == settings && port.wanted == address);
+    /// Makes `planned` the listeners in force, and closes the others. A listener is closed when the tasks that are
+    /// returned have ended.
+    pub(super) fn replace(&self, planned: Vec<PlannedListener>) -> Vec<JoinHandle<()>> {
+        let mut listeners = self.listeners.lock();
+        let mut before = std::mem::take(&mut *listeners);
+        for PlannedListener { request, source } in planned {
+            let old = before.iter().position(|listener| listener.request == request);
             let old = old.map(|at| before.swap_remove(at));
-            let accepted = old.as_ref().map_or_else(Arc::default, |port| Arc::clone(&port.accepted));
-            let port = match (state, old) {
-                (WantedState::Kept, Some(old)) => old,
-                (WantedState::Bound(listener), _) => self.open(settings, address, listener, accepted),
-                (WantedState::Down(why), _) => {
-                    error!(section = %settings.section, port = settings.port, why, "port is down");
-                    Port { settings, wanted: address, address, accepted, state: Err(why) }
+            let accepted = old.as_ref().map_or_else(Arc::default, |old| Arc::clone(&old.accepted));
+            let listener = match (source, old) {
+                (ListenerSource::Kept, Some(old)) => old,
+                (ListenerSource::Bound(bound), _) => self.open(request, bound, accepted),
+                (ListenerSource::Down(why), _) => {
+                    let ListenerSettings { section, port, .. } = &request.settings;
+                    error!(%section, port, reason = %why.reason, why = why.what, "port is down");
+                    ManagedListener { address: request.address, request, accepted, state: Err(why) }
                 }
-                (WantedState::Kept, None) => continue,
+                (ListenerSource::Kept, None) => continue,
             };
-            self.telemetry.set_listener(port.settings.section, port.address.port(), port.state.is_ok());
-            ports.push(port);
+            self.show(&listener);
+            listeners.push(listener);
         }
         let mut closing = Vec::new();
-        for port in before {
-            if let Ok(tasks) = port.state {
+        for listener in before {
+            let (section, port) = (listener.request.settings.section, listener.address.port());
+            if let Ok(tasks) = listener.state {
                 tasks.iter().for_each(JoinHandle::abort);
-                info!(section = %port.settings.section, port = port.address.port(), "port closed");
+                info!(%section, port, "port closed");
                 closing.extend(tasks);
             }
-            let (section, number) = (port.settings.section, port.address.port());
-            if !ports.iter().any(|other| other.settings.section == section && other.address.port() == number) {
-                self.telemetry.listeners.remove(section, number);
+            let is_in_use =
+                |other: &ManagedListener| other.request.settings.section == section && other.address.port() == port;
+            if !listeners.iter().any(is_in_use) {
+                self.telemetry.listeners.remove(section, port);
             }
         }
         closing
     }
 
-    fn open(
-        &self,
-        settings: ListenerSettings,
-        wanted: SocketAddr,
-        listener: TcpListener,
-        accepted: Arc<AtomicU64>,
-    ) -> Port {
-        let address = listener.local_addr().unwrap_or(wanted);
-        let state = match accept(listener, address.port(), &self.ingress, &accepted) {
+    /// Closes every listener.
+    pub(super) fn close_all(&self) {
+        self.replace(Vec::new());
+    }
+
+    /// Accepts connections on a bound listener.
+    fn open(&self, request: ListenerRequest, bound: TcpListener, accepted: Arc<AtomicU64>) -> ManagedListener {
+        let section = request.settings.section;
+        let address = bound.local_addr().unwrap_or(request.address);
+        let state = match accept(bound, address.port(), &self.ingress, &accepted) {
             Ok(tasks) => {
-                info!(section = %settings.section, %address, "port open");
+                info!(%section, %address, "port open");
                 Ok(tasks)
             }
             Err(error) => {
-                error!(section = %settings.section, %address, %error, "port is down");
-                Err(error.to_string())
+                let error = ListenerError::from_accept(&error);
+                self.telemetry.listeners.failures.count(error.reason);
+                error!(%section, %address, reason = %error.reason, %error, "port is down");
+                Err(error)
             }
         };
-        Port { settings, wanted, address, accepted, state }
+        ManagedListener { request, address, accepted, state }
     }
 
-    /// Tries the ports that are down again.
+    /// Shows in the metrics whether a listener is up.
+    fn show(&self, listener: &ManagedListener) {
+        let section = listener.request.settings.section;
+        self.telemetry.set_listener(section, listener.address.port(), listener.state.is_ok());
+    }
+
+    /// Tries to bind the listeners that are down.
     fn retry(&self) {
         let share = self.ingress.shares_ports();
-        let mut ports = self.ports.lock();
-        for port in ports.iter_mut().filter(|port| port.state.is_err()) {
-            // A host name without an address is looked up by the next reload.
-            if let WantedState::Bound(listener) = bind(port.wanted, share) {
-                *port = self.open(port.settings.clone(), port.wanted, listener, Arc::clone(&port.accepted));
-                self.telemetry.set_listener(port.settings.section, port.address.port(), port.state.is_ok());
+        let mut listeners = self.listeners.lock();
+        for listener in listeners.iter_mut().filter(|listener| listener.state.is_err()) {
+            if let Ok(bound) = bind(listener.request.address, share, &self.telemetry) {
+                *listener = self.open(listener.request.clone(), bound, Arc::clone(&listener.accepted));
+                self.show(listener);
             }
         }
     }
 
+    /// The listeners that are up.
     pub(super) fn bound(&self) -> Vec<BoundListener> {
-        let ports = self.ports.lock();
-        let up = ports.iter().filter(|port| port.state.is_ok());
-        up.map(|port| BoundListener { section: port.settings.section, address: port.address }).collect()
+        let listeners = self.listeners.lock();
+        let up = listeners.iter().filter(|listener| listener.state.is_ok());
+        up.map(|up| BoundListener { section: up.request.settings.section, address: up.address }).collect()
     }
 
-    pub(super) fn status(&self) -> Vec<PortStatus> {
-        let ports = self.ports.lock();
-        ports
+    /// The state of every listener.
+    pub(super) fn snapshot(&self) -> Vec<ListenerSnapshot> {
+        let listeners = self.listeners.lock();
+        listeners
             .iter()
-            .map(|port| PortStatus {
-                section: port.settings.section,
-                address: port.address,
-                error: port.state.as_ref().err().cloned(),
-                accepted: port.accepted.load(Relaxed),
+            .map(|listener| ListenerSnapshot {
+                section: listener.request.settings.section,
+                address: listener.address,
+                error: listener.state.as_ref().err().map(|error| error.what.clone()),
+                accepted: listener.accepted.load(Relaxed),
             })
             .collect()
     }
 }
 
-fn bind(address: SocketAddr, share: bool) -> WantedState {
-    match listen::bind(address, share) {
-        Ok(listener) => WantedState::Bound(listener),
-        Err(error) => WantedState::Down(explain(&error, address)),
-    }
-}
-
-/// Tries ports that are down again, for as long as the server lives.
-pub(super) async fn retry(server: Weak<Shared>) {
+/// Tries listeners that are down again, until the server ends or is drained.
+pub(super) async fn retry_down(server: Weak<ServerContext>) {
     loop {
-        tokio::time::sleep(RETRY).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
         let Some(server) = server.upgrade() else { return };
         if !server.mux.is_draining() {
             server.ports.retry();

@@ -1,0 +1,83 @@
+//! Starts the server: builds the rooms and connects them.
+//!
+//! ```text
+//!  ports ── Ingress ──▶ Mux (stream::Core) ──▶ Pool (stream::Community) ──▶ Community servers
+//!                                                                        └▶ sandbox
+//! ```
+//!
+//! This is the only place that knows which types implement the traits of [`crate::stream`].
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    ConfigurationRevision, Server, ServerContext, ServerError, VERSION, certificate, control,
+    ports::{self, Ports},
+    prepare::{Prepared, ServicePlan},
+    sandbox_service, unix_time,
+};
+use crate::{
+    community::Pool, config::Settings, ingress::Ingress, mux::Mux, runtime::Workers, stream::Core, telemetry::Telemetry,
+};
+
+impl Server {
+    /// As [`start_on`](Self::start_on), with all connections on the current tokio runtime.
+    ///
+    /// # Errors
+    /// As [`start_on`](Self::start_on).
+    pub async fn start(settings: Settings) -> Result<Self, ServerError> {
+        Self::start_on(Workers::here(), settings).await
+    }
+
+    /// Binds the ports, and serves clients from then on: connections run on `workers`, everything else on the current
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// The TLS pair can't be used; a Community port, or with `listeners.require_all` any port, can't be bound; the
+    /// sandbox or the admin endpoint can't listen.
+    pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
+        let telemetry = Telemetry::new(VERSION);
+        let Prepared { settings, acceptor, listeners, sandbox, admin } = Prepared::for_start(settings, &telemetry)?;
+        telemetry.process.set_runtimes(workers.runtimes());
+        let sandbox = match sandbox {
+            ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
+            ServicePlan::Off | ServicePlan::Kept => None,
+        };
+        let pool = Pool::start(settings.community.clone(), sandbox.as_ref().map(|service| service.address));
+        let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
+        let own_certificate = acceptor.certificate();
+        let ingress = Ingress::start(
+            settings.ingress.clone(),
+            acceptor,
+            Arc::new(mux.clone()) as Arc<dyn Core>,
+            workers,
+            Arc::clone(&telemetry),
+        );
+        let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));
+        ports.replace(listeners);
+        let log = settings.log;
+        let server = Arc::new(ServerContext {
+            settings: ArcSwap::from_pointee(settings),
+            revision: Mutex::new(ConfigurationRevision { number: 1, loaded_at: unix_time(), last_error: None }),
+            telemetry,
+            pool,
+            mux,
+            ingress,
+            ports,
+            sandbox: Mutex::new(sandbox),
+            admin: Mutex::new(None),
+            log: watch::Sender::new(log),
+            reloading: tokio::sync::Mutex::new(()),
+        });
+        server.report_certificate(&own_certificate, &server.settings.load().ingress);
+        if let ServicePlan::Bound(listener, address) = admin {
+            *server.admin.lock() = Some(control::start(listener, address, &server));
+        }
+        tokio::spawn(ports::retry_down(Arc::downgrade(&server)));
+        tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
+        Ok(Self(server))
+    }
+}

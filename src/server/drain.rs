@@ -1,0 +1,35 @@
+//! Ends the server: with a drain, or at once.
+
+use tracing::{info, warn};
+
+use super::Server;
+use crate::mux::Drained;
+
+impl Server {
+    /// Refuses new clients and waits until the present ones have left, or until `limits.drain_timeout` has passed; then
+    /// ends their sessions.
+    ///
+    /// Ports stay open until then, because the clients of the tunnel send each request on a new connection.
+    pub async fn drain(&self) -> Drained {
+        info!(sessions = self.0.mux.sessions(), "draining: no new clients");
+        let drained = self.0.mux.drain().await;
+        self.0.ports.close_all();
+        if drained.ended > 0 {
+            warn!(ended = drained.ended, left = drained.left, "drained: sessions were ended at the deadline");
+        } else {
+            info!("drained: every session has ended by itself");
+        }
+        drained
+    }
+
+    /// Stops at once: closes the ports and ends the admin endpoint and the sandbox. Sessions that are left end with
+    /// their runtimes.
+    pub fn stop(&self) {
+        self.0.ports.close_all();
+        for service in [&self.0.admin, &self.0.sandbox] {
+            if let Some(running) = service.lock().take() {
+                running.stop();
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Takes over new settings under running sessions: first everything that can fail, then the exchange, which can't.
+
+use std::sync::Arc;
+
+use tracing::{error, info};
+
+use super::{
+    ConfigurationRevision, Server, ServerContext, ServerError, control,
+    prepare::{Prepared, ServicePlan},
+    sandbox_service, unix_time,
+};
+use crate::{
+    config::{self, Settings},
+    telemetry::outcome::ReloadRefusal,
+};
+
+impl Server {
+    /// Reads the configuration database again and reloads. Returns the new revision. Counts and logs the result.
+    ///
+    /// # Errors
+    /// Why the reload was refused; then nothing has changed.
+    pub async fn reload_file(&self) -> Result<u64, ServerError> {
+        let file = self.0.settings.load().file.clone();
+        let reloaded = match config::load(&file) {
+            Ok(settings) => self.reload(settings).await,
+            Err(errors) => Err(ServerError::new(ReloadRefusal::Configuration, errors.to_string())),
+        };
+        self.0.telemetry.server.reload(reloaded.as_ref().err().map(|error| error.reason));
+        match &reloaded {
+            Ok(revision) => info!(file = %file.display(), revision, "configuration reloaded"),
+            Err(why) => {
+                self.0.revision.lock().last_error = Some(why.to_string());
+                error!(file = %file.display(), reason = %why.reason,
+                    "configuration not reloaded, nothing has changed:\n{why}");
+            }
+        }
+        reloaded
+    }
+
+    /// Puts `settings` into force: opens and closes ports, and exchanges limits, certificate and Community servers.
+    /// Sessions continue, also those of a closed port. Returns the new revision.
+    ///
+    /// When this returns, no client can connect to a closed port.
+    ///
+    /// # Errors
+    /// Why the settings can't come into force; then nothing has changed.
+    pub async fn reload(&self, settings: Settings) -> Result<u64, ServerError> {
+        let _one_at_a_time = self.0.reloading.lock().await;
+        let prepared = Prepared::for_reload(settings, &self.0)?;
+        Ok(exchange(&self.0, prepared).await)
+    }
+}
+
+/// Exchanges the settings in force. Returns the new revision.
+async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
+    let Prepared { settings, acceptor, listeners, sandbox, admin } = prepared;
+    let sandbox_address = match sandbox {
+        ServicePlan::Off => None,
+        ServicePlan::Kept => server.sandbox.lock().as_ref().map(|service| service.address),
+        ServicePlan::Bound(listener, address) => {
+            // It runs until the server ends, even if later settings do not name it: it may have sessions.
+            *server.sandbox.lock() = Some(sandbox_service::start(listener, address));
+            Some(address)
+        }
+    };
+    let before = match admin {
+        ServicePlan::Kept => None,
+        ServicePlan::Off => server.admin.lock().take(),
+        ServicePlan::Bound(listener, address) => server.admin.lock().replace(control::start(listener, address, server)),
+    };
+    if let Some(before) = before {
+        before.stop();
+    }
+    server.report_certificate(&acceptor.certificate(), &settings.ingress);
+    server.pool.reconfigure(settings.community.clone(), sandbox_address);
+    server.mux.reconfigure(settings.mux.clone());
+    server.ingress.reconfigure(settings.ingress.clone(), &acceptor);
+    for closing in server.ports.replace(listeners) {
+        // The task is aborted. When it has ended, its socket is closed.
+        let _ended = closing.await;
+    }
+    server.log.send_replace(settings.log);
+    server.settings.store(Arc::new(settings));
+    let mut revision = server.revision.lock();
+    *revision = ConfigurationRevision { number: revision.number + 1, loaded_at: unix_time(), last_error: None };
+    revision.number
+}
