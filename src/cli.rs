@@ -1,7 +1,7 @@
-//! The command line: one file for each command.
+//! The command line, with one file for each command.
 //!
-//! Exit codes: 0 fine, 1 failed while running, 2 bad usage or configuration. Logs go to
-//! stderr, results to stdout.
+//! Exit codes: 0 for success, 1 for a failure while running, 2 for wrong arguments or a faulty configuration. Logs and
+//! errors go to stderr, results to stdout.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,16 +10,17 @@ use clap::{Parser, Subcommand};
 mod check;
 mod community;
 mod load;
-mod run;
+pub(crate) mod run;
 mod status;
 
-/// Failed while running.
+/// Exit code: a failure while running.
 const FAILED: u8 = 1;
-/// Bad usage or configuration.
+/// Exit code: wrong arguments, or a faulty configuration.
 const BAD_USAGE: u8 = 2;
 
-/// Where the configuration database is without `--config`.
+/// The environment variable that names the configuration database if there is no `--config`.
 const CONFIG_VARIABLE: &str = "SAMETIME_MUX_CONFIG";
+/// The configuration database if neither names one, relative to the working directory.
 const CONFIG_FILE: &str = "config/stconfig.toml";
 
 /// Community multiplexer for Sametime.
@@ -40,6 +41,7 @@ struct ConfigArgument {
 }
 
 impl ConfigArgument {
+    /// The configuration database: by the argument, else by the variable, else the default.
     fn file(self) -> PathBuf {
         let variable = || std::env::var_os(CONFIG_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from);
         self.config.or_else(variable).unwrap_or_else(|| PathBuf::from(CONFIG_FILE))
@@ -48,19 +50,19 @@ impl ConfigArgument {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the multiplexer (also without any command)
+    /// Run the multiplexer; this is also the default without a command
     Run(ConfigArgument),
-    /// Validate the configuration database and show the effective ports
+    /// Validate the configuration database, and show its ports and its maximum memory
     Check(ConfigArgument),
-    /// Run the sandbox Community server alone
+    /// Run only the sandbox Community server
     Community(community::Arguments),
-    /// Put load on a multiplexer: simulated clients over every transport
+    /// Test a multiplexer with simulated clients over every transport
     Load(Box<load::Arguments>),
     /// Show the running server's ports, sessions and Community servers
     Status(status::Arguments),
 }
 
-/// Runs the program.
+/// Runs the command that the arguments of this process name. Returns its exit code.
 pub fn main() -> ExitCode {
     let Arguments { command, config } = Arguments::parse();
     match command.unwrap_or(Command::Run(config)) {
@@ -72,23 +74,23 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Runs `work` on a runtime of its own.
+/// Runs a command on a runtime with one thread for each core. Tasks that are left at its end are dropped.
 fn on_runtime(work: impl Future<Output = ExitCode>) -> ExitCode {
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(work);
-            // Sessions that are left don't hold the process back.
+            // Does not wait for blocking work, such as a name look-up that hangs.
             runtime.shutdown_background();
             code
         }
         Err(error) => {
-            eprintln!("sametime-mux: no runtime: {error}");
+            eprintln!("sametime-mux: the threads can't be started: {error}");
             ExitCode::from(FAILED)
         }
     }
 }
 
-/// Columns as wide as their widest cell.
+/// The rows as lines of text. Each column is as wide as its widest cell.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();

@@ -1,4 +1,5 @@
-//! `sametime-mux check`: is the configuration database right, and what does it come to?
+//! `sametime-mux check`: validates the configuration database, and shows the ports, the Community servers and the
+//! maximum memory.
 
 use std::{path::Path, process::ExitCode};
 
@@ -14,8 +15,8 @@ pub(super) fn run(file: &Path) -> ExitCode {
             print!("{}", report(&settings));
             ExitCode::SUCCESS
         }
-        Err(faults) => {
-            eprintln!("{faults}");
+        Err(errors) => {
+            eprintln!("{errors}");
             ExitCode::from(BAD_USAGE)
         }
     }

@@ -1,4 +1,4 @@
-//! `sametime-mux community`: the sandbox Community server alone.
+//! `sametime-mux community`: runs only the sandbox Community server.
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -14,7 +14,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Where to listen
+    /// The address and port to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:1534")]
     listen: SocketAddr,
 }
@@ -25,13 +25,13 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
     };
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        error!("no signals can be received");
+        error!("signals can't be received");
         return ExitCode::from(FAILED);
     };
     let listener = match listen::bind(arguments.listen, false) {
         Ok(listener) => listener,
         Err(failed) => {
-            error!(address = %arguments.listen, %failed, "the sandbox can't listen");
+            error!(address = %arguments.listen, %failed, "the sandbox Community server can't listen");
             return ExitCode::from(FAILED);
         }
     };

@@ -1,4 +1,4 @@
-//! `sametime-mux load`: simulated clients.
+//! `sametime-mux load`: tests a multiplexer with simulated clients.
 
 use std::{
     fs,
@@ -14,83 +14,83 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::{BAD_USAGE, FAILED, table};
 use crate::load::{self, Outcome, Plan, Proxies, Route, Scenario};
 
-/// Without a terminal, so often a line says how it goes.
-const SAY_EVERY: u64 = 5;
+/// Where stderr is not a terminal: seconds between two lines of progress.
+const SHOW_EVERY: u64 = 5;
 
-// The last of an argument wins: a script's own may stand in front.
+// The last occurrence of an argument wins, so that a script can pass its own arguments first.
 #[derive(Debug, clap::Args)]
 #[command(args_override_self = true)]
 pub(super) struct Arguments {
-    /// The multiplexer's port
+    /// The address of the multiplexer
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:1533")]
     target: String,
-    /// Its port for TLS clients [default: as --target]
+    /// Its address for TLS clients [default: as --target]
     #[arg(long, value_name = "HOST:PORT")]
     tls_target: Option<String>,
-    /// Its port for tunnels [default: as --target]
+    /// Its address for tunnel clients [default: as --target]
     #[arg(long, value_name = "HOST:PORT")]
     http_target: Option<String>,
-    /// A scenario file, such as config/load/office-day.toml; other arguments win over it
+    /// A scenario file, such as config/load/office-day.toml; other arguments override it
     #[arg(long, value_name = "FILE")]
     scenario: Option<PathBuf>,
-    /// How many clients
+    /// The number of clients
     #[arg(long)]
     clients: Option<u32>,
-    /// Over how long their log-ins are spread
+    /// The time over which their log-ins are spread
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     ramp_up: Option<Duration>,
-    /// How long the run goes on after that
+    /// How long the run continues after that
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
-    /// The mean time between two messages of a client; 0s: none
+    /// The mean time between two messages of a client; 0s: no messages
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     think_time: Option<Duration>,
-    /// The mean time that a client stays before it logs out and in again; 0s: to the end
+    /// The mean time before a client logs out and in again; 0s: it stays to the end
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     stay: Option<Duration>,
-    /// Weight of raw clients; where a weight is given, those not given are 0
+    /// The weight of raw clients; if one weight is given, the others are 0 by default
     #[arg(long, value_name = "WEIGHT")]
     raw: Option<u32>,
-    /// Weight of TLS clients
+    /// The weight of TLS clients
     #[arg(long, value_name = "WEIGHT")]
     tls: Option<u32>,
-    /// Weight of polling clients
+    /// The weight of polling clients
     #[arg(long, value_name = "WEIGHT")]
     polling: Option<u32>,
-    /// Weight of hybrid clients
+    /// The weight of hybrid clients
     #[arg(long, value_name = "WEIGHT")]
     hybrid: Option<u32>,
-    /// Hostile clients beside the others
+    /// The number of hostile clients, in addition to the others
     #[arg(long)]
     hostile: Option<u32>,
-    /// Stop when the log-ins of the last 5 s have a higher p99: finds the capacity
+    /// Stop when the log-ins of the last 5 s have a higher p99; this finds the capacity
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     stop_p99_login: Option<Duration>,
     /// A SOCKS5 proxy for raw and TLS clients
     #[arg(long, value_name = "HOST:PORT")]
     socks5: Option<String>,
-    /// A proxy for raw and TLS clients that takes CONNECT
+    /// An HTTPS proxy (CONNECT) for raw and TLS clients
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "socks5")]
     https_proxy: Option<String>,
-    /// An HTTP proxy for tunnels
+    /// An HTTP proxy for tunnel clients
     #[arg(long, value_name = "HOST:PORT")]
     http_proxy: Option<String>,
-    /// Worker processes [default: as many as the descriptor limit asks for]
+    /// The number of worker processes [default: as many as the descriptor limit requires]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
     workers: Option<u32>,
-    /// Makes two runs alike
+    /// The seed of the random numbers; two runs with one seed follow the same schedule
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write the result as JSON; - is stdout
+    /// Write the result to this file as JSON; - is stdout
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the result as a page
+    /// Write the result to this file as an HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Needed for a target that is not on loopback: load takes a server down
+    /// Required for a target that is not on loopback, because load can take a server down
     #[arg(long)]
     yes_i_own_this_server: bool,
-    /// One process of clients, whose parent speaks to it
+    /// Run as a worker process, which its parent controls through stdin
     #[arg(long, hide = true)]
     worker: bool,
 }
@@ -109,8 +109,8 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    let progress = Progress::new(&plan.scenario);
-    match load::run(plan, |outcome| progress.say(outcome)).await {
+    let progress = LoadProgress::new(&plan.scenario);
+    match load::run(plan, |outcome| progress.show(outcome)).await {
         Ok(outcome) => {
             progress.end();
             show(&arguments, &outcome)
@@ -127,6 +127,7 @@ fn failed(why: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
+/// The plan of the run: the scenario, by its file and the arguments that override it, and the addresses.
 fn plan(arguments: &Arguments) -> Result<Plan, String> {
     let mut scenario = match &arguments.scenario {
         None => Scenario::default(),
@@ -160,10 +161,10 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
         },
         source: None,
     };
-    let stranger = route.addresses().find(|address| !address.ip().to_canonical().is_loopback());
-    if let Some(address) = stranger.filter(|_| !arguments.yes_i_own_this_server) {
+    let remote = route.addresses().find(|address| !address.ip().to_canonical().is_loopback());
+    if let Some(address) = remote.filter(|_| !arguments.yes_i_own_this_server) {
         return Err(format!(
-            "{address} is not on loopback, and load takes a server down: say --yes-i-own-this-server if you do"
+            "{address} is not on loopback, and load can take a server down: add --yes-i-own-this-server if it is yours"
         ));
     }
     Ok(Plan { scenario, route, workers: arguments.workers, seed: arguments.seed })
@@ -174,6 +175,7 @@ fn resolve(name: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| format!("{name}: no such host"))
 }
 
+/// Writes the result where the arguments ask for it. Returns the exit code.
 fn show(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
     let json = match serde_json::to_string_pretty(outcome) {
         Ok(json) => json,
@@ -201,10 +203,10 @@ fn show(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
     if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-/// A bar on a terminal, a line now and then elsewhere.
-struct Progress(Option<ProgressBar>);
+/// Shows the progress of a run on stderr: as a bar on a terminal, else as a line every [`SHOW_EVERY`] seconds.
+struct LoadProgress(Option<ProgressBar>);
 
-impl Progress {
+impl LoadProgress {
     fn new(scenario: &Scenario) -> Self {
         let seconds = scenario.whole().as_secs();
         let bar = stderr().is_terminal().then(|| {
@@ -216,7 +218,7 @@ impl Progress {
         Self(bar)
     }
 
-    fn say(&self, outcome: &Outcome) {
+    fn show(&self, outcome: &Outcome) {
         let Some(point) = outcome.points.last() else { return };
         let all = outcome.total.all();
         let errors: u64 = outcome.total.errors.values().sum();
@@ -232,7 +234,7 @@ impl Progress {
                 bar.set_position(outcome.seconds);
                 bar.set_message(text);
             }
-            None if outcome.seconds.is_multiple_of(SAY_EVERY) => eprintln!("{} s: {text}", outcome.seconds),
+            None if outcome.seconds.is_multiple_of(SHOW_EVERY) => eprintln!("{} s: {text}", outcome.seconds),
             None => (),
         }
     }

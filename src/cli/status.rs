@@ -1,4 +1,4 @@
-//! `sametime-mux status`: what the running server says of itself, as tables.
+//! `sametime-mux status`: the status of a running server, which its admin endpoint has as JSON, as tables.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -11,15 +11,16 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{BAD_USAGE, FAILED, table};
 use crate::admin::status::{ListenerState, Status};
 
-const PATIENCE: Duration = Duration::from_secs(10);
-const MAX_ANSWER: usize = 4 * 1024 * 1024;
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest status that is read, in bytes.
+const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// The admin endpoint
+    /// The URL of the admin endpoint
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9533")]
     admin: String,
-    /// File with the token, where the endpoint is not on loopback
+    /// The file with the token; needed if the endpoint is not on loopback
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
@@ -30,21 +31,22 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         eprintln!("sametime-mux: --admin {}: not of the form http://address:port", arguments.admin);
         return ExitCode::from(BAD_USAGE);
     };
-    let fetched = timeout(PATIENCE, fetch(&url, arguments.token_file)).await;
-    match fetched.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))) {
+    let fetched = timeout(RESPONSE_TIMEOUT, fetch(&url, arguments.token_file)).await;
+    match fetched.unwrap_or_else(|_| Err(format!("no response within {RESPONSE_TIMEOUT:?}"))) {
         Ok(status) => {
             print!("{}", report(&status));
             ExitCode::SUCCESS
         }
         Err(why) => {
             eprintln!(
-                "sametime-mux: {url}: {why}\nIs the server running, and is this its admin.listen? (--admin URL names another)"
+                "sametime-mux: {url}: {why}\nIs the server running, and is this its admin.listen? Use --admin URL for another address."
             );
             ExitCode::from(FAILED)
         }
     }
 }
 
+/// Gets the status from the admin endpoint.
 async fn fetch(url: &Uri, token_file: Option<PathBuf>) -> Result<Status, String> {
     let authority = url.authority().ok_or("no address")?;
     let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
@@ -59,14 +61,15 @@ async fn fetch(url: &Uri, token_file: Option<PathBuf>) -> Result<Status, String>
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
+    let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await.map_err(|error| error.to_string())?;
     let body = body.to_bytes();
     if status != StatusCode::OK {
         return Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()));
     }
-    serde_json::from_slice(&body).map_err(|error| format!("not the answer of a sametime-mux: {error}"))
+    serde_json::from_slice(&body).map_err(|error| format!("this is not the status of a sametime-mux: {error}"))
 }
 
+/// The status as text.
 fn report(status: &Status) -> String {
     let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
     let uptime = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
@@ -77,16 +80,16 @@ fn report(status: &Status) -> String {
     if let Some(error) = &configuration.last_error {
         text += &format!("the last reload was refused:\n{error}\n");
     }
-    let mut ports = vec![row(&["SECTION", "ADDRESS", "PORT", "STATE", "SESSIONS", "ACCEPTED", ""])];
-    ports.extend(status.listeners.iter().map(|port| {
+    let mut listeners = vec![row(&["SECTION", "ADDRESS", "PORT", "STATE", "SESSIONS", "ACCEPTED", ""])];
+    listeners.extend(status.listeners.iter().map(|listener| {
         vec![
-            port.section.to_string(),
-            port.address.clone(),
-            port.port.to_string(),
-            if port.state == ListenerState::Up { "up" } else { "DOWN" }.to_owned(),
-            port.sessions.to_string(),
-            port.accepted_total.to_string(),
-            port.error.clone().unwrap_or_default(),
+            listener.section.to_string(),
+            listener.address.clone(),
+            listener.port.to_string(),
+            if listener.state == ListenerState::Up { "up" } else { "DOWN" }.to_owned(),
+            listener.sessions.to_string(),
+            listener.accepted_total.to_string(),
+            listener.error.clone().unwrap_or_default(),
         ]
     }));
     let mut servers = vec![row(&["COMMUNITY SERVER", "STATE", "SESSIONS", ""])];
@@ -98,7 +101,7 @@ fn report(status: &Status) -> String {
     let mut sessions = vec![row(&["TRANSPORT", "SESSIONS"])];
     sessions.extend(status.sessions.by_transport.iter().map(|(name, count)| vec![name.clone(), count.to_string()]));
     sessions.push(vec!["all".to_owned(), format!("{} of {}", status.sessions.total, status.sessions.capacity)]);
-    text += &format!("\n{}\n{}\n{}", table(&ports), table(&servers), table(&sessions));
+    text += &format!("\n{}\n{}\n{}", table(&listeners), table(&servers), table(&sessions));
     if !status.refused.is_empty() {
         let mut refused = vec![row(&["REFUSED", "CLIENTS"])];
         refused.extend(status.refused.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]));
