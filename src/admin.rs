@@ -12,7 +12,7 @@ use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin};
 
 mod auth;
 mod http;
-mod pages;
+pub(crate) mod pages;
 mod response;
 pub mod status;
 

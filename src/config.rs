@@ -20,7 +20,7 @@ use crate::{admin::AdminSettings, community, ingress, log::LogSettings, mux};
 mod ceiling;
 mod legal;
 mod reader;
-mod schema;
+pub(crate) mod schema;
 mod section_reader;
 
 pub use ceiling::Ceiling;

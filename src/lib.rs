@@ -1,27 +1,91 @@
-//! An open, fast, safe **Community multiplexer for Sametime**: what instant-messaging clients
-//! of HCL/IBM Sametime connect to. It listens on many ports, takes every way in that those
-//! clients have, and feeds every stream into one core in front of the Community server.
+//! An open, fast and safe **Community multiplexer for Sametime**. The instant-messaging clients of HCL/IBM Sametime
+//! connect to it, over every transport that they have: raw TCP, TLS, and the HTTP tunnel, each directly or through
+//! proxies. It relays each client's session to a Community server.
+//!
+//! This page is the map of the crate. `docs/architecture.md` has the reasons of the design.
+//!
+//! # How a client gets to its Community server
 //!
 //! ```text
-//!  port ── listener ── detect ──┬── raw ─────────────┐
-//!                               ├── TLS ── detect ───┤
-//!                               └── HTTP ── tunnel ──┼── Arrival ── mux ── link ── Community server
-//!                                     └── web back end
+//!                     ┌────────┐
+//!                     ▼        │
+//!  port ─▶ accept ─▶ detect ─▶ TLS
+//!                     │
+//!                     ├─▶ raw ──────────────┐
+//!                     └─▶ HTTP ─┬─▶ tunnel ─┴─▶ Arrival ─▶ admission ─▶ session ─▶ pool ─▶ Link ─▶ Community server
+//!                               └─▶ back end ─▶ web server
+//! └───────────────── ingress ──────────────┘ └ stream ┘ └──────── mux ───────┘ └ community ┘
 //! ```
 //!
-//! The floors, from the top; imports go down only (`tests/architecture.rs` holds them to it):
+//! The first bytes of a connection decide how it continues, on every port. All transports end in the same [`Arrival`]:
+//! a byte stream, its first bytes, and where the client comes from. The core does not know the transports.
 //!
-//! | floor | what it does |
+//! # Which way the bytes go
+//!
+//! ```text
+//!  client ──▶ socket ──▶ TLS: decrypts ──▶ tunnel: takes bytes out of requests ──▶ relay ──▶ Link ──▶ Community server
+//!  client ◀── socket ◀── TLS: encrypts ◀── tunnel: puts bytes into responses   ◀── relay ◀── Link ◀── Community server
+//! ```
+//!
+//! TLS and the tunnel are there only if the client uses them. One task moves the bytes of a session in both directions.
+//! A receiver that is full stops the reading from its sender.
+//!
+//! # The floors
+//!
+//! A room imports only rooms that are further down. `tests/architecture.rs` checks this, between the rooms and inside
+//! them.
+//!
+//! | floor | room | what it has |
+//! |---|---|---|
+//! | 2 | [`cli`] | one file for each command: arguments, signals, exit codes |
+//! | 3 | [`server`] | composes the rooms below; reload, drain, ports |
+//! | 4 | [`load`] | the load generator: simulated clients and their report |
+//! | 5 | [`config`] | reads the configuration database and builds the settings |
+//! | 6 | [`admin`] | the admin endpoint: health, metrics, status, reload |
+//! | 7 | [`ingress`] | accepts connections, detects protocols; TLS, HTTP, tunnel |
+//! | 7 | [`mux`] | the core: admission, sessions, relay |
+//! | 7 | [`community`] | the Community servers: choice, health, links |
+//! | 7 | [`sandbox`] | a small Community server for trials and tests |
+//! | 8 | [`stream`] | the seams between the rooms of floor 7: arrivals, refusals, links, the core's trait |
+//! | 9 | [`telemetry`] | what happened: closed enums of outcomes, and the metrics |
+//! | 10 | [`limits`] | counting in total and for each address |
+//! | 11 | [`runtime`] | worker threads, sharing of cores, the shared read buffer |
+//! | 12 | [`net`] | the system's sockets, names and addresses |
+//! | 13 | [`log`] | the log's subscriber, the line writer, the throttle for rare lines |
+//! | 14 | [`wire`] | bytes to values and back, without I/O |
+//!
+//! Floor 1 is the program itself, which only calls [`cli::main`]. The rooms of floor 7 do not import each other: they
+//! meet at the traits of [`stream`], and only [`server`] knows which types implement them.
+//!
+//! # Where do I find ...
+//!
+//! | what | where |
 //! |---|---|
-//! | [`cli`] | one file for each command; arguments, logs, signals, exit codes |
-//! | [`server`] | binds, wires, reloads, drains: the one place that joins the floors below |
-//! | [`config`], [`admin`] | the configuration database; health, metrics, status, reload |
-//! | [`ingress`] \| [`mux`] \| [`community`] | the ways in, the core, the links: blind to each other, they meet at the traits of [`stream`] |
-//! | [`telemetry`], [`limits`], [`runtime`] | counters, rare log lines, threads that share a core |
-//! | [`stream`], [`wire`] | streams and arrivals, frames and messages |
+//! | the first bytes decide on the protocol | [`ingress::detect`], called by [`ingress::connection`](ingress) |
+//! | the form of an HTTP request is checked | [`ingress::http::guard`](ingress::http), by the rules of [`ingress::http::framing`](ingress::http) |
+//! | an HTTP request goes to the tunnel, to the web server, or gets a 404 | `ingress::http::route` |
+//! | a tunnel request gets a 404 | [`ingress::tunnel::service`](ingress::tunnel); it is sent late by `ingress::http::route` |
+//! | the tunnel's acknowledgement is checked | [`ingress::tunnel::session`] |
+//! | the bytes of a tunnel request are read and written | [`wire::tunnel::envelope`]; encryption: [`wire::tunnel::cipher`] |
+//! | a client is counted, or refused | [`mux::admission`](mux) |
+//! | a connection that is not a client yet is counted | [`ingress::connection_limits`](ingress) |
+//! | the client's address is written into the Handshake | [`wire::message::stamp_client_address`], called by [`mux::session`](mux) |
+//! | the memory of a slow client is bounded | [`limits::budget`], asked by [`mux::relay`](mux) and `ingress::tunnel::stream` |
+//! | a Community server is chosen | [`community::pool`](community), by `community::balance` |
+//! | a Community server is checked | [`community::endpoint`](community), by `community::health` |
+//! | a trunk would be | in [`community`], beside [`community::direct`](community), where the stream of a [`stream::Link`] is opened |
+//! | SIGHUP is handled | [`cli::run`] receives it, [`server::reload`] exchanges the settings |
+//! | SIGTERM is handled | [`cli::run`] receives it, [`server::drain`] drains |
+//! | a port is opened, closed, or tried again | [`server::ports`] |
+//! | a key of the configuration is declared | [`config::schema`], with one file for each group of sections |
+//! | a page of the admin endpoint is added | [`admin::pages`] |
+//! | a reason is added for which something ends, or is refused | [`telemetry::outcome`] |
+//! | a metric is added | [`telemetry::metrics`], with one file for each domain |
 //!
-//! Two guests: [`sandbox`], a small Community server for trying things out and for tests, and
-//! [`load`], simulated clients and their report.
+//! [`Arrival`]: stream::Arrival
+// The map links to private modules. The documentation is built with `--document-private-items`, so these links work; a
+// link to a module that does not exist is still an error.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod admin;
 pub mod cli;

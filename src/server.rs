@@ -33,12 +33,12 @@ use crate::{
 mod certificate;
 mod compose;
 mod control;
-mod drain;
+pub(crate) mod drain;
 mod listener_error;
 mod port_holder;
-mod ports;
+pub(crate) mod ports;
 mod prepare;
-mod reload;
+pub(crate) mod reload;
 mod sandbox_service;
 
 use ports::Ports;
