@@ -1,11 +1,12 @@
 //! The listeners for clients: which are bound, which are down, and their exchange by a reload.
 //!
 //! ```text
-//!             plan                        replace
-//!  settings ───────▶ PlannedListener ────────────────▶ up ◀─────────┐ retry_down, each 5 s
-//!                      Kept  ── is up already ──────▶ up            │
-//!                      Bound ── accept ─────────────▶ up, or down ──┤
-//!                      Down  ───────────────────────▶ down ─────────┘
+//!            plan            replace
+//!  settings ──────┬─▶ Kept  ─────────▶ up, as before
+//!                 ├─▶ Bound ── open ─▶ up; down if the system refuses
+//!                 └─▶ Down  ─────────▶ down ── retry_down, every 5 s ──▶ up
+//!
+//!  listeners that are no longer planned ── replace ──▶ closed
 //! ```
 //!
 //! [`plan`] binds what is new, and changes nothing that is there. [`Ports::replace`] can't fail: it opens what was bound,
@@ -54,7 +55,7 @@ enum ListenerSource {
     Kept,
     /// It was bound for this plan.
     Bound(TcpListener),
-    /// It can't be bound, and may be missing.
+    /// It can't be bound, and the settings allow that it is down.
     Down(ListenerError),
 }
 

@@ -72,13 +72,13 @@ impl Prepared {
     fn new(settings: Settings, running: &RunningParts, telemetry: &Telemetry) -> Result<Self, ServerError> {
         let acceptor = Acceptor::load(&settings.ingress.tls)?;
         let listeners = plan(&settings.ingress, &running.listeners, telemetry)?;
-        let sandbox = match sandbox_service::is_wanted(&settings.community) {
-            false => ServicePlan::Off,
-            true if running.has_sandbox => ServicePlan::Kept,
-            true => {
-                let (listener, address) = sandbox_service::bind()?;
-                ServicePlan::Bound(listener, address)
-            }
+        let sandbox = if !sandbox_service::is_wanted(&settings.community) {
+            ServicePlan::Off
+        } else if running.has_sandbox {
+            ServicePlan::Kept
+        } else {
+            let (listener, address) = sandbox_service::bind()?;
+            ServicePlan::Bound(listener, address)
         };
         let admin = match settings.admin.listen {
             None => ServicePlan::Off,
