@@ -27,12 +27,14 @@ pub struct Judge {
     most_held: usize,
     asleep: Option<Instant>,
     longest_sleep: Duration,
+    /// The client had reason to give up: the network, or a server that stopped.
+    gave_up: bool,
 }
 
 impl Judge {
     pub fn new() -> Self {
         let now = Instant::now();
-        Self { since: [now; 2], most_held: 0, asleep: None, longest_sleep: Duration::ZERO }
+        Self { since: [now; 2], most_held: 0, asleep: None, longest_sleep: Duration::ZERO, gave_up: false }
     }
 
     /// What must hold at any moment.
@@ -109,8 +111,9 @@ impl Judge {
     }
 
     /// As long as nobody has ended the session, it goes on.
-    fn nobody_ended(&self, world: &World) {
-        if world.ending.by_client.is_some() || world.ending.by_server.is_some() || self.longest_sleep > ASLEEP {
+    fn nobody_ended(&mut self, world: &World) {
+        let ended = world.ending.by_client.is_some() || world.ending.by_server.is_some();
+        if ended || self.gave_up || self.longest_sleep > ASLEEP {
             return;
         }
         let over = match &world.client {
@@ -120,7 +123,9 @@ impl Judge {
         let over = over.or((world.program.sessions().0 == 0).then_some(Over::Unknown));
         if let Some(over) = over {
             let mut ledger = world.ledger.lock();
-            if over == Over::GaveUp && ledger.trouble.elapsed() < PROGRESS {
+            let stopped = world.community.server.control.lock().stopped;
+            self.gave_up = over == Over::GaveUp && (stopped || ledger.trouble.elapsed() < PROGRESS);
+            if self.gave_up {
                 return;
             }
             let ends: Vec<&str> = world.program.ends().iter().map(|(name, _)| *name).collect();

@@ -202,7 +202,11 @@ impl World {
     /// Whether nothing is left to arrive; or somebody has ended the session, so that its end is to be awaited.
     fn is_quiet(&self) -> bool {
         let ledger = self.ledger.lock();
-        let ended = self.ending.by_client.is_some() || self.ending.by_server.is_some();
+        let gone = match &self.client {
+            AnyClient::Raw(..) => false,
+            AnyClient::Tunnel(client) => client.control.lock().over.is_some(),
+        };
+        let ended = gone || self.ending.by_client.is_some() || self.ending.by_server.is_some();
         let up = ledger.missing(To::Server) == 0 || self.community.server.control.lock().stopped;
         ended || up && ledger.missing(To::Client) == 0
     }
