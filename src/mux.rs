@@ -4,13 +4,11 @@
 //! loop that moves its bytes. How a client came in is known for limits, logs and metrics; no
 //! decision here depends on it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::{

@@ -99,7 +99,8 @@ async fn run(input: &[u8]) {
     let settings = Settings {
         hold: Duration::from_secs(25),
         reply_wait: Duration::from_millis(100),
-        session_timeout: Duration::from_secs(3600),
+        // Longer than all steps of a run together.
+        session_timeout: Duration::from_secs(1 << 30),
         version,
         window: WINDOW,
         same_address: false,

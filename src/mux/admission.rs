@@ -8,12 +8,12 @@ use std::{
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::Context,
-    time::Instant,
 };
 
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio::time::Instant;
 
 use super::Settings;
 use crate::{

@@ -3,11 +3,12 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
@@ -122,7 +123,7 @@ impl Service {
         let arrival = Arrival {
             stream: Stream::other(TunnelStream(Arc::clone(&shared))),
             first: Bytes::new(),
-            via: Via { client, port, transport, accepted: Instant::now() },
+            via: Via { client, port, transport, accepted: Instant::now().into_std() },
         };
         if let Err(refused) = self.core.take(arrival) {
             return (Answer::Refused(refused.0), TunnelOutcome::Refused);

@@ -1,0 +1,115 @@
+//! Cases that were found once, each as a script.
+
+use super::{
+    ledger::Kind,
+    script::{Script, Step::*, Way},
+};
+
+/// The cases that the program does not pass yet. Each of them must fail: one that passes is to be removed here. With
+/// this list empty, any script that fails is an error.
+pub const OPEN: &[&str] = &[
+    "hybrid_order",
+    "polling_standstill",
+    "hybrid_standstill",
+    "close_to_server",
+    "close_to_client",
+    "close_with_words_left",
+    "close_by_the_server",
+    "same_words",
+];
+
+/// A case that was found once.
+pub struct Case {
+    pub name: &'static str,
+    /// How it failed.
+    pub kind: Kind,
+    pub script: fn() -> Script,
+}
+
+/// All of them.
+pub const CASES: &[Case] = &[
+    Case { name: "hybrid_order", kind: Kind::Disorder, script: hybrid_order },
+    Case { name: "polling_standstill", kind: Kind::Standstill, script: polling_standstill },
+    Case { name: "hybrid_standstill", kind: Kind::Standstill, script: hybrid_standstill },
+    Case { name: "raw_echo", kind: Kind::Standstill, script: raw_echo },
+    Case { name: "close_to_server", kind: Kind::LostAtClose, script: close_to_server },
+    Case { name: "close_to_client", kind: Kind::LostAtClose, script: close_to_client },
+    Case { name: "close_with_words_left", kind: Kind::Farewell, script: close_with_words_left },
+    Case { name: "close_by_the_server", kind: Kind::Outcome, script: close_by_the_server },
+    Case { name: "same_words", kind: Kind::Lost, script: same_words },
+];
+
+/// Two requests of a hybrid client wait for room, each on its own: who wakes first is taken first.
+fn hybrid_order() -> Script {
+    let mut steps = vec![Wait(2_000), ServerReads(4_096, 500), ClientSays(150_000), Wait(1_500)];
+    for _ in 0..12 {
+        steps.extend([ClientSays(20_000), Wait(1_507)]);
+    }
+    Script { way: Way::Hybrid, steps, ..Script::default() }
+}
+
+/// A server that sends back what it reads, and reads on only when that has been taken. The acknowledgement that makes
+/// room on the way down comes with a request that waits for room on the way up.
+fn echo_jam(way: Way) -> Script {
+    let steps = [vec![Wait(2_000)], vec![ClientSays(150_000); 8]].concat();
+    Script { way, echoes: true, steps, ..Script::default() }
+}
+
+fn polling_standstill() -> Script {
+    echo_jam(Way::Polling)
+}
+
+fn hybrid_standstill() -> Script {
+    echo_jam(Way::Hybrid)
+}
+
+/// The same conversation without the tunnel, which has always passed.
+fn raw_echo() -> Script {
+    echo_jam(Way::Raw)
+}
+
+/// The client closes while the server is slow; then the server says something, and nobody is there to take it.
+fn close_to_server() -> Script {
+    let steps = vec![
+        ServerReads(1_000, 100),
+        ClientSays(40_000),
+        Wait(200),
+        ClientCloses,
+        Wait(200),
+        ServerSays(5_000),
+        Wait(12_000),
+    ];
+    Script { steps, ..Script::default() }
+}
+
+/// The server closes while the client is slow; then the client says something, and nobody is there to take it.
+fn close_to_client() -> Script {
+    let steps = vec![
+        ClientReads(1_000, 100),
+        ServerSays(40_000),
+        Wait(200),
+        ServerCloses,
+        Wait(200),
+        ClientSays(5_000),
+        Wait(12_000),
+    ];
+    Script { steps, ..Script::default() }
+}
+
+/// The same words twice, 1.2 s apart, are two messages: a request that is identical to the one before is a retry only
+/// while that one has no response.
+fn same_words() -> Script {
+    let steps = vec![Wait(3_000), ClientRepeats, Wait(1_200), ClientRepeats, Wait(5_000)];
+    Script { way: Way::Hybrid, reply_wait: 2_500, steps, ..Script::default() }
+}
+
+/// The server closes, and the client's next words find nobody: the session ends with a reason that cannot be sent any
+/// more, since the client has been told already that the stream is over.
+fn close_with_words_left() -> Script {
+    Script { steps: vec![Wait(1), ClientSays(13), ServerCloses], ..Script::default() }
+}
+
+/// The server closes while a tunnel's client has everything: it was not the client that closed.
+fn close_by_the_server() -> Script {
+    Script { way: Way::Hybrid, steps: vec![Wait(1_000), ServerCloses], ..Script::default() }
+}
