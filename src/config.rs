@@ -31,9 +31,9 @@ pub struct Settings {
     /// The ways in.
     pub ingress: ingress::Settings,
     /// The core.
-    pub mux: mux::Settings,
+    pub mux: mux::MuxSettings,
     /// The links.
-    pub community: community::Settings,
+    pub community: community::CommunitySettings,
     /// The admin endpoint.
     pub admin: admin::Settings,
     /// The log.

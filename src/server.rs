@@ -283,7 +283,7 @@ impl Server {
 
     /// Where the sandbox listens, if `settings` ask for it; it is started when first asked for
     /// and runs on until the end, for the sessions that it has.
-    async fn sandbox_for(&self, settings: &community::Settings) -> Result<Option<SocketAddr>, ServerError> {
+    async fn sandbox_for(&self, settings: &community::CommunitySettings) -> Result<Option<SocketAddr>, ServerError> {
         if !wants_sandbox(settings) {
             return Ok(None);
         }
@@ -304,8 +304,8 @@ impl Server {
     }
 }
 
-fn wants_sandbox(settings: &community::Settings) -> bool {
-    settings.servers.contains(&community::Server::Sandbox)
+fn wants_sandbox(settings: &community::CommunitySettings) -> bool {
+    settings.servers.contains(&community::ServerAddress::Sandbox)
 }
 
 async fn start_sandbox() -> Result<(SocketAddr, AbortHandle), ServerError> {

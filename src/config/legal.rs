@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
-use crate::community::Server;
+use crate::community::ServerAddress;
 
 /// A number within bounds.
 pub(super) fn within(range: std::ops::RangeInclusive<i64>) -> impl Fn(i64) -> Result<i64, String> {
@@ -93,14 +93,14 @@ pub(super) fn host_and_port(text: &str) -> Result<(), String> {
 }
 
 /// Community servers, at least one, each once.
-pub(super) fn servers(names: Vec<String>) -> Result<Vec<Server>, String> {
+pub(super) fn servers(names: Vec<String>) -> Result<Vec<ServerAddress>, String> {
     let mut servers = Vec::new();
     for name in names {
         let server = match name.as_str() {
-            "sandbox" => Server::Sandbox,
+            "sandbox" => ServerAddress::Sandbox,
             address => {
                 host_and_port(address)?;
-                Server::Address(address.to_owned())
+                ServerAddress::Address(address.to_owned())
             }
         };
         if servers.contains(&server) {

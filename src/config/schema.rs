@@ -157,7 +157,7 @@ fn listeners(reader: &mut Reader<'_>) -> Vec<ListenerSettings> {
     listeners
 }
 
-fn community(reader: &mut Reader<'_>) -> community::Settings {
+fn community(reader: &mut Reader<'_>) -> community::CommunitySettings {
     let legal = "a list of \"host:port\", or \"sandbox\"; at least one, each once";
     let servers = reader.key("community", "servers", vec!["sandbox".to_owned()], legal, legal::servers);
     let legal = "\"least-sessions\", \"failover\" or \"round-robin\"";
@@ -168,7 +168,7 @@ fn community(reader: &mut Reader<'_>) -> community::Settings {
     if link == LinkName::Trunk {
         reader.misfit("community", "link", "\"trunk\" is not in this version");
     }
-    community::Settings {
+    community::CommunitySettings {
         servers,
         balance: match balance {
             BalanceName::Failover => Balance::Failover,
@@ -221,7 +221,7 @@ fn trunk(reader: &mut Reader<'_>) {
 }
 
 /// The core's, those of connections, and those of tunnel sessions: in all, from one address.
-fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::Limits, (usize, usize)) {
+fn limits(reader: &mut Reader<'_>) -> (mux::MuxSettings, ingress::Limits, (usize, usize)) {
     let capacity = reader.key("limits", "capacity", 20_000, ANY_NUMBER, legal::size(1..=1_000_000));
     let legal = "1 to limits.capacity, or 0 for no limit";
     let per_address = reader.key("limits", "per_address", 0, legal, legal::size(0..=1_000_000));
@@ -282,7 +282,7 @@ fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::Limits, (usize, u
     );
     let limits =
         ingress::Limits { connections, connections_per_address, rate, rate_per_address, exempt: exempt.clone() };
-    let mux = mux::Settings {
+    let mux = mux::MuxSettings {
         capacity,
         per_address,
         logging_in,

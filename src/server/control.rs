@@ -5,9 +5,9 @@ use std::{future::Future, path::PathBuf, pin::Pin, sync::Weak};
 use super::{Server, Shared, VERSION};
 use crate::{
     admin::{View, status},
-    community::State,
+    community::ServerState,
     net::Section,
-    telemetry::outcome::{Outcome, Refusal},
+    telemetry::outcome::Outcome,
     wire::Transport,
 };
 
@@ -49,9 +49,9 @@ impl View for Live {
         let community = shared.pool.status().into_iter().map(|server| status::Server {
             address: server.address.to_string(),
             state: match server.state {
-                State::Up => "up",
-                State::Down => "down",
-                State::Draining => "draining",
+                ServerState::Up => "up",
+                ServerState::Down => "down",
+                ServerState::Draining => "draining",
             }
             .to_owned(),
             sessions: server.sessions,
@@ -79,10 +79,11 @@ impl View for Live {
                     .collect(),
             },
             community: community.collect(),
-            refused: Refusal::ALL
-                .iter()
-                .map(|refusal| (refusal.name().to_owned(), telemetry.sessions.refused.total(*refusal)))
-                .filter(|(_, count)| *count > 0)
+            refused: telemetry
+                .sessions
+                .refused
+                .counted()
+                .map(|(refusal, count)| (refusal.name().to_owned(), count))
                 .collect(),
         }
     }
@@ -93,7 +94,7 @@ impl View for Live {
         shared
             .telemetry
             .community
-            .set(servers.map(|server| (server.address.to_string(), server.state == State::Up, server.sessions)));
+            .set(servers.map(|server| (server.address.to_string(), server.state == ServerState::Up, server.sessions)));
         shared.telemetry.connections.set_present(shared.ingress.connections());
         shared.telemetry.sessions.set_load(shared.mux.logging_in(), shared.mux.held_bytes());
         shared.telemetry.tunnel.set_sessions(shared.ingress.tunnel_sessions());

@@ -1,21 +1,21 @@
-//! The seam between ingress and the multiplexer core.
+//! The seam between ingress and the core.
 
 use std::sync::Arc;
 
 use super::Arrival;
 use crate::{limits::Budget, telemetry::outcome::Refusal};
 
-/// What ingress hands its arrivals to.
+/// The core, as ingress sees it.
 pub trait Core: Send + Sync + 'static {
-    /// Takes the client in and serves it to its end, on a task of its own; or gives it back
-    /// with the reason, for ingress to refuse it in the client's own protocol. Does not wait.
+    /// Admits a client and serves it to its end on a task of its own. If the client is refused, returns it with the
+    /// reason, so that ingress can send the refusal over the client's transport. Does not block.
     ///
     /// # Errors
-    /// The refusal, counted already, and the arrival as it was.
+    /// The refusal, which is already counted and logged, and the arrival without changes.
     fn take(&self, arrival: Arrival) -> Result<(), Box<(Refusal, Arrival)>>;
 
-    /// What counts the bytes that are held for slow clients; one for all ways in. By default
-    /// there is no bound.
+    /// The budget for bytes that are held because a peer is slow. Ingress and the core share it. A core without a limit
+    /// has this default.
     fn budget(&self) -> Arc<Budget> {
         Budget::new(usize::MAX, 0, &[])
     }
