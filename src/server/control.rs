@@ -127,3 +127,34 @@ fn stopped() -> status::Status {
         refused: std::collections::BTreeMap::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{config, telemetry::outcome::Refusal};
+
+    #[tokio::test]
+    async fn every_refusal_that_was_counted_is_in_the_status() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("stconfig.toml");
+        let mut settings = config::parse("", &file, std::iter::empty()).expect("defaults");
+        settings.ingress.listeners.clear();
+        settings.ingress.tls.certificate = folder.path().join("server.pem");
+        settings.ingress.tls.private_key = folder.path().join("server.key");
+        settings.admin.listen = None;
+        let server = Server::start(settings).await.expect("started");
+        let live = Live(Arc::downgrade(&server.0));
+        assert!(live.status().refused.is_empty(), "nothing was counted yet");
+        for refusal in Refusal::ALL {
+            server.0.telemetry.sessions.refused.count(*refusal);
+        }
+        let refused = live.status().refused;
+        assert_eq!(refused.len(), Refusal::ALL.len());
+        for refusal in Refusal::ALL {
+            assert_eq!(refused.get(refusal.name()), Some(&1), "{refusal}");
+        }
+        server.stop();
+    }
+}

@@ -166,7 +166,7 @@ outcomes! {
     SessionEnd counted as "sessions_closed" {
         /// The client logged out.
         LogOut = "log_out": None, INFO, LastBytes;
-        /// The client closed its connection without logging out.
+        /// The client closed its connection without a farewell message.
         ClientClosed = "client_closed": None, INFO, Nothing;
         /// The client's connection broke.
         ClientBroken = "client_broken": Client, INFO, Nothing;
@@ -256,7 +256,7 @@ outcomes! {
         Host = "host": Client, INFO, Status(400);
         /// The request expects something other than 100-continue.
         Expectation = "expectation": Client, INFO, Status(417);
-        /// The request asks for another protocol; only an upgrade to h2c is ignored instead.
+        /// The request asks for a protocol other than h2c; an upgrade to h2c is ignored.
         Upgrade = "upgrade": Client, INFO, Status(501);
         /// There are as many requests at the web server as `http_backend.connections` allows.
         Backend = "http_backend": Limit, INFO, Status(503);
@@ -290,7 +290,7 @@ outcomes! {
         HeldBytes = "held_bytes": Limit, UNLOGGED, Status(503);
         /// There are as many tunnel sessions as a limit allows.
         Full = "full": Limit, UNLOGGED, Status(503);
-        /// The client was refused; `sessions_refused` has the reason.
+        /// The client was refused; `sametime_mux_sessions_refused_total` has the reason.
         Refused = "refused": Limit, UNLOGGED, Status(503);
         /// The Community server is too slow for what the client sends.
         Busy = "busy": Server, UNLOGGED, Status(503);
@@ -342,7 +342,7 @@ outcomes! {
     ReloadOutcome counted as "reloads" {
         /// The new configuration is in force.
         Accepted = "accepted": None, INFO, Nothing;
-        /// Nothing has changed; `reloads_refused` has the reason.
+        /// Nothing has changed; `sametime_mux_reloads_refused_total` has the reason.
         Refused = "refused": Configuration, ERROR, Nothing;
     }
 

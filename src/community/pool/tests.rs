@@ -40,18 +40,18 @@ fn settings(servers: &[&str], balance: Balance) -> CommunitySettings {
     }
 }
 
-/// For a client that speaks on: no server is waited for.
+/// For a client that sends more than its Handshake: the answer of the server is not waited for.
 async fn connect(pool: &Pool) -> Result<Link, LinkError> {
     let opened = pool.connect(CLIENT.parse().expect("address"), b"hello", pin!(async {})).await;
     opened.map(|(link, _no_answer)| link)
 }
 
-/// For a client that waits for its answer, which comes with the link.
+/// For a client that waits for the answer, which is returned with the link.
 async fn connect_and_wait(pool: &Pool) -> Result<(Link, Vec<u8>), LinkError> {
     pool.connect(CLIENT.parse().expect("address"), b"hello", pin!(std::future::pending())).await
 }
 
-/// Takes connections in, as the system of a server that hangs does, until `answers` is set; then it answers what it is told.
+/// A server that hangs: its connections are accepted, and it answers only when the returned flag is set.
 async fn hanging() -> (Arc<AtomicBool>, String) {
     let ((listener, address), answers) = (listener().await, Arc::new(AtomicBool::new(false)));
     let set = Arc::clone(&answers);
@@ -70,7 +70,7 @@ async fn hanging() -> (Arc<AtomicBool>, String) {
     (answers, address)
 }
 
-/// Waits for what must come; a test that hangs is ended by its runner.
+/// Waits until `there` returns true.
 async fn until(mut there: impl FnMut() -> bool) {
     let since = Instant::now();
     while !there() {
@@ -167,7 +167,7 @@ async fn the_server_is_told_who_the_client_is() {
     let link = connect(&pool).await.expect("a link");
     let expected = crate::wire::proxy_protocol::v2(CLIENT.parse().expect("address"), a.parse().expect("address"));
     loop {
-        // The pool's own look sends nothing.
+        // The check of the pool sends nothing.
         let (mut tcp, _) = server.accept().await.expect("accepted");
         let mut seen = vec![0; expected.len()];
         if tcp.read_exact(&mut seen).await.is_ok() {
@@ -187,8 +187,9 @@ async fn a_server_that_hangs_is_skipped_until_it_answers() {
     let pool = Pool::start(settings, None);
     let (link, answer) = connect_and_wait(&pool).await.expect("the one that answers");
     assert_eq!(*link.server, *b);
-    assert_eq!(answer, b"answer", "what the server said first");
-    // Looked at by a Handshake of our own, and down while that is not answered, whatever its system accepts.
+    assert_eq!(answer, b"answer", "the first bytes of the server");
+    // It is checked by a Handshake, and it is down as long as that is not answered, although its system accepts
+    // connections.
     until(|| pool.status()[0].state == ServerState::Down).await;
     let error = pool.status()[0].last_error.clone().expect("an error");
     assert!(error.contains("no answer to the Handshake"), "{error}");
@@ -217,7 +218,7 @@ async fn who_speaks_on_is_not_kept_waiting_and_who_waits_in_vain_is_told() {
 
 #[tokio::test]
 async fn a_client_that_a_server_hangs_up_on_takes_no_server_away() {
-    // Answers a Handshake, and nothing else.
+    // A server that answers a Handshake, and closes on anything else.
     let (server, a) = listener().await;
     tokio::spawn(async move {
         loop {
@@ -236,7 +237,7 @@ async fn a_client_that_a_server_hangs_up_on_takes_no_server_away() {
     for _ in 0..5 {
         let error = connect_and_wait(&pool).await.expect_err("hung up on");
         assert!(error.detail.contains("closed before it answered"), "{}", error.detail);
-        assert!(pool.any_up(), "one client's word is not enough");
+        assert!(pool.any_up(), "one client is not enough");
     }
     until(|| !pool.current.load().endpoints[0].view(Instant::now()).is_suspect).await;
     assert!(pool.any_up());
