@@ -16,9 +16,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sametime_mux::{
     ingress::tunnel::Service,
-    mux::{Mux, Settings},
+    mux::{Mux, MuxSettings},
     runtime::scratch,
-    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Via},
+    stream::{Arrival, Community, Core, Lease, Link, Linking, MoreFromClient, Stream, Via},
     telemetry::Telemetry,
     wire::{
         Transport,
@@ -73,11 +73,11 @@ struct Links(Mutex<Vec<DuplexStream>>);
 struct NoLease;
 
 impl Lease for NoLease {
-    fn broken(&self, _: &str) {}
+    fn broken(&self) {}
 }
 
 impl Community for Links {
-    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], _: SpeaksOn<'a>) -> Linking<'a> {
+    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], _: MoreFromClient<'a>) -> Linking<'a> {
         Box::pin(async {
             let (mut near, far) = tokio::io::duplex(64 * 1024);
             near.write_all(hello).await.unwrap();
@@ -90,7 +90,7 @@ impl Community for Links {
 
 fn core() -> (Mux, Arc<Links>) {
     let links = Arc::new(Links::default());
-    let settings = Settings {
+    let settings = MuxSettings {
         capacity: 10,
         per_address: 0,
         logging_in: 10,

@@ -37,9 +37,9 @@ pub struct Settings {
     /// Listeners, TLS, HTTP and the tunnel.
     pub ingress: ingress::Settings,
     /// The core: limits and timeouts of clients.
-    pub mux: mux::Settings,
+    pub mux: mux::MuxSettings,
     /// The Community servers and the links to them.
-    pub community: community::Settings,
+    pub community: community::CommunitySettings,
     /// The admin endpoint.
     pub admin: AdminSettings,
     /// The log.

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod keepalive;
 pub mod listen;
+pub mod lookup;
 pub mod resolve;
 mod section;
 

@@ -1,7 +1,6 @@
-//! What happened: outcomes in closed enums, and the metrics that every floor writes and the admin endpoint
-//! reads.
+//! What happened: outcomes as closed enums, and the metrics, which every room writes and the admin endpoint reads.
 //!
-//! [`outcome`] holds the reasons and what follows from each; [`metrics`] has one file for each domain.
+//! [`outcome`] has the reasons and what follows from each; [`metrics`] has one file for each domain.
 
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 
 pub mod metrics;
 pub mod outcome;
+mod policy;
 
 use metrics::{
     community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics, listeners::ListenerMetrics,
@@ -25,7 +25,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Every metric.
 pub struct Telemetry {
     registry: Registry,
-    /// Bytes and frames.
+    /// Relayed bytes and frames.
     pub traffic: TrafficMetrics,
     /// Sessions.
     pub sessions: SessionMetrics,
@@ -48,7 +48,7 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Metrics at zero, for the given version of the program.
+    /// All metrics with the value zero, for the given version of the program.
     pub fn new(version: &str) -> Arc<Self> {
         let mut all = Registry::with_prefix("sametime_mux");
         Arc::new(Self {
@@ -66,7 +66,7 @@ impl Telemetry {
         })
     }
 
-    /// A port is bound or not. Its sessions are shown from now on, none as 0.
+    /// Sets whether a port is bound. The metrics have its sessions from now on, with 0 if there are none.
     pub fn set_listener(&self, section: Section, port: u16, up: bool) {
         for transport in Transport::ALL {
             self.sessions.of(port, transport);
@@ -74,7 +74,7 @@ impl Telemetry {
         self.listeners.set(section, port, up);
     }
 
-    /// All of it, in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         self.tls.refresh();
         self.server.refresh();

@@ -5,7 +5,7 @@ use std::{path::Path, process::ExitCode};
 
 use super::{BAD_USAGE, table};
 use crate::{
-    community::Server,
+    community::ServerAddress,
     config::{self, Settings},
 };
 
@@ -29,8 +29,8 @@ fn report(settings: &Settings) -> String {
         vec![listener.section.to_string(), address.to_owned(), listener.port.to_string()]
     }));
     let servers = settings.community.servers.iter().map(|server| match server {
-        Server::Sandbox => "sandbox",
-        Server::Address(address) => address,
+        ServerAddress::Sandbox => "sandbox",
+        ServerAddress::Address(address) => address,
     });
     let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());
     let ceiling = settings.memory_ceiling();

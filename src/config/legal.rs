@@ -5,7 +5,7 @@ use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use ipnet::IpNet;
 
-use crate::community::Server;
+use crate::community::ServerAddress;
 
 /// A number in a range.
 pub(super) fn number<N>(range: RangeInclusive<i64>) -> impl Fn(i64) -> Result<N, String>
@@ -98,14 +98,14 @@ pub(super) fn host_and_port(text: &str) -> Result<(), String> {
 }
 
 /// Community servers: at least one, each of them once.
-pub(super) fn servers(names: Vec<String>) -> Result<Vec<Server>, String> {
+pub(super) fn servers(names: Vec<String>) -> Result<Vec<ServerAddress>, String> {
     let mut servers = Vec::new();
     for name in names {
         let server = match name.as_str() {
-            "sandbox" => Server::Sandbox,
+            "sandbox" => ServerAddress::Sandbox,
             address => {
                 host_and_port(address)?;
-                Server::Address(address.to_owned())
+                ServerAddress::Address(address.to_owned())
             }
         };
         if servers.contains(&server) {

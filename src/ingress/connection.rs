@@ -231,7 +231,7 @@ fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
     let outcome = dropped.outcome();
     ingress.telemetry.connections.dropped.count(outcome);
     let (client, port, reason, detail) = (origin.client, origin.port, outcome.name(), dropped.detail());
-    if outcome.policy().level == Level::DEBUG {
+    if outcome.policy().level == Some(Level::DEBUG) {
         debug!(%client, port, reason, "connection dropped");
     } else if let Some(more) = ingress.troubles.pass() {
         info!(%client, port, reason, detail, more, "connection dropped");

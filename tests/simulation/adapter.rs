@@ -9,8 +9,8 @@ use std::{
 use bytes::Bytes;
 use sametime_mux::{
     ingress::tunnel::{Answer, Service, Settings as TunnelSettings},
-    mux::{Mux, Settings as MuxSettings},
-    stream::{Arrival, Community as LinkSource, Core, Lease, Link, Linking, SpeaksOn, Stream, Via},
+    mux::{Mux, MuxSettings},
+    stream::{Arrival, Community as LinkSource, Core, Lease, Link, Linking, MoreFromClient, Stream, Via},
     telemetry::{
         Telemetry,
         outcome::{Outcome, Sent, SessionEnd},
@@ -184,13 +184,13 @@ impl Codec {
 struct Place;
 
 impl Lease for Place {
-    fn broken(&self, _: &str) {}
+    fn broken(&self) {}
 }
 
 impl LinkSource for Community {
-    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], speaks_on: SpeaksOn<'a>) -> Linking<'a> {
+    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a> {
         Box::pin(async move {
-            let (stream, answer) = self.accept(hello, speaks_on).await;
+            let (stream, answer) = self.accept(hello, more).await;
             Ok((Link { stream: Stream::other(stream), server: "simulated".into(), lease: Box::new(Place) }, answer))
         })
     }

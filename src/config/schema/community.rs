@@ -17,7 +17,7 @@ enum LinkKind {
     Trunk,
 }
 
-pub(super) fn read(reader: &mut KeyReader<'_>) -> community::Settings {
+pub(super) fn read(reader: &mut KeyReader<'_>) -> community::CommunitySettings {
     let mut section = SectionReader::new(reader, "community");
     let legal = "a list of \"host:port\", or \"sandbox\"; at least one, each once";
     let servers = section.key("servers", vec!["sandbox".to_owned()], legal, legal::servers);
@@ -30,7 +30,7 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> community::Settings {
     let short = 50 * MILLISECOND..=2 * MINUTE;
     let longer = 100 * MILLISECOND..=2 * MINUTE;
     let interval = 100 * MILLISECOND..=HOUR;
-    community::Settings {
+    community::CommunitySettings {
         servers,
         balance,
         recalculate_after,

@@ -105,8 +105,8 @@ fn number_or_none(section: &mut SectionReader<'_, '_>, name: &'static str) -> us
 
 impl LimitsSection {
     /// The settings of the core, which counts clients.
-    pub(super) fn mux_settings(&self) -> mux::Settings {
-        mux::Settings {
+    pub(super) fn mux_settings(&self) -> mux::MuxSettings {
+        mux::MuxSettings {
             capacity: self.capacity,
             per_address: self.per_address,
             logging_in: self.logging_in,

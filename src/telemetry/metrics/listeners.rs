@@ -1,4 +1,4 @@
-//! Listeners: which are up, and what went wrong.
+//! Listeners: which of them are bound, and their errors.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -13,17 +13,17 @@ use crate::{
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct ListenerLabels {
     section: &'static str,
     port: u32,
 }
 
-/// See the module's page.
+/// The metrics of listeners.
 pub struct ListenerMetrics {
-    up: Family<Labels, Gauge>,
-    /// How often a listener could not be bound.
+    up: Family<ListenerLabels, Gauge>,
+    /// Times that a listener could not be bound.
     pub failures: OutcomeCounters<ListenerFailure>,
-    /// How often a listener could not accept a connection.
+    /// Times that a listener could not accept a connection.
     pub accept_errors: OutcomeCounters<AcceptError>,
 }
 
@@ -36,13 +36,13 @@ impl ListenerMetrics {
         }
     }
 
-    /// A port is bound or not.
+    /// Sets whether a port is bound.
     pub fn set(&self, section: Section, port: u16, up: bool) {
-        self.up.get_or_create(&Labels { section: section.name(), port: port.into() }).set(up.into());
+        self.up.get_or_create(&ListenerLabels { section: section.name(), port: port.into() }).set(up.into());
     }
 
-    /// A port is no longer in the configuration.
+    /// Removes a port that is no longer in the configuration.
     pub fn remove(&self, section: Section, port: u16) {
-        self.up.remove(&Labels { section: section.name(), port: port.into() });
+        self.up.remove(&ListenerLabels { section: section.name(), port: port.into() });
     }
 }

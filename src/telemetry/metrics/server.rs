@@ -1,4 +1,4 @@
-//! The program as a whole: its version, how long it runs, reloads of its configuration.
+//! The program: its version, the time since its start, and reloads of its configuration.
 
 use std::{
     sync::atomic::AtomicU64,
@@ -13,7 +13,7 @@ use prometheus_client::{
 use super::{OutcomeCounters, registered_seconds};
 use crate::telemetry::outcome::{ReloadOutcome, ReloadRefusal};
 
-/// See the module's page.
+/// The metrics of the program.
 pub struct ServerMetrics {
     started: Instant,
     uptime: Gauge<f64, AtomicU64>,
@@ -32,12 +32,12 @@ impl ServerMetrics {
         }
     }
 
-    /// Since the start.
+    /// The time since the start.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// A reload was tried.
+    /// Counts a reload; `refusal` is the reason if it was refused.
     pub fn reload(&self, refusal: Option<ReloadRefusal>) {
         if let Some(reason) = refusal {
             self.reloads_refused.count(reason);

@@ -1,4 +1,4 @@
-//! Sessions: how many, over which transport, how they end.
+//! Sessions: how many there are, over which transport, and how they end.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Port {
+struct PortLabels {
     port: u32,
     transport: &'static str,
 }
@@ -34,22 +34,22 @@ pub struct SessionsGauge {
 }
 
 impl SessionsGauge {
-    /// One more.
+    /// Counts a session that begins.
     pub fn opened(&self) {
         self.present.inc();
         self.opened.inc();
     }
 
-    /// One less.
+    /// Counts a session that ends.
     pub fn closed(&self) {
         self.present.dec();
     }
 }
 
-/// See the module's page.
+/// The metrics of sessions.
 pub struct SessionMetrics {
-    present: Family<Port, Gauge>,
-    opened: Family<Port, Counter>,
+    present: Family<PortLabels, Gauge>,
+    opened: Family<PortLabels, Counter>,
     gauges: Mutex<BTreeMap<(u16, Transport), SessionsGauge>>,
     /// Clients that were refused.
     pub refused: OutcomeCounters<Refusal>,
@@ -92,11 +92,11 @@ impl SessionMetrics {
         }
     }
 
-    /// The sessions of a port and transport, shown as 0 from now on.
+    /// The gauge of a port and transport. It is in the metrics from now on, with 0 if there is no session.
     pub fn of(&self, port: u16, transport: Transport) -> SessionsGauge {
         let mut gauges = self.gauges.lock();
         let gauge = gauges.entry((port, transport)).or_insert_with(|| {
-            let labels = Port { port: port.into(), transport: transport.name() };
+            let labels = PortLabels { port: port.into(), transport: transport.name() };
             SessionsGauge {
                 present: self.present.get_or_create(&labels).clone(),
                 opened: self.opened.get_or_create(&labels).clone(),
@@ -105,20 +105,20 @@ impl SessionMetrics {
         gauge.clone()
     }
 
-    /// Clients at present that match, summed.
+    /// The number of present sessions on ports and transports that match.
     pub fn present(&self, matches: impl Fn(u16, Transport) -> bool) -> u64 {
         let gauges = self.gauges.lock();
         let matching = gauges.iter().filter(|((port, transport), _)| matches(*port, *transport));
         u64::try_from(matching.map(|(_, gauge)| gauge.present.get()).sum::<i64>()).unwrap_or(0)
     }
 
-    /// A session ended, so many seconds after its connection was accepted.
+    /// Counts a session that ended `seconds` after its connection was accepted.
     pub fn closed(&self, end: SessionEnd, seconds: f64) {
         self.closed.count(end);
         self.duration.observe(seconds);
     }
 
-    /// The Community has answered a log-in, so many seconds after the connection was accepted.
+    /// Counts a log-in that the Community has accepted or refused, `seconds` after the connection was accepted.
     pub fn login(&self, seconds: f64, accepted: bool) {
         if accepted {
             self.login.observe(seconds);
@@ -127,7 +127,7 @@ impl SessionMetrics {
         }
     }
 
-    /// Clients that are not logged in yet, and bytes that are held, at present.
+    /// Sets how many clients are not logged in yet, and how many bytes are held, at present.
     pub fn set_load(&self, logging_in: usize, held_bytes: usize) {
         self.logging_in.set(as_gauge(logging_in));
         self.held_bytes.set(as_gauge(held_bytes));
