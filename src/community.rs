@@ -2,8 +2,8 @@
 //!
 //! - `pool` is the set of servers: reconfiguration, status, and a link for each client.
 //! - `balance` chooses the server. `health` is what is known of one. Both do no I/O.
-//! - `endpoint` is one server: opening links to it, and checking it. `Endpoint::open_stream` is where a trunk would open
-//!   its streams, in place of `direct`.
+//! - `endpoint` is one server: opening links to it, and checking it. `Endpoint::open_stream` is where a trunk would
+//!   open its streams, in place of `direct`.
 //! - `failure` has the errors, and the table of what follows from each.
 //! - `direct` opens a TCP connection for each client.
 

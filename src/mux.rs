@@ -2,8 +2,8 @@
 //!
 //! - `admission` counts clients and sends orders to sessions.
 //! - `session` is the life of one session. Its states are `opening`, `relay` and `closing`.
-//! - `direction` is one direction of a relay, `facts` is what a session's frames have shown, and `end` is why a session is
-//!   over.
+//! - `direction` is one direction of a relay, `facts` is what a session's frames have shown, and `end` is why a session
+//!   is over.
 //!
 //! The transport of a client is known for limits, log and metrics; no decision here depends on it.
 
@@ -91,8 +91,8 @@ struct MuxContext {
 pub struct Mux(Arc<MuxContext>);
 
 impl Mux {
-    /// Starts a core in front of `community`. Must be called on a tokio runtime: a task sets the clock and looks for idle
-    /// sessions as long as the core exists.
+    /// Starts a core in front of `community`. Must be called on a tokio runtime: a task sets the clock and looks for
+    /// idle sessions as long as the core exists.
     pub fn start(settings: MuxSettings, community: Arc<dyn Community>, telemetry: Arc<Telemetry>) -> Self {
         let budget = Budget::new(settings.held_bytes, settings.held_bytes_per_address, &settings.exempt);
         let admission = Arc::new(Admission::new(Arc::clone(&telemetry), Arc::clone(&budget)));

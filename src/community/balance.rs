@@ -62,8 +62,8 @@ impl Balancer {
         candidates
     }
 
-    /// The position of the server with the fewest sessions. It is used for `recalculate_after` log-ins, as long as it is
-    /// up: when many clients log in at the same time, the counts are behind, and a new choice for each is useless.
+    /// The position of the server with the fewest sessions. It is used for `recalculate_after` log-ins, as long as it
+    /// is up: when many clients log in at the same time, the counts are behind, and a new choice for each is useless.
     fn least(&self, candidates: &[Candidate]) -> usize {
         let mut least = self.least.lock();
         let is_usable = |index| candidates.get(index).is_some_and(|candidate: &Candidate| candidate.health.is_up);

@@ -125,7 +125,7 @@ impl Pool {
                     return Ok((Link { stream, server: Arc::clone(&endpoint.name), lease }, answer));
                 }
                 Err(error) => {
-                    // A server that was reached, or a fault of this machine, says more than one that was not reached.
+                    // An unreachable server is only the reason if nothing else went wrong.
                     if error.link_failure() != LinkFailure::CannotConnect {
                         failure = error.link_failure();
                     }

@@ -66,8 +66,8 @@ impl RelayDirection {
         Self { kept: first, ..Self::default() }
     }
 
-    /// Relays bytes until one of the streams is not ready. `other` is the state of the opposite direction, `most` is how
-    /// many bytes may be read at once, and `follow` follows the frames of the bytes that were read.
+    /// Relays bytes until one of the streams is not ready. `other` is the state of the opposite direction, `most` is
+    /// how many bytes may be read at once, and `follow` follows the frames of the bytes that were read.
     pub(super) fn poll(
         &mut self,
         other: DirectionState,
@@ -128,8 +128,8 @@ impl RelayDirection {
         }
     }
 
-    /// Counts bytes that were read before there was a link, and follows their frames. Bytes from an invalid frame on are
-    /// removed.
+    /// Counts bytes that were read before there was a link, and follows their frames. Bytes from an invalid frame on
+    /// are removed.
     ///
     /// # Errors
     /// The invalid frame.

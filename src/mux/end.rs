@@ -1,6 +1,6 @@
-//! How sessions end. [`End`] has the cause; its types separate the client's fault, the Community's fault, a limit of this
-//! program, and an order from outside. [`End::outcome`] maps every cause to one [`SessionEnd`], and everything else
-//! (who is to blame, log level, what the client is sent) is in the table of [`SessionEnd::policy`].
+//! How sessions end. [`End`] has the cause; its types separate the client's fault, the Community's fault, a limit of
+//! this program, and an order from outside. [`End::outcome`] maps every cause to one [`SessionEnd`], and everything
+//! else (who is to blame, log level, what the client is sent) is in the table of [`SessionEnd::policy`].
 //!
 //! [`SessionEnd::policy`]: crate::telemetry::outcome::Outcome::policy
 
@@ -81,8 +81,8 @@ fn stream_error(error: &io::Error) -> Option<StreamError> {
     StreamError::of(error).or_else(|| not_typed_yet(error))
 }
 
-// MERGE: delete this function and its call when the TLS adapter returns `StreamError::Truncated` and the tunnel's stream
-// returns `StreamError::SessionTimeout`. Then `stream_error` is `StreamError::of`.
+// MERGE: delete this function and its call when the TLS adapter returns `StreamError::Truncated` and the tunnel's
+// stream returns `StreamError::SessionTimeout`. Then `stream_error` is `StreamError::of`.
 fn not_typed_yet(error: &io::Error) -> Option<StreamError> {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Some(StreamError::Truncated),
@@ -91,8 +91,8 @@ fn not_typed_yet(error: &io::Error) -> Option<StreamError> {
     }
 }
 
-/// Whether the peer closed, although without TLS's close_notify. It counts as an orderly end of the stream: it is common
-/// among clients, and since frames have lengths, no part of a message can be cut off without notice.
+/// Whether the peer closed, although without TLS's close_notify. It counts as an orderly end of the stream: it is
+/// common among clients, and since frames have lengths, no part of a message can be cut off without notice.
 pub(super) fn is_truncation(error: &io::Error) -> bool {
     stream_error(error) == Some(StreamError::Truncated)
 }

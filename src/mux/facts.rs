@@ -25,9 +25,9 @@ pub(super) struct SessionFacts {
     /// The LoginAck was relayed.
     is_logged_in: bool,
     /// The client sent a farewell message: a DestroyCnl on the master channel.
-    client_said_farewell: bool,
+    client_sent_farewell: bool,
     /// The Community server sent one.
-    community_said_farewell: bool,
+    community_sent_farewell: bool,
 }
 
 /// Where frame events are reported.
@@ -42,7 +42,7 @@ pub(super) struct FrameObserver<'a> {
 impl SessionFacts {
     /// The facts of a session without frames.
     pub(super) fn new(max_frame: u32) -> Self {
-        Self { max_frame, is_logged_in: false, client_said_farewell: false, community_said_farewell: false }
+        Self { max_frame, is_logged_in: false, client_sent_farewell: false, community_sent_farewell: false }
     }
 
     /// The longest frame that the client may send now, in bytes.
@@ -52,12 +52,12 @@ impl SessionFacts {
 
     /// Whether one of the two sides has sent a farewell message. Then nothing more has to be sent to either.
     pub(super) fn has_farewell(&self) -> bool {
-        self.client_said_farewell || self.community_said_farewell
+        self.client_sent_farewell || self.community_sent_farewell
     }
 
-    /// The end of a session whose streams ended with `end`. If the client said farewell, it has logged out.
+    /// The end of a session whose streams ended with `end`. If the client sent a farewell message, it has logged out.
     pub(super) fn end(&self, end: End) -> End {
-        if self.client_said_farewell { End::Orderly(OrderlyEnd::LogOut) } else { end }
+        if self.client_sent_farewell { End::Orderly(OrderlyEnd::LogOut) } else { end }
     }
 
     /// The end of a session whose client's stream failed.
@@ -65,9 +65,9 @@ impl SessionFacts {
         self.end(End::Client(ClientFault::of_stream(error)))
     }
 
-    /// The end of a session whose link failed. If the Community server said farewell, it has closed.
+    /// The end of a session whose link failed. If the Community server sent a farewell message, it has closed.
     pub(super) fn community_failed(&self, error: std::io::Error) -> End {
-        self.end(if self.community_said_farewell {
+        self.end(if self.community_sent_farewell {
             End::Orderly(OrderlyEnd::CommunityClosed)
         } else {
             End::Community(CommunityFault::Broken(error))
@@ -111,7 +111,7 @@ impl SessionFacts {
 
     fn client_frame(&mut self, head: Head) {
         if head.kind == kind::DESTROY_CNL && head.channel == 0 {
-            self.client_said_farewell = true;
+            self.client_sent_farewell = true;
         }
     }
 
@@ -125,7 +125,7 @@ impl SessionFacts {
                 telemetry.sessions.login(accepted.elapsed().as_secs_f64(), true);
             }
             kind::DESTROY_CNL => {
-                self.community_said_farewell = true;
+                self.community_sent_farewell = true;
                 if !self.is_logged_in {
                     telemetry.sessions.login(accepted.elapsed().as_secs_f64(), false);
                 }

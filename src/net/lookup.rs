@@ -1,8 +1,8 @@
-//! The addresses of a remote `host:port`. A name is looked up when a connection needs it, and the addresses are used for
-//! ten seconds.
+//! The addresses of a remote `host:port`. A name is looked up when a connection needs it, and the addresses are used
+//! for ten seconds.
 //!
-//! There is one look-up of a name at a time, on a task of its own. If the name server fails or does not answer, the last
-//! addresses stay in use, so that no connection waits for a look-up whose result is not needed.
+//! There is one look-up of a name at a time, on a task of its own. If the name server fails or does not answer, the
+//! last addresses stay in use, so that no connection waits for a look-up whose result is not needed.
 
 use std::{
     fmt, io,

@@ -15,9 +15,9 @@ pub trait Community: Send + Sync + 'static {
     /// Chooses a server, opens a link to it for `client`, sends it `hello`, which is the client's Handshake, and waits
     /// for the answer. The first bytes of the answer are returned with the link.
     ///
-    /// A server that refuses, or does not answer, is skipped, and the next one gets the same Handshake. Nothing is lost,
-    /// since the client has not received anything. When `more` is ready, the server that has the Handshake keeps the
-    /// client: the link is returned at once, without an answer.
+    /// A server that refuses, or does not answer, is skipped, and the next one gets the same Handshake. Nothing is
+    /// lost, since the client has not received anything. When `more` is ready, the server that has the Handshake keeps
+    /// the client: the link is returned at once, without an answer.
     fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a>;
 }
 

@@ -132,15 +132,15 @@ outcomes! {
     Refusal counted as "sessions_refused" {
         /// There are as many clients as `limits.capacity` allows.
         Capacity = "capacity": Limit, WARN, Farewell(Reason::ServerFull);
-        /// There are as many clients from this address as `limits.per_address` allows.
+        /// This address has as many clients as `limits.per_address` allows.
         PerAddress = "per_address": Limit, WARN, Farewell(Reason::ServerFull);
         /// There are as many clients that are not logged in as `limits.logging_in` allows.
         LoggingIn = "logging_in": Limit, WARN, Farewell(Reason::ServerFull);
-        /// There are as many clients from this address that are not logged in as `limits.logging_in_per_address` allows.
+        /// This address has as many clients that are not logged in as `limits.logging_in_per_address` allows.
         LoggingInPerAddress = "logging_in_per_address": Limit, WARN, Farewell(Reason::ServerFull);
         /// There are as many tunnel sessions as `limits.tunnel_sessions` allows.
         TunnelSessions = "tunnel_sessions": Limit, WARN, Status(503);
-        /// There are as many tunnel sessions from this address as `limits.tunnel_sessions_per_address` allows.
+        /// This address has as many tunnel sessions as `limits.tunnel_sessions_per_address` allows.
         TunnelSessionsPerAddress = "tunnel_sessions_per_address": Limit, WARN, Status(503);
         /// The multiplexer is being stopped.
         Draining = "draining": Limit, WARN, Farewell(Reason::NotResponding);
@@ -220,7 +220,7 @@ outcomes! {
         NoCertificate = "no_certificate": Client, INFO, Farewell(Reason::EncryptionMismatch);
         /// There are as many connections as `limits.connections` allows.
         Connections = "connections": Limit, INFO, Farewell(Reason::ServerFull);
-        /// There are as many connections from this address as `limits.connections_per_address` allows.
+        /// This address has as many connections as `limits.connections_per_address` allows.
         ConnectionsPerAddress = "connections_per_address": Limit, INFO, Farewell(Reason::ServerFull);
         /// This address opens connections faster than `limits.connection_rate_per_address` allows.
         RatePerAddress = "connection_rate_per_address": Limit, INFO, Farewell(Reason::ServerFull);

@@ -38,9 +38,9 @@ pub mod kind {
 /// server side fills it in.
 const HANDSHAKE_CLIENT_ADDRESS: std::ops::Range<usize> = 20..24;
 
-/// Writes the client's address into a whole Handshake `frame`: its IPv4 address, or the IPv4 address that is mapped into
-/// its IPv6 address, otherwise 0. A frame is not changed if it is too short for the field, or if its body is encrypted or
-/// moved by attributes.
+/// Writes the client's address into a whole Handshake `frame`: its IPv4 address, or the IPv4 address that is mapped
+/// into its IPv6 address, otherwise 0. A frame is not changed if it is too short for the field, or if its body is
+/// encrypted or moved by attributes.
 pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) {
     let options = match frame.get(6..8) {
         Some(&[a, b]) => u16::from_be_bytes([a, b]),
