@@ -64,6 +64,20 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("config", &["schema", "reader legal ceiling"]),
     ("admin", &["http", "status"]),
     ("server", &["control", "ports certificate", "port_holder"]),
+    (
+        "load",
+        &[
+            "report",
+            "run",
+            "worker",
+            "client hostile",
+            "frame_connection pending",
+            "tunnel setup messages",
+            "connect figures random",
+            "scenario",
+        ],
+    ),
+    ("load/report", &["html", "plot"]),
 ];
 
 const LONGEST: usize = 500;

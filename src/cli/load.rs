@@ -12,7 +12,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{BAD_USAGE, FAILED, table};
-use crate::load::{self, Outcome, Plan, Proxies, Route, Scenario};
+use crate::load::{self, LoadPlan, LoadResult, LoadRoute, Proxies, Scenario};
 
 /// Without a terminal, so often a line says how it goes.
 const SAY_EVERY: u64 = 5;
@@ -97,7 +97,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
     if arguments.worker {
-        return match load::work().await {
+        return match load::run_worker().await {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => failed(&why),
         };
@@ -109,13 +109,13 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
             return ExitCode::from(BAD_USAGE);
         }
     };
-    let progress = Progress::new(&plan.scenario);
+    let progress = LoadProgress::new(&plan.scenario);
     match load::run(plan, |outcome| progress.say(outcome)).await {
         Ok(outcome) => {
             progress.end();
             show(&arguments, &outcome)
         }
-        Err(load::Fault(why)) => {
+        Err(load::LoadError(why)) => {
             progress.end();
             failed(&why)
         }
@@ -127,7 +127,7 @@ fn failed(why: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-fn plan(arguments: &Arguments) -> Result<Plan, String> {
+fn plan(arguments: &Arguments) -> Result<LoadPlan, String> {
     let mut scenario = match &arguments.scenario {
         None => Scenario::default(),
         Some(file) => {
@@ -143,13 +143,13 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
     let weights = [arguments.raw, arguments.tls, arguments.polling, arguments.hybrid];
     if weights.iter().any(Option::is_some) {
         let [raw, tls, polling, hybrid] = weights.map(Option::unwrap_or_default);
-        scenario.mix = load::Mix { raw, tls, polling, hybrid };
+        scenario.mix = load::TransportMix { raw, tls, polling, hybrid };
     }
     scenario.check()?;
     let target = resolve(&arguments.target)?;
     let or_target = |given: &Option<String>| given.as_deref().map_or(Ok(target), resolve);
     let proxy = |given: &Option<String>| given.as_deref().map(resolve).transpose();
-    let route = Route {
+    let route = LoadRoute {
         raw: target,
         tls: or_target(&arguments.tls_target)?,
         http: or_target(&arguments.http_target)?,
@@ -166,7 +166,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
             "{address} is not on loopback, and load takes a server down: say --yes-i-own-this-server if you do"
         ));
     }
-    Ok(Plan { scenario, route, workers: arguments.workers, seed: arguments.seed })
+    Ok(LoadPlan { scenario, route, workers: arguments.workers, seed: arguments.seed })
 }
 
 fn resolve(name: &str) -> Result<SocketAddr, String> {
@@ -174,7 +174,7 @@ fn resolve(name: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| format!("{name}: no such host"))
 }
 
-fn show(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
+fn show(arguments: &Arguments, outcome: &LoadResult) -> ExitCode {
     let json = match serde_json::to_string_pretty(outcome) {
         Ok(json) => json,
         Err(error) => return failed(&error.to_string()),
@@ -201,10 +201,10 @@ fn show(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
     if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
-/// A bar on a terminal, a line now and then elsewhere.
-struct Progress(Option<ProgressBar>);
+/// The progress of a run on stderr: a bar on a terminal, otherwise a line every few seconds.
+struct LoadProgress(Option<ProgressBar>);
 
-impl Progress {
+impl LoadProgress {
     fn new(scenario: &Scenario) -> Self {
         let seconds = scenario.whole().as_secs();
         let bar = stderr().is_terminal().then(|| {
@@ -216,7 +216,7 @@ impl Progress {
         Self(bar)
     }
 
-    fn say(&self, outcome: &Outcome) {
+    fn say(&self, outcome: &LoadResult) {
         let Some(point) = outcome.points.last() else { return };
         let all = outcome.total.all();
         let errors: u64 = outcome.total.errors.values().sum();
