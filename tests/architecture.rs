@@ -78,6 +78,7 @@ const INSIDE: &[(&str, &[&str])] = &[
         ],
     ),
     ("load/report", &["html", "plot"]),
+    ("sandbox", &["connection", "session", "community", "bodies"]),
 ];
 
 const LONGEST: usize = 500;
