@@ -1,6 +1,6 @@
-//! The hot paths on one thread and without sockets, for an instruction counter:
-//! `tests/instructions.rs` runs it under callgrind with two counts of messages, and holds the
-//! difference to the record in `instructions.toml`.
+//! The hot paths on one thread and without sockets, for an instruction counter. `tests/instructions.rs` runs this
+//! program under callgrind with two counts of messages, and compares the difference with the record in
+//! `instructions.toml`.
 //!
 //! ```text
 //! instructions PATH COUNT        PATH: scan, relay, polling, hybrid
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Messages come in reads of 32 KiB, cut wherever that cuts them.
+/// Messages arrive in reads of 32 KiB, which end anywhere in a message.
 fn scan(count: usize) {
     let bytes = frame::build(4, 1, &BODY).repeat(count);
     let (mut scanner, mut seen) = (Scanner::new(), 0);
@@ -65,7 +65,7 @@ fn scan(count: usize) {
     assert_eq!(seen, count);
 }
 
-/// The Community's ends of the links that the core has opened.
+/// A Community that keeps its ends of the links that the core opens.
 #[derive(Default)]
 struct Links(Mutex<Vec<DuplexStream>>);
 
@@ -108,7 +108,7 @@ fn core() -> (Mux, Arc<Links>) {
     (Mux::start(settings, community, Telemetry::new("instructions")), links)
 }
 
-/// The Community's end of the one session, its Handshake read.
+/// The Community's end of the one session, after its Handshake is read.
 async fn link_of(links: &Links) -> DuplexStream {
     let mut link = loop {
         if let Some(link) = links.0.lock().pop() {
@@ -121,7 +121,7 @@ async fn link_of(links: &Links) -> DuplexStream {
     link
 }
 
-/// Each message is relayed to the Community and its echo back.
+/// Each message is relayed to the Community, and its echo back.
 async fn relay(count: usize) {
     let (mux, links) = core();
     let (mut client, near) = tokio::io::duplex(64 * 1024);
@@ -143,7 +143,7 @@ async fn relay(count: usize) {
     }
 }
 
-/// Each request brings a message, and its answer one. The client's side is counted, too.
+/// Each request carries a message, and its response carries another one. The work of the client is counted, too.
 async fn tunnel(kind: Kind, count: usize) {
     let (mux, links) = core();
     let service = Service::start(support::settings(Duration::from_secs(600)), Arc::new(mux));

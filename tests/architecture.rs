@@ -74,6 +74,21 @@ const INSIDE: &[(&str, &[&str])] = &[
             "port_holder",
         ],
     ),
+    (
+        "load",
+        &[
+            "report",
+            "run",
+            "worker",
+            "client hostile",
+            "frame_connection pending",
+            "tunnel setup messages",
+            "connect figures random",
+            "scenario",
+        ],
+    ),
+    ("load/report", &["html", "plot"]),
+    ("sandbox", &["connection", "session", "community", "bodies"]),
 ];
 
 const LONGEST: usize = 500;

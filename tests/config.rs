@@ -1,11 +1,11 @@
-//! The configuration database: each key wrong in turn, faults in one go, the shipped files.
+//! The configuration database: each key with a wrong value, several faults at once, the shipped files.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use sametime_mux::config::{self, ConfigErrors, ConfigPlace, Settings};
 
-/// Key, a value that is wrong, what the message says of it.
+/// A key, a wrong value, and a part of the message about it.
 const WRONG: &[(&str, &str, &str)] = &[
     ("client_connections.host_name", "\"not a name\"", "\"not a name\" is neither an address nor a name"),
     ("client_connections.host_name", "1", "1: invalid type: integer"),
@@ -96,30 +96,31 @@ fn faults(text: &str) -> Vec<String> {
     faults.to_string().lines().map(str::to_owned).collect()
 }
 
-fn with(variables: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
+/// Parses a file with `capacity = 7`, and environment variables.
+fn parse_with(variables: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
     let own = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     config::parse("\n[limits]\ncapacity = 7\n", Path::new("st.toml"), own)
 }
 
 #[test]
-fn each_key_wrong_in_turn_is_told_with_file_line_key_and_what_is_legal() {
+fn each_wrong_key_is_reported_with_file_line_key_and_legal_values() {
     let mut tried = BTreeSet::new();
-    for (key, value, says) in WRONG {
+    for (key, value, message) in WRONG {
         let (section, name) = key.split_once('.').unwrap();
         let legal = config::keys().into_iter().find(|k| k.section == section && k.name == name).expect(key).legal;
         let found = faults(&format!("# a comment\n\n[{section}]\n\n{name} = {value}\n"));
         assert_eq!(found.len(), 1, "{key} = {value}: {found:#?}");
         let begin = format!("st.toml:5: {key}: ");
-        assert!(found[0].starts_with(&begin) && found[0].contains(says), "{key} = {value}: {}", found[0]);
+        assert!(found[0].starts_with(&begin) && found[0].contains(message), "{key} = {value}: {}", found[0]);
         assert!(found[0].ends_with(&format!(" ({legal})")) && !legal.is_empty(), "{}", found[0]);
         tried.insert((*key).to_owned());
     }
     let all: BTreeSet<String> = config::keys().iter().map(|key| format!("{}.{}", key.section, key.name)).collect();
-    assert_eq!(tried, all, "a key that is not tried, or is none");
+    assert_eq!(tried, all, "a key that is not tried, or does not exist");
 }
 
 #[test]
-fn every_fault_is_told_in_one_go_in_the_order_of_the_file() {
+fn all_faults_are_reported_at_once_in_the_order_of_the_file() {
     let found = faults(
         "loose = 1\n[limit]\n[limits]\ncapacty = 3\nmax_frame = \"big\"\nper_address = -1\n[tls]\ncertificate = 3\n[tunnel]\nversion = 9\n",
     );
@@ -141,7 +142,7 @@ fn every_fault_is_told_in_one_go_in_the_order_of_the_file() {
 }
 
 #[test]
-fn what_is_no_toml_is_told_with_its_line() {
+fn text_that_is_not_toml_is_reported_with_its_line() {
     for (text, line) in
         [("[limits\n", 1), ("[limits]\ncapacity = \n", 2), ("[limits]\ncapacity = 1\ncapacity = 2\n", 3)]
     {
@@ -159,15 +160,15 @@ fn nothing_to_listen_on_is_a_fault() {
 }
 
 #[test]
-fn a_port_may_stand_twice_on_addresses_of_its_own() {
+fn a_port_may_be_used_twice_on_different_addresses() {
     let two = "[client_connections]\nhost_name = \"127.0.0.1\"\nports = [1533]\n[http_tunneled_client_connections]\nhost_name = \"127.0.0.2\"\nports = [1533]\n";
     assert_eq!(parse(two).unwrap().ingress.listeners.len(), 3);
 }
 
 #[test]
-fn the_environment_wins_over_the_file_and_is_checked_as_strictly() {
-    assert_eq!(with(&[]).unwrap().mux.capacity, 7);
-    let settings = with(&[
+fn the_environment_overrides_the_file_and_is_checked_as_strictly() {
+    assert_eq!(parse_with(&[]).unwrap().mux.capacity, 7);
+    let settings = parse_with(&[
         ("SAMETIME_MUX__LIMITS__CAPACITY", "12"),
         ("SAMETIME_MUX__LIMITS__LOGIN_TIMEOUT", "3s"),
         ("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "1533,1534"),
@@ -182,13 +183,13 @@ fn the_environment_wins_over_the_file_and_is_checked_as_strictly() {
     assert_eq!(settings.ingress.listeners.iter().map(|l| l.port).collect::<Vec<_>>(), [1533, 1534, 443]);
     assert_eq!((settings.community.servers.len(), settings.admin.listen), (2, None));
 
-    let wrong = with(&[("SAMETIME_MUX__LIMITS__CAPACITY", "many"), ("SAMETIME_MUX__LIMITS__CAPACTY", "1")]);
+    let wrong = parse_with(&[("SAMETIME_MUX__LIMITS__CAPACITY", "many"), ("SAMETIME_MUX__LIMITS__CAPACTY", "1")]);
     let wrong = wrong.unwrap_err().to_string();
     assert!(wrong.contains("environment variable SAMETIME_MUX__LIMITS__CAPACITY: limits.capacity: many"), "{wrong}");
     assert!(wrong.contains("SAMETIME_MUX__LIMITS__CAPACTY: no such key (did you mean SAMETIME_MUX__LIMITS__CAPACITY?"));
 }
 
-/// All TOML files under a folder.
+/// All TOML files in a folder and the folders in it.
 fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -203,7 +204,7 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn the_shipped_files_are_right() {
+fn the_shipped_files_are_legal() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let databases: Vec<_> =
         files(&root.join("config")).into_iter().filter(|path| !path.parent().unwrap().ends_with("load")).collect();
@@ -214,7 +215,7 @@ fn the_shipped_files_are_right() {
 }
 
 #[test]
-fn the_seed_says_every_default_and_explains_every_key() {
+fn the_first_configuration_file_has_every_default_and_explains_every_key() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/stconfig.toml");
     let text = fs::read_to_string(&file).unwrap();
     let shipped = config::parse(&text, &file, std::iter::empty()).unwrap();

@@ -1,4 +1,4 @@
-//! A tunnel client without sockets, and a core that only keeps what arrives.
+//! A tunnel client without sockets, and a core that keeps the sessions that arrive.
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
@@ -20,7 +20,7 @@ use sametime_mux::{
     },
 };
 
-/// Where clients come from.
+/// The address of the clients.
 pub const FROM: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const SECRET: [u8; 1] = [5];
 
@@ -38,7 +38,7 @@ pub fn settings(reply_wait: Duration) -> Settings {
     }
 }
 
-/// Sessions that arrive stay open.
+/// A core that keeps every session, so that it stays open.
 #[derive(Default)]
 pub struct Keep(Mutex<Vec<Arrival>>);
 
@@ -49,7 +49,7 @@ impl Core for Keep {
     }
 }
 
-/// What both ends of a session come to.
+/// The agreement on the server's side, and the cipher on the client's side.
 pub fn agreed() -> (Agreement, Cipher) {
     let ours = agree_with(&agree_with(&[3], &SECRET).unwrap().public, &[9; 32]).unwrap();
     let client = agree_with(&ours.public, &SECRET).unwrap().cipher;
@@ -88,7 +88,7 @@ impl Client {
         Self { name, ..Self::of(kind, version, cipher, token) }
     }
 
-    /// A later request's body.
+    /// The body of a request after the first.
     pub fn request(&mut self, data: &[u8]) -> Vec<u8> {
         let mut payload = if self.kind == Kind::Hybrid { envelope::record(1, data) } else { data.to_vec() };
         if self.version > 0 && !payload.is_empty() {
@@ -99,7 +99,7 @@ impl Client {
         body.0
     }
 
-    /// Takes an answer in; the Community's bytes.
+    /// Reads a response. Returns the bytes of the Community in it.
     pub fn take(&mut self, answer: &Answer) -> Vec<u8> {
         let Answer::Body(body) = answer else { panic!("{answer:?}") };
         let mut reader = Reader(body);

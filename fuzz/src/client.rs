@@ -1,5 +1,5 @@
-//! A tunnel client, as the recordings show it: what it puts into a request, and what it makes
-//! of a response.
+//! A tunnel client that behaves like the recorded ones: it makes the bodies of requests and reads those of
+//! responses.
 
 use sametime_mux::{
     ingress::tunnel::session::Token,
@@ -12,17 +12,17 @@ use sametime_mux::{
     },
 };
 
-/// The client's Diffie-Hellman secret. Short: the power is dear, and no secret here.
+/// The client's Diffie-Hellman secret. It is short because the calculation is slow and nothing is secret here.
 pub const SECRET: [u8; 2] = [3, 9];
 /// The virtual connection that a hybrid client opens.
 pub const CONNECTION: u32 = 1;
 
-/// The client's Diffie-Hellman value.
+/// The client's public Diffie-Hellman value.
 pub fn public() -> [u8; 64] {
     agree_with(&[3], &SECRET).expect("legal").public
 }
 
-/// One client, once its session is open.
+/// One client whose session is open.
 pub struct Client {
     kind: Kind,
     version: u32,
@@ -32,7 +32,7 @@ pub struct Client {
     acknowledgement: Option<[u8; BLOCK]>,
     sent_iv: [u8; BLOCK],
     received_iv: [u8; BLOCK],
-    /// What the Community said, as far as it came through.
+    /// The bytes of the Community that have arrived so far.
     pub received: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ impl Client {
         }
     }
 
-    /// The first request's body.
+    /// The body of the first request.
     pub fn opening(kind: Kind) -> Vec<u8> {
         let mut out = Writer::new();
         out.u32(0).u32(1).opaque(&public());
@@ -64,7 +64,7 @@ impl Client {
         out.0
     }
 
-    /// The client that the first response makes; its session's name.
+    /// Reads the first response. Returns the client and the name of its session.
     pub fn opened(kind: Kind, body: &[u8]) -> (Self, String) {
         let mut reader = Reader(body);
         assert_eq!((reader.u32(), reader.string()), (Some(0), Some(&b""[..])));
@@ -76,7 +76,8 @@ impl Client {
         (Self::new(kind, version, cipher, token), name)
     }
 
-    /// A request's body. The same acknowledgement as before, unless a response was received.
+    /// The body of a request with `data`. Its acknowledgement is that of the request before, unless a response was
+    /// received since then.
     pub fn request(&mut self, data: &[u8]) -> Vec<u8> {
         let acknowledgement = *self.acknowledgement.get_or_insert_with(|| {
             let secret = self.cipher.encrypt(&mut self.acknowledgement_iv, &self.token);
@@ -90,7 +91,7 @@ impl Client {
         out.0
     }
 
-    /// Reads a response; true when it carried payload.
+    /// Reads a response. Returns whether it carried payload.
     pub fn receive(&mut self, body: &[u8]) -> bool {
         let mut reader = Reader(body);
         self.token = reader.opaque().and_then(|t| t.try_into().ok()).expect("a token");
@@ -117,7 +118,7 @@ impl Client {
     }
 }
 
-/// Whether a response's body carries payload.
+/// Whether the body of a response carries payload.
 pub fn carries_payload(body: &[u8]) -> bool {
     let mut reader = Reader(body);
     let _token = reader.opaque().expect("a token");

@@ -1,17 +1,18 @@
-//! The configuration database: settings that are legal, or faults that an admin can find.
+//! The configuration database: the result is legal settings, or faults with lines that exist.
 
 use std::path::Path;
 
 use sametime_mux::config::{ConfigPlace, ENV_PREFIX, parse};
 
-/// Text, and behind the first zero byte environment variables, one in a line.
+/// The input is the text of the database, and after the first zero byte the environment variables, one in each
+/// line.
 pub fn check(input: &[u8]) {
     let end = input.iter().position(|&b| b == 0).unwrap_or(input.len());
     let text = String::from_utf8_lossy(&input[..end]);
     let environment = String::from_utf8_lossy(input.get(end + 1..).unwrap_or_default()).into_owned();
     let variables = || {
         environment.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| {
-            // Names that are no key's are looked at, too.
+            // Variables with names that belong to no key are included.
             let name = if name.starts_with(ENV_PREFIX) { name.to_owned() } else { format!("{ENV_PREFIX}{name}") };
             (name, value.to_owned())
         })

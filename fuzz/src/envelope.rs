@@ -1,4 +1,4 @@
-//! The tunnel's envelope: what is read, written again, is the same bytes.
+//! The tunnel's envelope: what is read and written again has the same bytes.
 
 use sametime_mux::wire::{
     message::{Reader, Writer},
@@ -10,7 +10,7 @@ use sametime_mux::wire::{
 
 use super::Choices;
 
-/// The first byte chooses what the rest is taken for.
+/// The first byte chooses how the rest is read.
 pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     match choices.below(6) {
@@ -47,7 +47,7 @@ fn opening(kind: Kind, body: &[u8]) {
     if kind == Kind::Hybrid {
         records(&body[again.0.len()..]);
     }
-    // Any value of a client's gives a key, or is refused.
+    // Every public value of a client gives a key or is refused.
     if let Some(agreement) = agree_with(opening.public, &[5; 4]) {
         assert_eq!(agreement.cipher.encrypt(&mut FIRST_IV.clone(), b"token").len(), BLOCK);
     }
@@ -66,12 +66,12 @@ fn records(payload: &[u8]) {
     let read = envelope::each_record(payload, |on, data| {
         again.u32(on).u8(b'M').opaque(data);
     });
-    // Whole records before a broken one were seen.
+    // The whole records before a broken one are reported.
     assert!(payload.starts_with(&again.0));
     assert_eq!(read.is_ok(), again.0.len() == payload.len());
 }
 
-/// What a client reads of a response is what was put in.
+/// A client reads from a response what was written into it.
 fn response(choices: &mut Choices<'_>) {
     let n = choices.below(20);
     let (token, payload) = (choices.bytes(n), choices.0);
@@ -91,7 +91,7 @@ fn response(choices: &mut Choices<'_>) {
     assert_eq!((reader.opaque(), reader.u8(), reader.0), (Some(token), Some(0), &b""[..]));
 }
 
-/// Encrypted and decrypted is the same; what does not decrypt leaves the chain alone.
+/// Encryption and decryption give the same bytes. Data that cannot be decrypted does not change the cipher's state.
 fn cipher(choices: &mut Choices<'_>) {
     let mut key = [0; 16];
     for byte in &mut key {

@@ -1,21 +1,21 @@
-//! HTTP/1 by the letter: what passes, a plain reader of whole requests reads in the same way.
+//! The strict form of HTTP/1: a plain reader of whole requests reads what passes in the same way.
 
 use sametime_mux::ingress::http::framing::{Framing, WORD};
 
 use super::Choices;
 
-/// A request as a plain reader reads it.
+/// A request, as the plain reader returns it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Method and target.
+    /// The method and the target.
     pub line: (String, String),
-    /// Names, in small letters, and values.
+    /// The names, in lower case, and the values.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body, out of its chunks.
+    /// The body, without the form of its chunks.
     pub body: Vec<u8>,
 }
 
-/// Takes a line off the front; `None`: there is no CR LF.
+/// Takes a line from the front; `None` if there is no CR LF.
 fn line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
     let line = &rest[..end];
@@ -40,16 +40,15 @@ fn headers(rest: &mut &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
             return None;
         }
         let name = String::from_utf8_lossy(name).to_lowercase();
-        let decides = ["content-length", "transfer-encoding"].contains(&name.as_str());
-        if decides && value.len() > WORD {
+        let is_about_length = ["content-length", "transfer-encoding"].contains(&name.as_str());
+        if is_about_length && value.len() > WORD {
             return None;
         }
         headers.push((name, value.trim_ascii().to_vec()));
     }
 }
 
-/// Takes a request off the front of what lies there as a whole; `None`: it is not whole, or not
-/// of the plain form.
+/// Takes a request from the front of `bytes`; `None` if it is not complete, or not of the strict form.
 pub fn request(bytes: &mut &[u8]) -> Option<Request> {
     let mut rest = *bytes;
     while let Some(after) = rest.strip_prefix(b"\r\n") {
@@ -57,7 +56,7 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
     }
     let first: Vec<&[u8]> = line(&mut rest)?.split(|&b| b == b' ').collect();
     let [method, target, version] = first[..] else { return None };
-    let old = match version {
+    let is_http_1_0 = match version {
         b"HTTP/1.0" => true,
         b"HTTP/1.1" => false,
         _ => return None,
@@ -79,7 +78,7 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
             body = rest.get(..length)?.to_vec();
             rest = &rest[length..];
         }
-        ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && !old => loop {
+        ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && !is_http_1_0 => loop {
             let line = line(&mut rest)?;
             let size = line.split(|&b| b == b';').next()?;
             let extension = &line[size.len()..];
@@ -108,7 +107,7 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
     Some(Request { line: (text(method), text(target)), headers, body })
 }
 
-/// The first byte chooses the fragments, the rest is the connection.
+/// The first byte chooses the fragments; the rest is the connection.
 pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     let step = 1 + choices.below(40);
@@ -124,7 +123,7 @@ pub fn check(input: &[u8]) {
     }
     assert_eq!(whole.requests(), requests);
     if fault.is_none() {
-        // All of it was read, or its end is not there yet.
+        // Everything was read, or the last request is not complete.
         let between = rest.is_empty() || rest.iter().all(|b| b"\r\n".contains(b));
         assert!(!whole.at_boundary() || between, "{}", rest.escape_ascii());
     }
