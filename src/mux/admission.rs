@@ -45,7 +45,7 @@ pub(super) enum SessionOrder {
 pub(super) struct Entry {
     /// A [`SessionOrder`], or 0.
     order: AtomicU8,
-    logging_in: AtomicBool,
+    is_logging_in: AtomicBool,
     /// When the client was admitted: the clock in seconds.
     admitted: u32,
     /// Wakes the session's task for an order.
@@ -108,7 +108,7 @@ impl ClientCounts {
 pub(super) struct Admission {
     /// A copy of the total, which is read without the lock.
     sessions: AtomicUsize,
-    draining: AtomicBool,
+    is_draining: AtomicBool,
     counts: Mutex<ClientCounts>,
     /// All sessions. A new one goes to the next list in turn.
     shards: [Mutex<Slab<Arc<Entry>>>; SHARDS],
@@ -125,7 +125,7 @@ impl Admission {
     pub(super) fn new(telemetry: Arc<Telemetry>, budget: Arc<Budget>) -> Self {
         Self {
             sessions: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
             counts: Mutex::default(),
             shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
             next_shard: AtomicUsize::new(0),
@@ -146,11 +146,11 @@ impl Admission {
     }
 
     pub(super) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.is_draining.store(true, Relaxed);
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.is_draining.load(Relaxed)
     }
 
     /// Admits a client and counts it until its ticket is dropped, or returns why it is refused.
@@ -172,7 +172,7 @@ impl Admission {
         let clock = self.clock.load(Relaxed);
         let entry = Arc::new(Entry {
             order: AtomicU8::new(0),
-            logging_in: AtomicBool::new(true),
+            is_logging_in: AtomicBool::new(true),
             admitted: seconds(clock),
             waker: AtomicWaker::new(),
             heard: AtomicU64::new(clock),
@@ -210,7 +210,7 @@ impl Admission {
     pub(super) fn order_not_logged_in(&self, since: u64) {
         if self.ticks.fetch_add(1, Relaxed).is_multiple_of(TICKS_PER_LOGIN_CHECK) && self.logging_in() > 0 {
             self.order_where(SessionOrder::NotLoggedIn, |entry| {
-                entry.admitted < seconds(since) && entry.logging_in.load(Relaxed)
+                entry.admitted < seconds(since) && entry.is_logging_in.load(Relaxed)
             });
         }
     }
@@ -294,7 +294,7 @@ impl Ticket {
 
     /// Notes that the Community has logged the client in.
     pub(super) fn logged_in(&self) {
-        if self.entry.logging_in.swap(false, Relaxed) {
+        if self.entry.is_logging_in.swap(false, Relaxed) {
             self.admission.counts.lock().change(self.address, |counts| counts.logging_in -= 1);
         }
     }
@@ -305,7 +305,7 @@ impl Drop for Ticket {
         self.admission.shards[self.shard as usize].lock().remove(self.key as usize);
         self.gauge.closed();
         self.holds(0);
-        let was_logging_in = self.entry.logging_in.load(Relaxed);
+        let was_logging_in = self.entry.is_logging_in.load(Relaxed);
         let mut counts = self.admission.counts.lock();
         counts.change(self.address, |counts| {
             counts.sessions -= 1;
