@@ -1,9 +1,13 @@
-//! A tunnel session between a client and a network that loses, doubles, delays and cuts: every
-//! byte once and in order, both ways, and none in a response that the client no longer reads.
+//! A tunnel session with a client and a network that loses, repeats and delays messages and breaks connections. Every
+//! byte arrives once and in order in both directions, and a response that the client does not read any more carries
+//! none.
 
 use sametime_mux::{
-    ingress::tunnel::session::{Accepted, Session, Token},
-    wire::tunnel::{cipher::Cipher, envelope::Kind},
+    ingress::tunnel::{
+        Token,
+        session::{Accepted, TunnelSession},
+    },
+    wire::tunnel::{cipher::Cipher, envelope::TunnelKind},
 };
 
 use super::{
@@ -11,39 +15,39 @@ use super::{
     client::{CONNECTION, Client, carries_payload},
 };
 
-const WAYS: [(Kind, u32); 4] = [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)];
-/// What client and server agreed on.
+const WAYS: [(TunnelKind, u32); 4] =
+    [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)];
+/// The key that client and server have agreed on.
 const KEY: [u8; 16] = *b"sixteen secrets!";
-/// Copies of requests under way, at the most.
+/// The most copies of requests that are under way.
 const UNDER_WAY: usize = 12;
-/// Late copies of a request that are answered between the response that the client reads and the
-/// request that acknowledges it, at the most, before and after it is read. Real clients send five.
+/// The most late copies of a request that are answered between the response that the client reads and the request that
+/// acknowledges it, before and after it is read. Real clients send five.
 const OVERTAKING: usize = 6;
 
-/// Requests that a client sends beside one another without reading a response, at the most: one a
-/// second.
+/// The most requests that a client sends in parallel without reading a response. It sends one per second.
 const UNREAD: usize = 60;
 
-/// A copy of a request, on a connection of its own.
+/// A copy of a request, on its own connection.
 struct Copy {
     connection: usize,
     body: Vec<u8>,
 }
 
-/// A request that the server has, and has not answered.
+/// A request that the server has received and has not answered.
 struct Waiting {
     connection: usize,
     number: usize,
 }
 
-/// The request that the client wants answered.
+/// The request for which the client waits.
 struct Current {
     body: Vec<u8>,
-    /// A copy of it has arrived.
+    /// A copy of it has arrived at the server.
     arrived: bool,
 }
 
-/// A response on its way to the client, and how many were made since.
+/// A response on its way to the client, and how many responses were made since.
 struct Response {
     connection: usize,
     body: Vec<u8>,
@@ -51,30 +55,30 @@ struct Response {
 }
 
 struct World {
-    kind: Kind,
+    kind: TunnelKind,
     client: Client,
-    session: Session,
+    session: TunnelSession,
     current: Option<Current>,
-    /// The connection that the client reads: the last that it opened.
+    /// The connection that the client reads: the one that it opened last.
     connection: usize,
     under_way: Vec<Copy>,
     waiting: Vec<Waiting>,
-    /// Numbers, at the server, of the requests that superseded one another.
+    /// The number of the newest request at the server. Each request supersedes the one before it.
     newest: usize,
     tokens: u64,
     on_its_way: Option<Response>,
-    /// Requests since a response was read.
+    /// Number of requests since a response was read.
     unread: usize,
-    /// Late copies since a response was read.
+    /// Number of late copies since a response was read.
     late: usize,
-    /// What the client said, what of it the server took, what the Community said.
+    /// What the client has sent, what the server has taken of it, and what the Community has sent.
     sent: Vec<u8>,
     consumed: Vec<u8>,
     said: Vec<u8>,
     words: u16,
 }
 
-/// The first byte chooses the tunnel, each further one a step.
+/// The first byte selects the tunnel, and each further byte a step.
 pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     let (kind, version) = WAYS[choices.below(WAYS.len())];
@@ -82,7 +86,7 @@ pub fn check(input: &[u8]) {
     let mut world = World {
         kind,
         client: Client::new(kind, version, Cipher::new(&KEY), token),
-        session: Session::new(kind, version, CONNECTION, Cipher::new(&KEY), token),
+        session: TunnelSession::new(kind, version, CONNECTION, Cipher::new(&KEY), token),
         current: None,
         connection: 0,
         under_way: Vec::new(),
@@ -112,19 +116,19 @@ pub fn check(input: &[u8]) {
 }
 
 impl World {
-    /// Words that were not said before, so that no two requests are the same by chance.
+    /// Data that was not sent before, so that no two requests are equal by chance.
     fn words(&mut self, n: usize) -> Vec<u8> {
         self.words += 1;
         let [a, b] = self.words.to_be_bytes();
         [a, b].into_iter().chain((0..n).map(|i| (i % 251) as u8)).collect()
     }
 
-    /// The client posts: something new, or the same again.
+    /// The client posts a new request, or the same one again.
     fn post(&mut self, choices: &mut Choices<'_>) {
         let choice = choices.byte();
-        let beside = self.kind == Kind::Hybrid && choice & 1 == 1;
+        let beside = self.kind == TunnelKind::Hybrid && choice & 1 == 1;
         match &self.current {
-            // It waits; only a hybrid client with data opens a second connection.
+            // The client waits. Only a hybrid client with data opens a second connection.
             Some(current) if !(beside && current.arrived && self.unread < UNREAD) => (),
             current => {
                 let data = if current.is_some() || choice & 2 == 2 {
@@ -141,7 +145,7 @@ impl World {
         self.send();
     }
 
-    /// Sends the request in hand on a new connection.
+    /// Sends the current request on a new connection.
     fn send(&mut self) {
         let Some(current) = &self.current else { return };
         self.connection += 1;
@@ -151,7 +155,7 @@ impl World {
         self.under_way.push(Copy { connection: self.connection, body: current.body.clone() });
     }
 
-    /// One of the copies under way arrives, and maybe once more later.
+    /// One of the copies under way arrives, and perhaps arrives again later.
     fn arrive(&mut self, choices: &mut Choices<'_>) {
         if self.under_way.is_empty() {
             return;
@@ -186,19 +190,18 @@ impl World {
                 self.late += usize::from(!in_hand);
             }
             Ok(Accepted::Stale) => {
-                assert!(!in_hand, "the request in hand is no late one");
+                assert!(!in_hand, "the current request is not a late one");
                 assert!(!carries_payload(&self.session.empty()));
                 return;
             }
-            // Of an epoch long over, at the most.
+            // Only a request of an epoch that ended long ago is refused.
             Err(refused) => return assert!(!in_hand, "{refused:?}"),
         }
         self.newest += 1;
         self.waiting.push(Waiting { connection: copy.connection, number: self.newest });
     }
 
-    /// One of the requests that wait is answered; the response arrives, or is lost, or takes
-    /// its time.
+    /// One of the waiting requests is answered. The response arrives, is lost, or arrives later.
     fn answer(&mut self, choices: &mut Choices<'_>) {
         if self.waiting.is_empty() {
             return;
@@ -232,7 +235,7 @@ impl World {
         Response { connection: waiting.connection, body, overtaken: 0 }
     }
 
-    /// A response comes through, if the client still reads that connection.
+    /// A response arrives, if the client still reads that connection.
     fn receive(&mut self) {
         if let Some(response) = self.on_its_way.take_if(|response| response.connection == self.connection)
             && self.current.take().is_some()
@@ -249,16 +252,16 @@ impl World {
         self.said.extend(data);
     }
 
-    /// Somebody who knows the session's name, but not its acknowledgement.
+    /// A stranger, who knows the session's name but not its acknowledgement, sends a request.
     fn stranger(&mut self, choices: &mut Choices<'_>) {
         let n = choices.below(64);
         let mut body = choices.bytes(n).to_vec();
         if let (true, Some(current)) = (body.len() < 8, &self.current) {
-            // The client's own request with its acknowledgement changed: bytes 8..16.
+            // The client's own request with another acknowledgement, which is in the bytes 8..16.
             body = current.body.clone();
         }
         if let Some(acknowledgement) = body.get_mut(8..16) {
-            // A fuzzer sees what its bytes are compared with, and would find the right ones.
+            // The fuzzer sees what its bytes are compared with, and would find the right ones.
             let mixed = acknowledgement.iter().fold(1u64, |mixed, byte| {
                 (mixed ^ u64::from(*byte)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
             });
@@ -276,10 +279,9 @@ impl World {
         assert!(self.session.unacknowledged() <= self.said.len());
     }
 
-    /// The network is well again: the client retries what it has in hand, then asks for the rest.
+    /// The network works again: the client repeats its current request, and then fetches the rest.
     fn heals(&mut self) {
         self.receive();
-        self.session.end();
         for _ in 0..4 {
             if self.current.is_none() {
                 let body = self.client.request(&[]);
@@ -296,6 +298,6 @@ impl World {
         }
         assert_eq!(self.consumed, self.sent, "lost on the way to the Community");
         assert_eq!(self.client.received, self.said, "lost on the way to the client");
-        assert!(self.session.is_over());
+        assert_eq!(self.session.unacknowledged(), 0, "the session is not over");
     }
 }

@@ -1,5 +1,5 @@
-//! The tunnel's service, as it runs: requests that are held, superseded and hung up on, and the
-//! Community's stream behind them. The clock stands still but where a step moves it.
+//! The tunnel's service as it runs: requests that are held and superseded and whose connections close, and the
+//! Community's stream behind them. The clock moves only in the steps that move it.
 
 use std::{
     cell::Cell,
@@ -13,10 +13,10 @@ use std::{
 };
 
 use sametime_mux::{
-    ingress::tunnel::{Answer, Outcome, Service, Settings},
+    ingress::tunnel::{Service, TunnelResponse, TunnelSettings},
     stream::{Arrival, Core, Stream},
     telemetry::outcome::{Refusal, TunnelOutcome},
-    wire::tunnel::envelope::Kind,
+    wire::tunnel::{envelope::TunnelKind, name::SessionName},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -25,18 +25,19 @@ use super::{
     client::{Client, carries_payload},
 };
 
-const WAYS: [(Kind, u32); 4] = [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)];
-/// Requests at the server at once, at the most.
+const WAYS: [(TunnelKind, u32); 4] =
+    [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)];
+/// The most requests that the server holds at the same time.
 const HELD: usize = 8;
-/// What a session puts up with between two responses that the client reads; see `session`.
+/// The most requests, and late copies of them, between two responses that the client reads; see `session`.
 const UNREAD: usize = 60;
 const OVERTAKING: usize = 6;
-/// More than any run says: what happens beyond the window is another matter.
 /// Where clients come from.
 const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+/// More than a run sends, so that no run fills the window.
 const WINDOW: usize = 1 << 20;
 
-/// Keeps the one stream that arrives.
+/// A core that keeps the one stream that arrives.
 #[derive(Default)]
 struct Community(Mutex<Option<Stream>>);
 
@@ -49,19 +50,19 @@ impl Core for Community {
 
 struct Held {
     connection: usize,
-    answer: Pin<Box<dyn Future<Output = Outcome>>>,
+    answer: Pin<Box<dyn Future<Output = TunnelResponse>>>,
 }
 
 struct World {
-    kind: Kind,
+    kind: TunnelKind,
     service: Arc<Service>,
-    name: String,
+    name: SessionName,
     client: Client,
     stream: Stream,
-    /// The request in hand, and whether a copy of it has arrived.
+    /// The request for which the client waits, and whether a copy of it has arrived.
     current: Option<(Vec<u8>, bool)>,
     connection: usize,
-    /// Requests, and late copies, since a response was read.
+    /// Number of requests, and of late copies, since a response was read.
     unread: usize,
     overtaking: usize,
     /// Copies that arrive late.
@@ -73,7 +74,7 @@ struct World {
     words: u16,
 }
 
-/// The first byte chooses the tunnel, each further one a step.
+/// The first byte selects the tunnel, and each further byte a step.
 pub fn check(input: &[u8]) {
     thread_local! {
         static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
@@ -81,7 +82,7 @@ pub fn check(input: &[u8]) {
             .start_paused(true)
             .build()
             .expect("a runtime");
-        /// The service's own task ends with it, at its next tick.
+        /// The task of a service ends after the service, at its next timer.
         static RUNS: Cell<u32> = const { Cell::new(0) };
     }
     RUNTIME.with(|runtime| {
@@ -96,7 +97,7 @@ pub fn check(input: &[u8]) {
 async fn run(input: &[u8]) {
     let mut choices = Choices(input);
     let (kind, version) = WAYS[choices.below(WAYS.len())];
-    let settings = Settings {
+    let settings = TunnelSettings {
         hold: Duration::from_secs(25),
         reply_wait: Duration::from_millis(100),
         session_timeout: Duration::from_secs(3600),
@@ -109,7 +110,9 @@ async fn run(input: &[u8]) {
     };
     let core = Arc::new(Community::default());
     let service = Service::start(settings, Arc::clone(&core) as Arc<dyn Core>);
-    let (Answer::Body(body), _) = service.open(kind, &Client::opening(kind), FROM, 1533) else { panic!("refused") };
+    let TunnelResponse::Body(body, _) = service.open(kind, &Client::opening(kind), FROM, 1533) else {
+        panic!("refused")
+    };
     let (client, name) = Client::opened(kind, &body);
     let stream = core.0.lock().expect("one thread").take().expect("an arrival");
     let mut world = World {
@@ -152,7 +155,7 @@ impl World {
 
     fn post(&mut self, choices: &mut Choices<'_>) {
         let choice = choices.byte();
-        let beside = self.kind == Kind::Hybrid && choice & 1 == 1;
+        let beside = self.kind == TunnelKind::Hybrid && choice & 1 == 1;
         match &self.current {
             Some((_, arrived)) if !(beside && *arrived && self.unread < UNREAD) => (),
             current => {
@@ -169,7 +172,7 @@ impl World {
         if choice & 4 == 4 {
             self.late.push_back(body.clone());
         }
-        // Else it is lost, and comes again by a retry, or late.
+        // Otherwise it is lost, and arrives with a retry, or late.
         if choice & 8 == 0 {
             *arrived = true;
             let connection = self.connection;
@@ -181,8 +184,8 @@ impl World {
         if self.held.len() == HELD {
             self.held.remove(0);
         }
-        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
-        let answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
+        let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
+        let answer = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
         self.held.push(Held { connection, answer });
         self.settle();
     }
@@ -211,7 +214,7 @@ impl World {
         self.said.extend(data);
     }
 
-    /// A connection breaks: its request is forgotten, as a server forgets it.
+    /// A connection breaks: the server drops its request.
     fn hang_up(&mut self, choices: &mut Choices<'_>) {
         if !self.held.is_empty() {
             let at = choices.below(self.held.len());
@@ -222,34 +225,34 @@ impl World {
     fn stranger(&mut self, choices: &mut Choices<'_>) {
         let n = choices.below(40);
         let mut body = choices.bytes(n).to_vec();
-        // A right acknowledgement, the request's bytes 8..16, is beyond a stranger.
+        // A stranger does not have the right acknowledgement, which is in the bytes 8..16.
         for byte in body.iter_mut().skip(4).take(4) {
             *byte = 0;
         }
-        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
-        let mut answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
+        let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
+        let mut answer = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
         match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((Answer::Unknown, _)) => (),
+            Poll::Ready(response) if response.status() == 404 => (),
             other => panic!("{other:?}"),
         }
     }
 
-    /// Lets everything that can happen happen.
+    /// Polls everything until nothing changes any more.
     fn settle(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        // A request that supersedes others lets them end: until nothing does any more.
+        // A request that supersedes others makes them end.
         loop {
             let before = self.held.len();
             let mut answered = Vec::new();
             self.held.retain_mut(|held| match held.answer.as_mut().poll(&mut cx) {
                 Poll::Pending => true,
-                Poll::Ready((answer, outcome)) => {
-                    answered.push((held.connection, answer, outcome));
+                Poll::Ready(response) => {
+                    answered.push((held.connection, response));
                     false
                 }
             });
-            for (connection, answer, outcome) in answered {
-                self.answered(connection, answer, outcome);
+            for (connection, response) in answered {
+                self.answered(connection, response);
             }
             if self.held.len() == before {
                 break;
@@ -268,9 +271,9 @@ impl World {
         assert!(self.said.starts_with(&self.client.received), "the client got what was not said, or not in order");
     }
 
-    fn answered(&mut self, connection: usize, answer: Answer, outcome: TunnelOutcome) {
-        match answer {
-            Answer::Body(body) => {
+    fn answered(&mut self, connection: usize, response: TunnelResponse) {
+        match response {
+            TunnelResponse::Body(body, outcome) => {
                 let superseded = matches!(outcome, TunnelOutcome::Superseded | TunnelOutcome::Stale);
                 assert!(!superseded || !carries_payload(&body), "payload in a {outcome} response");
                 if connection == self.connection && self.current.take().is_some() {
@@ -278,15 +281,15 @@ impl World {
                     (self.unread, self.overtaking) = (0, 0);
                 }
             }
-            // A late copy of an epoch long over.
-            Answer::Unknown => assert_ne!(connection, self.connection, "{outcome}"),
+            // A late copy of an epoch that ended long ago.
+            failed if failed.status() == 404 => assert_ne!(connection, self.connection, "{failed:?}"),
             other => panic!("{other:?}"),
         }
     }
 
     async fn heals(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        // The session ends when the client has it all: a last word in between shows that it has.
+        // The network works again: the client repeats its current request, and then fetches the rest.
         for _ in 0..4 {
             self.connection += 1;
             let body = match &self.current {
@@ -303,7 +306,7 @@ impl World {
         }
         assert_eq!(self.consumed, self.sent, "lost on the way to the Community");
         assert_eq!(self.client.received, self.said, "lost on the way to the client");
-        // The Community says its last byte; the client fetches it, and then the session is gone.
+        // The Community sends its last byte. The client fetches it, and then the session is gone.
         let _ = Pin::new(&mut self.stream).poll_write(&mut cx, b"bye");
         let _ = Pin::new(&mut self.stream).poll_shutdown(&mut cx);
         self.said.extend(b"bye");
@@ -314,7 +317,7 @@ impl World {
         self.arrive(self.connection, body);
         assert_eq!(self.client.received, self.said);
         let body = self.client.request(&[]);
-        let (answer, outcome) = self.service.request(self.kind, &self.name, &body, FROM.ip()).await;
-        assert!(matches!(answer, Answer::Unknown), "{outcome}");
+        let response = self.service.request(self.kind, self.name, &body, FROM.ip()).await;
+        assert_eq!(response.status(), 404, "{response:?}");
     }
 }

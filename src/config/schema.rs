@@ -12,7 +12,7 @@ use super::{Settings, legal, reader::Reader};
 use crate::{
     admin,
     community::{self, Balance, Check},
-    ingress::{self, ClientCertificates, ListenerSettings, TlsSettings, tunnel},
+    ingress::{self, ClientCertificates, ListenerSettings, TlsSettings, tunnel::TunnelSettings},
     log::{LogFormat, LogLevel, LogSettings},
     mux,
     net::Section,
@@ -299,7 +299,7 @@ fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::Limits, (usize, u
     (mux, limits, (tunnel_sessions, tunnel_sessions_per_address))
 }
 
-fn tunnel(reader: &mut Reader<'_>) -> tunnel::Settings {
+fn tunnel(reader: &mut Reader<'_>) -> TunnelSettings {
     let hold = reader.key(
         "tunnel",
         "hold",
@@ -324,7 +324,7 @@ fn tunnel(reader: &mut Reader<'_>) -> tunnel::Settings {
     let version = reader.key("tunnel", "version", 0, "0 or 1", legal::within(0..=1));
     let window = reader.key("tunnel", "window", 131_072, "4096 to 16777216 bytes", legal::size(4096..=16_777_216));
     let same_address = reader.key("tunnel", "same_address", false, "true or false", any);
-    tunnel::Settings {
+    TunnelSettings {
         hold,
         reply_wait,
         session_timeout,

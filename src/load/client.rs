@@ -29,7 +29,7 @@ use crate::{
     wire::{
         frame::{self, First},
         message::{Reader, Writer, destroy, kind},
-        tunnel::envelope::Kind,
+        tunnel::envelope::TunnelKind as Kind,
     },
 };
 

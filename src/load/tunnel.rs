@@ -18,7 +18,7 @@ use crate::{
         message::{Reader, Writer},
         tunnel::{
             cipher::{BLOCK, Cipher, FIRST_IV, SECRET, agree_with, public_of},
-            envelope::{self, Kind},
+            envelope::{self, TunnelKind as Kind},
         },
     },
 };
@@ -174,7 +174,7 @@ impl Session {
                 data.extend_from_slice(bytes);
             }
         })
-        .map_err(|fault| format!("tunnel: a response that {}", fault.0))?;
+        .map_err(|error| format!("tunnel: a malformed response: {error}"))?;
         Ok(data)
     }
 }

@@ -18,7 +18,7 @@ use tokio::{io::AsyncWrite, time::Sleep};
 use super::{Shared, admission::Ticket, end::End};
 use crate::{
     runtime::scratch,
-    stream::{Arrival, Link, Stream, Via},
+    stream::{Arrival, Link, Stream, StreamError, Via},
     telemetry::{Direction, Telemetry},
     wire::{
         frame::{FrameError, Head, MAX_BEFORE_LOGIN, Scanner},
@@ -342,8 +342,7 @@ impl Relay {
 }
 
 pub(super) fn client_broken(error: io::Error, known: &Known) -> End {
-    // No system error: the tunnel session's own word (TCP's time-out is one).
-    if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() {
+    if StreamError::of(&error) == Some(StreamError::SessionTimeout) {
         return known.end_of(End::SessionTimeout);
     }
     known.end_of(End::ClientBroken(error))

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     runtime::scratch,
-    stream::{self, Arrival, Stream},
+    stream::{self, Arrival, Stream, StreamError},
     telemetry::{Direction, outcome::Outcome},
     wire::{
         frame::{self, First, FrameError, MAX_BEFORE_LOGIN},
@@ -124,7 +124,7 @@ async fn handshake(
             Ok(Some(())) => (),
             Ok(None) => return Err(End::NoHandshake),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(End::NoHandshake),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
+            Err(error) if StreamError::of(&error) == Some(StreamError::SessionTimeout) => {
                 return Err(End::SessionTimeout);
             }
             Err(error) => return Err(End::ClientBroken(error)),
