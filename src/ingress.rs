@@ -82,7 +82,7 @@ pub struct Settings {
     /// Requests that may be on their way there at once.
     pub http_backend_connections: usize,
     /// The HTTP tunnel.
-    pub tunnel: tunnel::Settings,
+    pub tunnel: tunnel::TunnelSettings,
 }
 
 /// What all ways in share.

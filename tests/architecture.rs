@@ -51,10 +51,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 const INSIDE: &[(&str, &[&str])] = &[
     ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits", "detect"]),
     ("ingress/http", &["connection", "hyper_path", "fast_path", "backend", "guard", "framing forwarded response"]),
-    ("ingress/tunnel", &["service", "registry", "shared", "session"]),
+    ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
     ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
+    ("wire/tunnel", &["envelope", "cipher name"]),
     ("net", &["listen lookup resolve", "keepalive address section"]),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),

@@ -36,13 +36,16 @@ pub(super) use connection::serve;
 
 use super::{
     Ingress, Origin, Settings,
-    tunnel::{self, Answer},
+    tunnel::{self, TunnelResponse},
 };
 use crate::{
     limits::budget::{Held, LITTLE},
     stream,
-    telemetry::outcome::{ConnectionDrop, Outcome, Refusal, TunnelOutcome},
-    wire::tunnel::envelope::{self, Address, Kind},
+    telemetry::outcome::{ConnectionDrop, Outcome, TunnelOutcome},
+    wire::tunnel::{
+        envelope::{self, Address, TunnelKind},
+        name::UrlName,
+    },
 };
 use backend::{Body, own};
 use forwarded::{FORWARDED_FOR, client_of};
@@ -87,8 +90,7 @@ async fn answer(ingress: &Ingress, request: Request<Incoming>, origin: Origin) -
     let client = client_of(&settings.forwarded_for_from, lines, origin.client);
     match envelope::address(request.uri().path()) {
         Address::Tunnel(kind, name) if request.method() == Method::POST => {
-            let name = name.to_owned();
-            tunnelled(ingress, &settings, request, kind, &name, client, origin.port).await.map(own)
+            tunnelled(ingress, &settings, request, kind, name, client, origin.port).await.map(own)
         }
         Address::Probe | Address::Tunnel(..) if [Method::GET, Method::HEAD].contains(request.method()) => {
             page(StatusCode::OK, "Sametime Community tunnel: ready for clients.\n").map(own)
@@ -123,8 +125,8 @@ async fn tunnelled(
     ingress: &Ingress,
     settings: &Settings,
     request: Request<Incoming>,
-    kind: Kind,
-    name: &str,
+    kind: TunnelKind,
+    name: UrlName,
     client: SocketAddr,
     port: u16,
 ) -> Response<Bytes> {
@@ -140,7 +142,7 @@ async fn tunnelled(
         }
     };
     match ask(ingress, kind, name, body, client, port).await {
-        Answer::Body(body) => {
+        TunnelResponse::Body(body, _) => {
             let mut response = Response::new(body.into());
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -155,38 +157,45 @@ async fn tunnelled(
 /// Asks the tunnel, notes what came of it, and lets those wait who are to wait.
 async fn ask(
     ingress: &Ingress,
-    kind: Kind,
-    name: &str,
+    kind: TunnelKind,
+    name: UrlName,
     body: impl AsRef<[u8]>,
     client: SocketAddr,
     port: u16,
-) -> Answer {
+) -> TunnelResponse {
     // From here on the client can't make it longer or shorter.
     let began = Instant::now();
-    let (answer, outcome) = if name.is_empty() {
-        ingress.tunnel.open(kind, body.as_ref(), client, port)
-    } else {
-        ingress.tunnel.request(kind, name, body, client.ip()).await
+    let responded = match name {
+        UrlName::Empty => ingress.tunnel.open(kind, body.as_ref(), client, port),
+        UrlName::Session(name) => ingress.tunnel.request(kind, name, body, client.ip()).await,
+        UrlName::NotAName { .. } => tunnel::Service::unknown(),
     };
-    ingress.telemetry.tunnel.request(tunnel::transport(kind), outcome);
-    match &answer {
-        Answer::Unknown => missed(ingress, client, port, began).await,
-        Answer::Refused(refusal @ (Refusal::TunnelSessions | Refusal::TunnelSessionsPerAddress)) => {
-            ingress.no_session(*refusal, client, port);
+    // What is kept for later is not what is awaited above: the future would have room for both at once.
+    let response = counted(ingress, kind, responded);
+    match &response {
+        TunnelResponse::Failed(_) if response.status() == StatusCode::NOT_FOUND => {
+            missed(ingress, client, port, began).await;
         }
+        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => ingress.no_session(*refusal, client, port),
         _ => (),
     }
-    answer
+    response
 }
 
-/// What the tunnel says where it has no bytes.
-fn refusal(answer: &Answer) -> Response<Bytes> {
-    match answer {
-        Answer::Malformed => page(StatusCode::BAD_REQUEST, "Not a request of the tunnel.\n"),
-        Answer::Unknown => page(StatusCode::NOT_FOUND, "No such session.\n"),
-        Answer::Refused(refusal) => unavailable(refusal.name()),
-        Answer::Busy => unavailable("busy"),
-        Answer::Failed | Answer::Body(_) => page(StatusCode::INTERNAL_SERVER_ERROR, "No session could be made.\n"),
+/// Counts what a request of the tunnel came to.
+fn counted(ingress: &Ingress, kind: TunnelKind, response: TunnelResponse) -> TunnelResponse {
+    ingress.telemetry.tunnel.request(tunnel::transport(kind), response.outcome());
+    response
+}
+
+/// The response to a request of the tunnel that failed.
+fn refusal(response: &TunnelResponse) -> Response<Bytes> {
+    let status = StatusCode::from_u16(response.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    match status {
+        StatusCode::BAD_REQUEST => page(status, "Not a request of the tunnel.\n"),
+        StatusCode::NOT_FOUND => page(status, "No such session.\n"),
+        StatusCode::SERVICE_UNAVAILABLE => unavailable(response.reason()),
+        _ => page(status, "No session could be made.\n"),
     }
 }
 

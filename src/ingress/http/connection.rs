@@ -26,7 +26,7 @@ use super::{
 use crate::{
     ingress::{
         Ingress, Origin,
-        tunnel::{Answer, transport},
+        tunnel::{TunnelResponse, transport},
     },
     limits::{
         budget::{Held, LITTLE},
@@ -162,7 +162,7 @@ where
         return write(ingress, stream, &fast_path::written(&unavailable("held_bytes"))).await;
     }
     let body = Collected { bytes: body, _held: held };
-    let mut answering = pin!(ask(ingress, kind, name.as_str(), body, client, origin.port));
+    let mut answering = pin!(ask(ingress, kind, name, body, client, origin.port));
     let answered = poll_fn(|cx| {
         if let Poll::Ready(answered) = answering.as_mut().poll(cx) {
             return Poll::Ready(io::Result::Ok(answered));
@@ -177,9 +177,11 @@ where
         Poll::Pending
     });
     match answered.await? {
-        Answer::Body(body) if body.len() <= LITTLE => write(ingress, stream, &fast_path::tunnelled(&body)).await,
+        TunnelResponse::Body(body, _) if body.len() <= LITTLE => {
+            write(ingress, stream, &fast_path::tunnelled(&body)).await
+        }
         // Not copied: it is counted where it lies.
-        Answer::Body(body) => {
+        TunnelResponse::Body(body, _) => {
             write(ingress, stream, &fast_path::head(body.len())).await?;
             write(ingress, stream, &body).await
         }

@@ -13,43 +13,25 @@ use hyper::Response;
 use super::{MAX_HEAD, framing::Framing};
 use crate::{
     limits::budget::LITTLE,
-    wire::tunnel::envelope::{self, Address, Kind},
+    wire::tunnel::{
+        envelope::{self, Address, TunnelKind},
+        name::{SessionName, UrlName},
+    },
 };
 
 /// Headers of a request, at the most; real clients send eight, proxies some more.
 const HEADERS: usize = 32;
 /// Bytes of a request that is waited for, at the most.
 const MAX: usize = 64 * 1024;
-/// Bytes of a session's name; longer ones are none.
-const NAME: usize = 32;
 
 /// A request of the tunnel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Call {
-    pub(super) kind: Kind,
-    pub(super) name: Name,
+    pub(super) kind: TunnelKind,
+    pub(super) name: UrlName,
     pub(super) body: Vec<u8>,
     /// X-Forwarded-For, its lines joined, where it is asked for.
     pub(super) forwarded: Option<Box<[u8]>>,
-}
-
-/// A session's name; empty in its first request.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Name {
-    bytes: [u8; NAME],
-    length: usize,
-}
-
-impl Name {
-    fn of(name: &str) -> Option<Self> {
-        let mut bytes = [0; NAME];
-        bytes.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
-        Some(Self { bytes, length: name.len() })
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
-    }
 }
 
 /// What a connection's bytes are, from the end of a request on.
@@ -90,6 +72,9 @@ fn read(bytes: &[u8], forwarded: bool) -> Option<(Call, usize)> {
     // No query, nothing that a URL's parser could have an opinion on.
     let path = request.path.filter(|path| path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/.-_".contains(&b)))?;
     let Address::Tunnel(kind, name) = envelope::address(path) else { return None };
+    if matches!(name, UrlName::NotAName { length } if usize::from(length) > SessionName::DIGITS) {
+        return None;
+    }
     let (mut length, mut lines) = (0, Vec::new());
     for header in request.headers.iter() {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
@@ -112,7 +97,7 @@ fn read(bytes: &[u8], forwarded: bool) -> Option<(Call, usize)> {
     }
     let body = if missing == 0 { bytes[head..end].to_vec() } else { Vec::new() };
     let forwarded = (!lines.is_empty()).then(|| lines.join(&b","[..]).into());
-    Some((Call { kind, name: Name::of(name)?, body, forwarded }, missing))
+    Some((Call { kind, name, body, forwarded }, missing))
 }
 
 /// The response with the tunnel's bytes, as hyper would write it.
@@ -192,9 +177,10 @@ mod tests {
         let Look::Call(call) = look(format!("{HEAD}Content-Length: 3\r\n\r\nxyz").as_bytes(), false) else {
             panic!("plain")
         };
-        assert_eq!((call.kind, call.name.as_str(), &call.body[..]), (Kind::Hybrid, "abc", &b"xyz"[..]));
+        let expected = (TunnelKind::Hybrid, UrlName::NotAName { length: 3 }, &b"xyz"[..]);
+        assert_eq!((call.kind, call.name, &call.body[..]), expected);
         let Look::Call(call) = look(b"POST //a/communitycbr/CC.35./ HTTP/1.1\r\n\r\n", false) else { panic!("plain") };
-        assert_eq!((call.kind, call.name.as_str(), &call.body[..]), (Kind::Polling, "", &b""[..]));
+        assert_eq!((call.kind, call.name, &call.body[..]), (TunnelKind::Polling, UrlName::Empty, &b""[..]));
     }
 
     #[test]
