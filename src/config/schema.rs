@@ -15,7 +15,7 @@ use crate::{
     ingress::{self, ClientCertificates, ListenerSettings, TlsSettings, tunnel},
     log::{LogFormat, LogLevel, LogSettings},
     mux,
-    net::Section,
+    net::{Section, keepalive::MIN_VANISHED_TIMEOUT},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -91,7 +91,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
             any,
         ),
     };
-    let ingress = ingress::Settings {
+    let ingress = ingress::IngressSettings {
         listeners,
         require_all,
         share_ports,
@@ -104,7 +104,7 @@ pub(super) fn settings(reader: &mut Reader<'_>, file: &Path) -> Settings {
             "vanished_timeout",
             "4m".to_owned(),
             "a duration, 8s to 1d",
-            legal::duration(8 * SECOND, DAY),
+            legal::duration(MIN_VANISHED_TIMEOUT, DAY),
         ),
         max_frame: mux.max_frame,
         tls,
@@ -221,7 +221,7 @@ fn trunk(reader: &mut Reader<'_>) {
 }
 
 /// The core's, those of connections, and those of tunnel sessions: in all, from one address.
-fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::Limits, (usize, usize)) {
+fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::ConnectionLimits, (usize, usize)) {
     let capacity = reader.key("limits", "capacity", 20_000, ANY_NUMBER, legal::size(1..=1_000_000));
     let legal = "1 to limits.capacity, or 0 for no limit";
     let per_address = reader.key("limits", "per_address", 0, legal, legal::size(0..=1_000_000));
@@ -280,8 +280,13 @@ fn limits(reader: &mut Reader<'_>) -> (mux::Settings, ingress::Limits, (usize, u
         "a duration, 1s to 1d, or \"0s\" for never",
         legal::duration_or_never(SECOND, DAY),
     );
-    let limits =
-        ingress::Limits { connections, connections_per_address, rate, rate_per_address, exempt: exempt.clone() };
+    let limits = ingress::ConnectionLimits {
+        connections,
+        connections_per_address,
+        rate,
+        rate_per_address,
+        exempt: exempt.clone(),
+    };
     let mux = mux::Settings {
         capacity,
         per_address,
