@@ -117,7 +117,7 @@ async fn accept_on(worker: usize, listener: TcpListener, port: u16, ingress: Arc
 /// from then on.
 fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, port: u16) {
     let serving = Arc::clone(ingress);
-    let Some(other) = ingress.workers.idler_than(worker) else {
+    let Some(other) = ingress.workers.less_busy_than(worker) else {
         tokio::spawn(connection::serve(serving, tcp, peer, port));
         return;
     };
