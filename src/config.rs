@@ -29,7 +29,7 @@ pub struct Settings {
     /// The file that they were read from.
     pub file: PathBuf,
     /// The ways in.
-    pub ingress: ingress::Settings,
+    pub ingress: ingress::IngressSettings,
     /// The core.
     pub mux: mux::Settings,
     /// The links.

@@ -298,7 +298,7 @@ impl Server {
     }
 
     /// Shows when the certificate ends, and says what is wrong with it.
-    fn note_certificate(&self, certificate: &tls::Certificate, settings: &ingress::Settings) {
+    fn note_certificate(&self, certificate: &tls::Certificate, settings: &ingress::IngressSettings) {
         self.0.telemetry.tls.set_certificate_expires(certificate.ends);
         certificate::note(certificate, settings, i64::try_from(now()).unwrap_or(i64::MAX));
     }

@@ -18,7 +18,7 @@ use tokio::{io::AsyncWrite, time::Sleep};
 use super::{Shared, admission::Ticket, end::End};
 use crate::{
     runtime::scratch,
-    stream::{Arrival, Link, Stream, Via},
+    stream::{Arrival, Link, Stream, StreamError, Via},
     telemetry::{Direction, Telemetry},
     wire::{
         frame::{FrameError, Head, MAX_BEFORE_LOGIN, Scanner},
@@ -230,8 +230,7 @@ impl Way {
                     }
                 }
                 Ok(None) => self.state = State::Ending,
-                // TLS without its close: common among clients, and no loss, since frames have lengths.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ending,
+                Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => self.state = State::Ending,
                 Err(error) => return Poll::Ready(Step::From(error)),
             }
         }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     runtime::scratch,
-    stream::{self, Arrival, Stream},
+    stream::{self, Arrival, Stream, StreamError},
     telemetry::{Direction, outcome::Outcome},
     wire::{
         frame::{self, First, FrameError, MAX_BEFORE_LOGIN},
@@ -94,7 +94,7 @@ async fn open(relay: &mut Relay) -> Result<(), End> {
             taken.map_err(End::ClientFault)?;
         }
         Some(Ok(None)) => up.end(),
-        Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => up.end(),
+        Some(Err(error)) if StreamError::of(&error) == Some(StreamError::Truncated) => up.end(),
         Some(Err(error)) => return Err(client_broken(error, known)),
     }
     ticket.holds(up.kept.len() + down.kept.len());
@@ -123,7 +123,7 @@ async fn handshake(
         match poll_fn(|cx| scratch::poll_read(client, cx, |read, _| bytes.extend_from_slice(read))).await {
             Ok(Some(())) => (),
             Ok(None) => return Err(End::NoHandshake),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(End::NoHandshake),
+            Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => return Err(End::NoHandshake),
             Err(error) if error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none() => {
                 return Err(End::SessionTimeout);
             }

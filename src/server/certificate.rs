@@ -5,7 +5,7 @@ use std::{sync::Weak, time::Duration};
 use tracing::{error, warn};
 
 use super::{Server, Shared};
-use crate::ingress::{Settings, tls::Certificate};
+use crate::ingress::{IngressSettings, tls::Certificate};
 
 const DAY: i64 = 24 * 60 * 60;
 /// A certificate that ends sooner is warned of, in seconds.
@@ -32,7 +32,7 @@ fn age(begins: i64, ends: i64, now: i64) -> Age {
 }
 
 /// Says in the log what is wrong with `certificate` at `now`, in seconds since 1970.
-pub(super) fn note(certificate: &Certificate, settings: &Settings, now: i64) {
+pub(super) fn note(certificate: &Certificate, settings: &IngressSettings, now: i64) {
     let file = certificate.file.display();
     match age(certificate.begins, certificate.ends, now) {
         Age::Good => (),

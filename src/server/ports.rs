@@ -72,7 +72,7 @@ impl Ports {
     /// # Errors
     /// A Community port, or with `require_all` any, can't be bound; all that can't are named.
     pub(super) fn bind_all(
-        settings: &ingress::Settings,
+        settings: &ingress::IngressSettings,
         present: &[(ListenerSettings, SocketAddr)],
     ) -> Result<Vec<Wanted>, ServerError> {
         let (mut wanted, mut fatal) = (Vec::new(), Vec::new());

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::{
     limits::{
-        budget::{Budget, Held},
-        tally::{Place, Tally},
+        budget::{Budget, HeldBytes},
+        tally::{Permit, Tally},
     },
     net::address::{counted_address, lies_in},
     stream::{Arrival, Core, Stream, Via},
@@ -87,7 +87,7 @@ impl Service {
     }
 
     /// A place for one more session of `client`.
-    fn place(&self, client: IpAddr) -> Result<Place, Refusal> {
+    fn place(&self, client: IpAddr) -> Result<Permit, Refusal> {
         let settings = self.settings.load();
         let mut place = self.tally.enter(settings.sessions).map_err(|_| Refusal::TunnelSessions)?;
         if !lies_in(&settings.exempt, client) {
@@ -117,7 +117,7 @@ impl Service {
         };
         let (settings, token) = (self.settings.load(), fresh_token());
         let session = Session::new(kind, settings.version, opening.connection, agreement.cipher, token);
-        let shared = Shared::new(session, settings.window, Held::none(&self.budget, client.ip()), place);
+        let shared = Shared::new(session, settings.window, HeldBytes::none(&self.budget, client.ip()), place);
         let transport = transport(kind);
         let arrival = Arrival {
             stream: Stream::other(TunnelStream(Arc::clone(&shared))),

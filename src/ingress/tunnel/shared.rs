@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     limits::{
-        budget::{Held, LITTLE},
-        tally::Place,
+        budget::{HeldBytes, LITTLE},
+        tally::Permit,
     },
     telemetry::outcome::TunnelOutcome,
     wire::tunnel::envelope::{self, Kind},
@@ -57,9 +57,9 @@ struct State {
     timed_out: bool,
     window: usize,
     /// What this session holds, for the client that sent the first request.
-    held: Held,
+    held: HeldBytes,
     /// Its place among all.
-    _place: Place,
+    _place: Permit,
 }
 
 impl State {
@@ -104,7 +104,7 @@ impl State {
 /// A response's body. It is counted until it has been written.
 pub struct Payload {
     bytes: Vec<u8>,
-    held: Option<Held>,
+    held: Option<HeldBytes>,
 }
 
 /// What is said, and the session's name and token, are in no log.
@@ -190,7 +190,7 @@ impl Drop for InFlight<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(session: Session, window: usize, held: Held, place: Place) -> Arc<Self> {
+    pub(super) fn new(session: Session, window: usize, held: HeldBytes, place: Permit) -> Arc<Self> {
         Arc::new(Self(Mutex::new(State {
             session,
             inbox: VecDeque::new(),
