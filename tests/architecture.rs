@@ -49,7 +49,8 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// of each other. The room's own file, which declares the parts, may name all of them and is named by all: it
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
-    ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits", "detect"]),
+    ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits identify", "detect"]),
+    ("ingress/tls", &["connection pair"]),
     ("ingress/http", &["connection", "hyper_path", "fast_path", "backend", "guard", "framing forwarded response"]),
     ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
     ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),

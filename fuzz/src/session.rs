@@ -194,6 +194,7 @@ impl World {
                 assert!(!carries_payload(&self.session.empty()));
                 return;
             }
+            Ok(Accepted::NoRoom(_)) => panic!("there is always room"),
             // Only a request of an epoch that ended long ago is refused.
             Err(refused) => return assert!(!in_hand, "{refused:?}"),
         }

@@ -35,11 +35,11 @@ pub(super) use backend::Backend;
 pub(super) use connection::serve;
 
 use super::{
-    Ingress, Origin, Settings,
+    Ingress, IngressSettings, Origin,
     tunnel::{self, TunnelResponse},
 };
 use crate::{
-    limits::budget::{Held, LITTLE},
+    limits::budget::{HeldBytes, LITTLE},
     stream,
     telemetry::outcome::{ConnectionDrop, Outcome, TunnelOutcome},
     wire::tunnel::{
@@ -123,14 +123,14 @@ async fn answer(ingress: &Ingress, request: Request<Incoming>, origin: Origin) -
 /// Answers a request of the tunnel that hyper has read.
 async fn tunnelled(
     ingress: &Ingress,
-    settings: &Settings,
+    settings: &IngressSettings,
     request: Request<Incoming>,
     kind: TunnelKind,
     name: UrlName,
     client: SocketAddr,
     port: u16,
 ) -> Response<Bytes> {
-    let body = match collect(request.into_body(), settings, Held::none(&ingress.budget, client.ip())).await {
+    let body = match collect(request.into_body(), settings, HeldBytes::none(&ingress.budget, client.ip())).await {
         Ok(body) => body,
         Err((status, outcome)) => {
             ingress.telemetry.tunnel.request(tunnel::transport(kind), outcome);
@@ -224,7 +224,7 @@ fn miss_due(began: Instant, now: Instant) -> Instant {
 /// A request's body, counted until it is dropped.
 struct Collected {
     bytes: Vec<u8>,
-    _held: Held,
+    _held: HeldBytes,
 }
 
 impl AsRef<[u8]> for Collected {
@@ -236,8 +236,8 @@ impl AsRef<[u8]> for Collected {
 /// Reads a request's body, bounded in bytes and time.
 async fn collect(
     mut body: Incoming,
-    settings: &Settings,
-    mut held: Held,
+    settings: &IngressSettings,
+    mut held: HeldBytes,
 ) -> Result<Collected, (StatusCode, TunnelOutcome)> {
     // Frames come in the tunnel's envelope, several in one request.
     let limit = 2 * settings.max_frame as usize + 64 * 1024;

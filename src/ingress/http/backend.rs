@@ -27,9 +27,9 @@ mod request_body;
 
 use request_body::Paced;
 
-use super::{Settings, forwarded::FORWARDED_FOR, response::page};
+use super::{IngressSettings, forwarded::FORWARDED_FOR, response::page};
 use crate::{
-    limits::tally::{Place, Tally},
+    limits::tally::{Permit, Tally},
     net::address::lies_in,
     telemetry::outcome::RequestRefusal,
 };
@@ -155,7 +155,7 @@ pub(super) async fn forward(
     mut request: Request<Incoming>,
     peer: SocketAddr,
     client: SocketAddr,
-    settings: &Settings,
+    settings: &IngressSettings,
 ) -> Result<Response<Body>, Refused> {
     let host = host(&request)?;
     *request.uri_mut() = target(url, &request)?;
@@ -231,7 +231,7 @@ pub(super) async fn forward(
 /// An answer's body. The request takes a place until it is over.
 pub(super) struct Answered {
     inner: Incoming,
-    _place: Place,
+    _place: Permit,
 }
 
 impl hyper::body::Body for Answered {

@@ -29,8 +29,8 @@ use crate::{
         tunnel::{TunnelResponse, transport},
     },
     limits::{
-        budget::{Held, LITTLE},
-        tally::Place,
+        budget::{HeldBytes, LITTLE},
+        tally::Permit,
     },
     net::address::lies_in,
     runtime::scratch,
@@ -53,7 +53,7 @@ pub(in crate::ingress) fn serve<S>(
     ingress: Arc<Ingress>,
     mut stream: Replayed<S>,
     origin: Origin,
-    place: Place,
+    place: Permit,
 ) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -156,7 +156,7 @@ where
         Some(line) => client_of(&ingress.settings.load().forwarded_for_from, iter::once(&line[..]), origin.client),
     };
     drop(forwarded);
-    let mut held = Held::none(&ingress.budget, client.ip());
+    let mut held = HeldBytes::none(&ingress.budget, client.ip());
     if body.len() > LITTLE && !held.grow(body.len()) {
         ingress.telemetry.tunnel.request(transport(kind), TunnelOutcome::HeldBytes);
         return write(ingress, stream, &fast_path::written(&unavailable("held_bytes"))).await;

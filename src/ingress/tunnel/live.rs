@@ -52,8 +52,8 @@ use super::{
 };
 use crate::{
     limits::{
-        budget::{Held, LITTLE},
-        tally::Place,
+        budget::{HeldBytes, LITTLE},
+        tally::Permit,
     },
     stream::StreamError,
     telemetry::outcome::TunnelOutcome,
@@ -187,14 +187,14 @@ pub(super) struct LiveSession {
     /// Bytes that may wait in each direction.
     window: usize,
     /// Counts the bytes of this session for the client that opened it.
-    held: Held,
+    held: HeldBytes,
     /// Counts this session among all.
-    _place: Place,
+    _place: Permit,
 }
 
 impl LiveSession {
     /// A session that is opened at `now`.
-    pub(super) fn new(session: TunnelSession, window: usize, held: Held, place: Place, now: Instant) -> Self {
+    pub(super) fn new(session: TunnelSession, window: usize, held: HeldBytes, place: Permit, now: Instant) -> Self {
         Self {
             session,
             state: TunnelState::Open,

@@ -45,7 +45,7 @@ fn world_of(kind: TunnelKind, budget: &std::sync::Arc<Budget>) -> World {
     let (token, start) = (Token::default(), Instant::now());
     let session = TunnelSession::new(kind, 0, CONNECTION, Cipher::new(&KEY), token);
     let place = std::sync::Arc::<Tally>::default().enter(1).expect("room");
-    let live = LiveSession::new(session, WINDOW, Held::none(budget, [127, 0, 0, 1].into()), place, start);
+    let live = LiveSession::new(session, WINDOW, HeldBytes::none(budget, [127, 0, 0, 1].into()), place, start);
     World { kind, cipher: Cipher::new(&KEY), acknowledgement_iv: FIRST_IV, token, tokens: 0, live, start }
 }
 
@@ -335,7 +335,7 @@ fn a_payload_without_room_in_the_budget_is_not_taken_and_none_overtakes_it() {
     let request = world.held(&body);
     let response = world.respond(&request, false);
     world.take(response);
-    let mut another = Held::none(&budget, [127, 0, 0, 2].into());
+    let mut another = HeldBytes::none(&budget, [127, 0, 0, 2].into());
     another.set(2 * WINDOW);
     let first = world.body(&[1; WINDOW]);
     assert!(matches!(world.arrive(&first), Received::NoRoom));
