@@ -51,6 +51,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 const INSIDE: &[(&str, &[&str])] = &[
     ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits", "detect"]),
     ("ingress/http", &["connection", "hyper_path", "fast_path", "backend", "guard", "framing forwarded response"]),
+    ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry", "shared", "session"]),
     ("mux", &["session", "relay", "end", "admission"]),
     ("community", &["pool", "endpoint", "direct"]),
