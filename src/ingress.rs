@@ -17,18 +17,15 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ipnet::IpNet;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::{
-    limits::{Budget, tally::Place},
+    limits::tally::Place,
     log::Throttle,
     net::Section,
     runtime::Workers,
     stream::{self, Arrival, Core, Stream, Via},
-    telemetry::{
-        Telemetry,
-        outcome::{Outcome, Refusal, RequestRefusal},
-    },
+    telemetry::{Telemetry, outcome::Outcome},
     wire::Transport,
 };
 
@@ -90,17 +87,14 @@ pub struct Ingress {
     settings: ArcSwap<Settings>,
     tls: tls::Acceptor,
     counters: Arc<connection_limits::Counters>,
-    budget: Arc<Budget>,
     tunnel: Arc<tunnel::Service>,
-    backend: http::Backend,
+    http: Arc<http::HttpContext>,
     core: Arc<dyn Core>,
     workers: Workers,
     telemetry: Arc<Telemetry>,
-    troubles: Throttle,
-    guesses: Throttle,
+    troubles: Arc<Throttle>,
     pauses: Throttle,
     accept_errors: Throttle,
-    odd_requests: Throttle,
 }
 
 impl Ingress {
@@ -114,21 +108,28 @@ impl Ingress {
     ) -> Arc<Self> {
         let counters = connection_limits::Counters::new();
         tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
+        let tunnel = tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core));
+        let troubles = Arc::<Throttle>::default();
+        let http = http::HttpContext::new(
+            &settings,
+            Arc::clone(&tunnel),
+            core.budget(),
+            Arc::clone(&counters),
+            Arc::clone(&telemetry),
+            Arc::clone(&troubles),
+        );
         Arc::new(Self {
             tls,
-            tunnel: tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core)),
+            tunnel,
+            http,
             counters,
-            budget: core.budget(),
-            backend: http::Backend::new(),
             settings: ArcSwap::from_pointee(settings),
             core,
             workers,
             telemetry,
-            troubles: Throttle::default(),
-            guesses: Throttle::default(),
+            troubles,
             pauses: Throttle::default(),
             accept_errors: Throttle::default(),
-            odd_requests: Throttle::default(),
         })
     }
 
@@ -136,6 +137,7 @@ impl Ingress {
     pub fn reconfigure(&self, settings: Settings, tls: &tls::Acceptor) {
         self.tls.replace(tls);
         self.tunnel.reconfigure(settings.tunnel.clone());
+        self.http.reconfigure(&settings);
         self.settings.store(Arc::new(settings));
     }
 
@@ -167,14 +169,6 @@ impl Ingress {
         }
     }
 
-    /// Notes an HTTP request that is refused for its form.
-    fn odd_request(&self, reason: RequestRefusal, origin: &Origin) {
-        self.telemetry.http.refused.count(reason);
-        if let Some(more) = self.odd_requests.pass() {
-            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
-        }
-    }
-
     /// Hands frames over to the core, which counts the client from then on, or refuses the client
     /// in its own protocol.
     async fn arrive(&self, stream: Stream, first: Bytes, origin: Origin, transport: Transport, place: Place) {
@@ -187,14 +181,6 @@ impl Ingress {
             }
         }
         drop(place);
-    }
-
-    /// Notes a tunnel session that is refused on this floor.
-    fn no_session(&self, refusal: Refusal, client: SocketAddr, port: u16) {
-        self.telemetry.sessions.refused.count(refusal);
-        if let Some(more) = self.troubles.pass() {
-            warn!(%client, port, reason = refusal.name(), sessions = self.tunnel.sessions(), more, "client refused");
-        }
     }
 }
 

@@ -50,7 +50,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
     ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits", "detect"]),
-    ("ingress/http", &["connection", "hyper_path", "fast_path", "backend", "guard", "framing forwarded response"]),
+    (
+        "ingress/http",
+        &["connection", "hyper_path", "fast_path backend tunnel_request guard", "route framing forwarded", "response"],
+    ),
+    ("ingress/http/backend", &["client forward", "request_body"]),
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry", "shared", "session"]),
     ("mux", &["session", "relay", "end", "admission"]),

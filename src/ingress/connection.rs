@@ -118,7 +118,7 @@ pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: Socke
         }
         // A task of its own, as small as it can be: it is mostly idle.
         Ok(Ok((Protocol::Http, bytes))) => {
-            tokio::spawn(http::serve(ingress, Replayed::new(bytes, tcp), origin, place));
+            tokio::spawn(http::serve(Arc::clone(&ingress.http), Replayed::new(bytes, tcp), origin, place));
             return;
         }
         Ok(Ok((Protocol::Tls, bytes))) => {
@@ -150,11 +150,10 @@ async fn turn_away(ingress: &Ingress, tcp: TcpStream, over: Over, origin: &Origi
 
 /// Tells a client why it is refused, in the protocol that it speaks.
 async fn reject(tcp: TcpStream, protocol: Protocol, dropped: &Dropped) {
-    match (protocol, dropped) {
-        (Protocol::Tls, _) => (),
-        (Protocol::Http, Dropped::NoCertificate) => http::turn_away(tcp, http::NO_CERTIFICATE).await,
-        (Protocol::Http, _) => http::turn_away(tcp, http::NO_ROOM).await,
-        (Protocol::Sametime | Protocol::Unknown, _) => {
+    match protocol {
+        Protocol::Tls => (),
+        Protocol::Http => http::refuse(tcp, dropped.outcome()).await,
+        Protocol::Sametime | Protocol::Unknown => {
             if let Some(reason) = dropped.reason() {
                 refuse(Stream::Tcp(tcp), reason).await;
             }
@@ -178,7 +177,7 @@ async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Orig
             return ingress.arrive(Stream::other(tls), bytes, origin, Transport::Tls, place).await;
         }
         Ok(Ok((Protocol::Http, bytes))) => {
-            tokio::spawn(http::serve(ingress, Replayed::new(bytes, tls), origin, place));
+            tokio::spawn(http::serve(Arc::clone(&ingress.http), Replayed::new(bytes, tls), origin, place));
             return;
         }
         Ok(Ok(_)) => Dropped::UnknownProtocol,
