@@ -17,18 +17,13 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ipnet::IpNet;
-use tracing::{info, warn};
 
 use crate::{
-    limits::Budget,
     log::Throttle,
     net::Section,
     runtime::Workers,
     stream::{Arrival, Core, Stream, Via},
-    telemetry::{
-        Telemetry,
-        outcome::{Outcome, Refusal, RequestRefusal},
-    },
+    telemetry::{Telemetry, outcome::Outcome},
     wire::{Transport, reason::Reason},
 };
 
@@ -98,13 +93,9 @@ pub struct Ingress {
     /// For `accept`, `connection` and `http`.
     counters: Arc<connection_limits::ConnectionCounters>,
     /// Lines about connections and tunnel sessions that are refused.
-    troubles: Throttle,
-    /// For `http`.
-    budget: Arc<Budget>,
+    troubles: Arc<Throttle>,
     tunnel: Arc<tunnel::Service>,
-    backend: http::Backend,
-    guesses: Throttle,
-    odd_requests: Throttle,
+    http: Arc<http::HttpContext>,
 }
 
 impl Ingress {
@@ -119,16 +110,23 @@ impl Ingress {
     ) -> Arc<Self> {
         let counters = connection_limits::ConnectionCounters::new();
         tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
+        let tunnel = tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core));
+        let troubles = Arc::<Throttle>::default();
+        let http = http::HttpContext::new(
+            &settings,
+            Arc::clone(&tunnel),
+            core.budget(),
+            Arc::clone(&counters),
+            Arc::clone(&telemetry),
+            Arc::clone(&troubles),
+        );
         Arc::new(Self {
             accepting: accept::Accepting::new(workers),
             tls,
             counters,
-            troubles: Throttle::default(),
-            budget: core.budget(),
-            tunnel: tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core)),
-            backend: http::Backend::new(),
-            guesses: Throttle::default(),
-            odd_requests: Throttle::default(),
+            troubles,
+            tunnel,
+            http,
             settings: ArcSwap::from_pointee(settings),
             core,
             telemetry,
@@ -139,6 +137,7 @@ impl Ingress {
     pub fn reconfigure(&self, settings: IngressSettings, tls: &tls::Acceptor) {
         self.tls.replace(tls);
         self.tunnel.reconfigure(settings.tunnel.clone());
+        self.http.reconfigure(&settings);
         self.settings.store(Arc::new(settings));
     }
 
@@ -162,14 +161,6 @@ impl Ingress {
         self.tunnel.sessions()
     }
 
-    /// Notes an HTTP request that is refused for its form.
-    fn odd_request(&self, reason: RequestRefusal, origin: &Origin) {
-        self.telemetry.http.refused.count(reason);
-        if let Some(more) = self.odd_requests.pass() {
-            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
-        }
-    }
-
     /// Hands a client's frames to the core, which counts the client from then on. If the core refuses the client,
     /// returns its stream and the reason for the farewell message.
     fn hand_over(
@@ -182,14 +173,6 @@ impl Ingress {
         let via = Via { client: origin.client, port: origin.port, transport, accepted: origin.accepted };
         let (refusal, Arrival { stream, .. }) = *self.core.take(Arrival { stream, first, via }).err()?;
         refusal.policy().farewell().map(|reason| (stream, reason))
-    }
-
-    /// Notes a tunnel session that is refused because there are too many.
-    fn no_session(&self, refusal: Refusal, client: SocketAddr, port: u16) {
-        self.telemetry.sessions.refused.count(refusal);
-        if let Some(more) = self.troubles.pass() {
-            warn!(%client, port, reason = refusal.name(), sessions = self.tunnel.sessions(), more, "client refused");
-        }
     }
 }
 

@@ -224,10 +224,10 @@ impl Connection {
         let Self { ingress, stream, origin, permit, .. } = self;
         match stream {
             ClientStream::Plain(tcp) => {
-                tokio::spawn(http::serve(ingress, Replayed::new(first, tcp), origin, permit));
+                tokio::spawn(http::serve(Arc::clone(&ingress.http), Replayed::new(first, tcp), origin, permit));
             }
             ClientStream::Tls(tls) => {
-                tokio::spawn(http::serve(ingress, Replayed::new(first, *tls), origin, permit));
+                tokio::spawn(http::serve(Arc::clone(&ingress.http), Replayed::new(first, *tls), origin, permit));
             }
         }
     }
@@ -295,8 +295,7 @@ async fn send_refusal(stream: ClientStream, protocol: Protocol, outcome: Connect
         // Before the handshake, nothing can be sent.
         (Protocol::Tls, _) => (),
         (Protocol::Http, ClientStream::Plain(tcp)) => {
-            let is_for_tls = outcome == ConnectionDrop::NoCertificate;
-            http::turn_away(tcp, if is_for_tls { http::NO_CERTIFICATE } else { http::NO_ROOM }).await;
+            http::refuse(tcp, outcome).await;
         }
         (_, stream) => refuse(stream.into(), reason).await,
     }
