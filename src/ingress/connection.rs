@@ -28,7 +28,7 @@ use tracing::{Level, debug, info};
 
 use super::{
     ClientCertificates, Ingress, IngressSettings, Origin,
-    connection_limits::LimitReached,
+    connection_limits::ConnectionLimitReached,
     detect::{Protocol, detect},
     http,
     identify::{Identification, Identified, IdentifyError, ProxyHeader},
@@ -57,7 +57,7 @@ enum Dropped {
     ProxyHeader(IdentifyError),
     TlsHandshake(io::Error),
     NoCertificate,
-    Limit(LimitReached),
+    Limit(ConnectionLimitReached),
 }
 
 impl Dropped {
@@ -277,7 +277,7 @@ async fn identify(stream: &mut ClientStream, identification: &mut Identification
 
 /// Drops a connection that a limit leaves no room for. Sends the reason to the client if its first bytes arrive at
 /// once, which show the protocol.
-async fn refuse_uncounted(ingress: Arc<Ingress>, tcp: TcpStream, origin: Origin, reached: LimitReached) {
+async fn refuse_uncounted(ingress: Arc<Ingress>, tcp: TcpStream, origin: Origin, reached: ConnectionLimitReached) {
     report(&ingress, &Dropped::Limit(reached), &origin);
     let Some(_permit) = ingress.counters.try_notify() else { return };
     let mut begun = [0; 8];

@@ -58,13 +58,13 @@ pub(super) struct ConnectionCounters {
 
 /// The limit that one more connection would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LimitReached {
+pub(super) enum ConnectionLimitReached {
     Connections,
     ConnectionsPerAddress,
     RatePerAddress,
 }
 
-impl LimitReached {
+impl ConnectionLimitReached {
     pub(super) fn outcome(self) -> ConnectionDrop {
         match self {
             Self::Connections => ConnectionDrop::Connections,
@@ -100,8 +100,8 @@ impl ConnectionCounters {
     }
 
     /// Counts a connection in the total, until the permit is dropped.
-    pub(super) fn enter(&self, limits: &ConnectionLimits) -> Result<Permit, LimitReached> {
-        self.connections.enter(limits.connections).map_err(|_| LimitReached::Connections)
+    pub(super) fn enter(&self, limits: &ConnectionLimits) -> Result<Permit, ConnectionLimitReached> {
+        self.connections.enter(limits.connections).map_err(|_| ConnectionLimitReached::Connections)
     }
 
     /// Counts it for `client`, once the client is known.
@@ -110,15 +110,15 @@ impl ConnectionCounters {
         permit: &mut Permit,
         limits: &ConnectionLimits,
         client: SocketAddr,
-    ) -> Result<(), LimitReached> {
+    ) -> Result<(), ConnectionLimitReached> {
         if lies_in(&limits.exempt, client.ip()) {
             return Ok(());
         }
         let claimed = permit.claim(limits.connections_per_address, client.ip());
-        claimed.map_err(|_| LimitReached::ConnectionsPerAddress)?;
+        claimed.map_err(|_| ConnectionLimitReached::ConnectionsPerAddress)?;
         let has_token = limits.rate_per_address == 0
             || self.accepted_from.take(client.ip(), limits.rate_per_address as f64, Instant::now());
-        if has_token { Ok(()) } else { Err(LimitReached::RatePerAddress) }
+        if has_token { Ok(()) } else { Err(ConnectionLimitReached::RatePerAddress) }
     }
 
     /// A permit to notify a client that its connection is refused; `None`: too many are being notified.
@@ -159,7 +159,7 @@ mod tests {
         counters: &Arc<ConnectionCounters>,
         limits: &ConnectionLimits,
         from: SocketAddr,
-    ) -> Result<Permit, LimitReached> {
+    ) -> Result<Permit, ConnectionLimitReached> {
         let mut permit = counters.enter(limits)?;
         counters.claim(&mut permit, limits, from)?;
         Ok(permit)
@@ -170,9 +170,12 @@ mod tests {
         let (counters, limits) = (ConnectionCounters::new(), limits());
         let one = come(&counters, &limits, client(1)).expect("room");
         let _two = come(&counters, &limits, client(1)).expect("room");
-        assert_eq!(come(&counters, &limits, client(1)).expect_err("two"), LimitReached::ConnectionsPerAddress);
+        assert_eq!(
+            come(&counters, &limits, client(1)).expect_err("two"),
+            ConnectionLimitReached::ConnectionsPerAddress
+        );
         let _three = come(&counters, &limits, client(2)).expect("another's");
-        assert_eq!(come(&counters, &limits, client(3)).expect_err("three in all"), LimitReached::Connections);
+        assert_eq!(come(&counters, &limits, client(3)).expect_err("three in all"), ConnectionLimitReached::Connections);
         drop(one);
         let _again = come(&counters, &limits, client(1)).expect("given back");
         assert_eq!(counters.connections(), 3);
@@ -183,7 +186,7 @@ mod tests {
         let counters = ConnectionCounters::new();
         let limits = ConnectionLimits { exempt: vec!["10.0.0.0/8".parse().expect("network")], ..limits() };
         let places: Vec<_> = (0..3).map(|_| come(&counters, &limits, client(1)).expect("exempt")).collect();
-        assert_eq!(come(&counters, &limits, client(1)).expect_err("in all"), LimitReached::Connections);
+        assert_eq!(come(&counters, &limits, client(1)).expect_err("in all"), ConnectionLimitReached::Connections);
         drop(places);
         assert_eq!(counters.connections(), 0);
     }
