@@ -81,14 +81,10 @@ fn stream_error(error: &io::Error) -> Option<StreamError> {
     StreamError::of(error).or_else(|| not_typed_yet(error))
 }
 
-// MERGE: delete this function and its call when the TLS adapter returns `StreamError::Truncated` and the tunnel's
-// stream returns `StreamError::SessionTimeout`. Then `stream_error` is `StreamError::of`.
+// MERGE: delete this function and its call when the TLS adapter returns `StreamError::Truncated`. Then `stream_error`
+// is `StreamError::of`.
 fn not_typed_yet(error: &io::Error) -> Option<StreamError> {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => Some(StreamError::Truncated),
-        io::ErrorKind::TimedOut if error.raw_os_error().is_none() => Some(StreamError::SessionTimeout),
-        _ => None,
-    }
+    (error.kind() == io::ErrorKind::UnexpectedEof).then_some(StreamError::Truncated)
 }
 
 /// Whether the peer closed, although without TLS's close_notify. It counts as an orderly end of the stream: it is
