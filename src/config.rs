@@ -35,7 +35,7 @@ pub struct Settings {
     /// The file that they were read from.
     pub file: PathBuf,
     /// Listeners, TLS, HTTP and the tunnel.
-    pub ingress: ingress::Settings,
+    pub ingress: ingress::IngressSettings,
     /// The core: limits and timeouts of clients.
     pub mux: mux::MuxSettings,
     /// The Community servers and the links to them.

@@ -1,4 +1,4 @@
-//! Sockets of the system: listening, keep-alive, names and addresses.
+//! The system's sockets: listening, keep-alive, host names, client addresses, and the configuration sections of ports.
 
 pub mod address;
 pub mod keepalive;

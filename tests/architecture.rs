@@ -49,8 +49,14 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// of each other. The room's own file, which declares the parts, may name all of them and is named by all: it
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
-    ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits", "detect"]),
-    ("ingress/http", &["connection", "hyper_path", "fast_path", "backend", "guard", "framing forwarded response"]),
+    ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits identify", "detect"]),
+    ("ingress/tls", &["connection pair"]),
+    (
+        "ingress/http",
+        &["connection", "hyper_path", "fast_path backend tunnel_request guard", "route framing forwarded", "response"],
+    ),
+    ("ingress/http/backend", &["client forward", "request_body"]),
+    ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
     ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health", "failure"]),

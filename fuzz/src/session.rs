@@ -202,6 +202,7 @@ impl World {
                 assert!(!carries_payload(&self.session.empty()));
                 return;
             }
+            Ok(Accepted::NoRoom(_)) => panic!("there is always room"),
             // Only a copy of a request from a much older epoch may be refused.
             Err(refused) => return assert!(!is_newest, "{refused:?}"),
         }

@@ -38,7 +38,7 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
     let tunnel = tunnel::read(reader, &limits);
     let admin = admin::read(reader);
     let log = log::read(reader);
-    let ingress = ingress::Settings {
+    let ingress = ingress::IngressSettings {
         listeners: listeners.listeners,
         require_all: listeners.require_all,
         share_ports: listeners.share_ports,

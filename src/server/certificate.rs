@@ -5,7 +5,7 @@ use std::{sync::Weak, time::Duration};
 use tracing::{error, warn};
 
 use super::{ServerContext, unix_time};
-use crate::ingress::{Settings, tls::Certificate};
+use crate::ingress::{IngressSettings, tls::Certificate};
 
 /// A day, in seconds.
 const DAY: i64 = 24 * 60 * 60;
@@ -34,7 +34,7 @@ fn validity(begins: i64, ends: i64, now: i64) -> Validity {
 }
 
 /// Logs what is wrong with `certificate` at `now`, in seconds since 1970.
-fn log_problems(certificate: &Certificate, settings: &Settings, now: i64) {
+fn log_problems(certificate: &Certificate, settings: &IngressSettings, now: i64) {
     let file = certificate.file.display();
     match validity(certificate.begins, certificate.ends, now) {
         Validity::Good => (),
@@ -61,7 +61,7 @@ fn log_problems(certificate: &Certificate, settings: &Settings, now: i64) {
 
 impl ServerContext {
     /// Shows in the metrics when `certificate` expires, and logs what is wrong with it.
-    pub(super) fn report_certificate(&self, certificate: &Certificate, settings: &Settings) {
+    pub(super) fn report_certificate(&self, certificate: &Certificate, settings: &IngressSettings) {
         self.telemetry.tls.set_certificate_expires(certificate.ends);
         log_problems(certificate, settings, i64::try_from(unix_time()).unwrap_or(i64::MAX));
     }

@@ -85,7 +85,7 @@ pub(super) struct ListenerSnapshot {
 /// # Errors
 /// A Community port can't be bound; with `listeners.require_all`, any port. The error names all that can't.
 pub(super) fn plan(
-    settings: &ingress::Settings,
+    settings: &ingress::IngressSettings,
     present: &[ListenerRequest],
     telemetry: &Telemetry,
 ) -> Result<Vec<PlannedListener>, ServerError> {

@@ -123,8 +123,8 @@ impl LimitsSection {
     }
 
     /// The limits of connections that are not a client.
-    pub(super) fn connection_limits(&self) -> ingress::Limits {
-        ingress::Limits {
+    pub(super) fn connection_limits(&self) -> ingress::ConnectionLimits {
+        ingress::ConnectionLimits {
             connections: self.connections,
             connections_per_address: self.connections_per_address,
             rate: self.connection_rate,

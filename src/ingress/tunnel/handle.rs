@@ -6,14 +6,13 @@
 use std::{
     future::poll_fn,
     net::IpAddr,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, sleep};
 
 use super::{
     TunnelSettings,
@@ -24,8 +23,7 @@ use super::{
 };
 use crate::{telemetry::outcome::TunnelOutcome, wire::tunnel::envelope::TunnelKind};
 
-/// How often a request that waits for room in the inbox checks whether there is some. This is rare, and a client whose
-/// Community server is this slow does not notice the interval.
+/// How often a request whose payload has no room is received again. This is rare: `limits.held_bytes` is exhausted.
 const ROOM_CHECK: Duration = Duration::from_millis(20);
 
 /// A session as the registry, its requests and the core's stream hold it.
@@ -110,7 +108,8 @@ impl SessionHandle {
     }
 
     /// Receives a request with this body, and waits for its response. A request gets its response at once when there is
-    /// payload; otherwise after `reply_wait` at the latest if it brought data, and after `hold` in a hybrid session.
+    /// payload; otherwise after `reply_wait` if it brought data, and after `hold` in a hybrid session. While the Community
+    /// is slow, one that brought data waits longer, see [`super::live`].
     ///
     /// # Errors
     /// When the request is not one of this session's client. The session stays as it was.
@@ -119,48 +118,53 @@ impl SessionHandle {
         body: impl AsRef<[u8]>,
         settings: &TunnelSettings,
     ) -> Result<TunnelResponse, RequestError> {
-        self.change(|live| live.arrive(body.as_ref()))?;
+        self.change(LiveSession::arrive);
         let mut in_flight = InFlight { session: self, is_of_client: true };
-        if !self.wait_for_inbox_room(settings.hold).await {
-            return Ok(TunnelResponse::Failed(TunnelOutcome::Busy));
-        }
-        let request = match self.change(|live| live.receive(body.as_ref(), settings)) {
-            Ok(Received::Held(request)) => request,
-            Ok(Received::Response(response)) => return Ok(response),
-            Err(error) => {
-                in_flight.is_of_client = false;
-                return Err(error);
+        let mut deadline = None;
+        let request = loop {
+            match self.change(|live| live.receive(body.as_ref(), settings)) {
+                Ok(Received::Held(request)) => break request,
+                Ok(Received::Response(response)) => return Ok(response),
+                Ok(Received::NoRoom) => {
+                    if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + settings.hold) {
+                        return Ok(TunnelResponse::Failed(TunnelOutcome::Busy));
+                    }
+                    sleep(ROOM_CHECK).await;
+                }
+                Err(error) => {
+                    in_flight.is_of_client = false;
+                    return Err(error);
+                }
             }
         };
         // The body may be long, and so may the wait.
         drop(body);
-        let timer = (!request.timeout.is_zero()).then(|| Box::pin(sleep(request.timeout)));
-        let response = self.wait_for_response(request, timer).await;
+        let response = self.wait_for_response(request).await;
         drop(in_flight);
         Ok(response)
     }
 
-    /// Waits until the core has read enough of what earlier requests brought. Returns false when it has not within
-    /// `at_most`. This is the only place where requests wait before they are received.
-    async fn wait_for_inbox_room(&self, at_most: Duration) -> bool {
-        if !self.0.lock().live.inbox_is_full() {
-            return true;
-        }
-        let deadline = Instant::now() + at_most;
-        while Instant::now() < deadline {
-            sleep(ROOM_CHECK).await;
-            if !self.0.lock().live.inbox_is_full() {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Waits until a request has its response. Without a timer it is due at once.
-    async fn wait_for_response(&self, request: HeldRequest, mut timer: Option<Pin<Box<Sleep>>>) -> TunnelResponse {
+    /// Waits until a request has its response.
+    async fn wait_for_response(&self, request: HeldRequest) -> TunnelResponse {
+        let mut timer = (!request.timeout.is_zero()).then(|| Box::pin(sleep(request.timeout)));
+        let (mut is_due, mut is_late) = (timer.is_none(), false);
         poll_fn(|cx| {
-            let is_due = timer.as_mut().is_none_or(|timer| timer.as_mut().poll(cx).is_ready());
-            self.poll(Waiter::Request, cx, |live| live.respond(&request, is_due, random_token))
+            loop {
+                if let Some(running) = &mut timer
+                    && running.as_mut().poll(cx).is_ready()
+                {
+                    timer = None;
+                    (is_due, is_late) = (true, is_due);
+                }
+                let respond = |live: &mut LiveSession| live.respond(&request, is_due, is_late, random_token);
+                match self.poll(Waiter::Request, cx, respond) {
+                    // It waits for room in the inbox. That is rare, so the timer is not made before.
+                    Poll::Pending if timer.is_none() && !is_late => {
+                        timer = Some(Box::pin(sleep(request.longest - request.timeout)));
+                    }
+                    response => return response,
+                }
+            }
         })
         .await
     }

@@ -29,6 +29,14 @@
 //!
 //! Of the requests that wait, only the newest gets the payload. Each request that is received supersedes the one
 //! before it, which then gets an empty response.
+//!
+//! **Requests have one order, that of their arrival.** A request's acknowledgement counts, and its payload goes into the
+//! inbox, at the moment when it arrives; what waits is the response. So no request can overtake another one, what a
+//! client that closes its connection has sent is not lost, and an acknowledgement always makes room for the Community,
+//! however full the inbox is. A request that brought data has its response at once when there is payload for the
+//! client. Otherwise it waits until the inbox has room: that slows the client down while the Community is slow. Only
+//! when `limits.held_bytes` has no room at all is a payload not taken. Then the request, and those behind it, wait in
+//! the order of their arrival, and nothing of them was taken when their client gets 503.
 
 use std::{collections::VecDeque, net::IpAddr, time::Duration};
 
@@ -39,19 +47,24 @@ use tokio::time::Instant;
 use super::{
     TunnelSettings,
     response::{TunnelBody, TunnelResponse},
-    session::{Accepted, RequestError, TunnelSession},
+    session::{Accepted, RequestDigest, RequestError, TunnelSession},
     token::Token,
 };
 use crate::{
     limits::{
-        budget::{Held, LITTLE},
-        tally::Place,
+        budget::{HeldBytes, LITTLE},
+        tally::Permit,
     },
     stream::StreamError,
     telemetry::outcome::TunnelOutcome,
     wire::tunnel::envelope::{self, TunnelKind},
 };
 
+/// A hybrid request that brought data has its response after so long, even while the Community is slow. One second
+/// after a request, a client that has more data sends it in another request with the same acknowledgement. When that
+/// is the same text, the two cannot be told from a request and its retry; so the client gets a new acknowledgement
+/// before.
+const DATA_RESPONSE: Duration = Duration::from_millis(900);
 /// Bytes that a piece in the inbox takes in addition to its data.
 const PIECE: usize = 64;
 
@@ -134,6 +147,8 @@ pub(super) enum Received {
     Response(TunnelResponse),
     /// It waits for its response.
     Held(HeldRequest),
+    /// There is no room for its payload. When the same request is received again, it may be taken.
+    NoRoom,
 }
 
 /// A request that waits for its response.
@@ -142,8 +157,12 @@ pub(super) struct HeldRequest {
     number: u64,
     /// The client has sent the same request before.
     is_retry: bool,
-    /// How long it waits at most.
+    /// Whether it waits for room in the inbox, too.
+    brought_data: bool,
+    /// How long it waits for payload at most.
     pub(super) timeout: Duration,
+    /// How long it waits at most, if the inbox is full when `timeout` has passed; `timeout` or longer.
+    pub(super) longest: Duration,
 }
 
 /// See the module's page.
@@ -157,6 +176,8 @@ pub(super) struct LiveSession {
     inbox: VecDeque<Bytes>,
     /// The number of these bytes.
     inbox_len: usize,
+    /// Requests whose payload had no room, in the order of their arrival. No other payload is taken before theirs.
+    without_room: VecDeque<RequestDigest>,
     /// The number of the newest request.
     newest: u64,
     /// Requests that have arrived and have no response yet.
@@ -166,14 +187,14 @@ pub(super) struct LiveSession {
     /// Bytes that may wait in each direction.
     window: usize,
     /// Counts the bytes of this session for the client that opened it.
-    held: Held,
+    held: HeldBytes,
     /// Counts this session among all.
-    _place: Place,
+    _place: Permit,
 }
 
 impl LiveSession {
     /// A session that is opened at `now`.
-    pub(super) fn new(session: TunnelSession, window: usize, held: Held, place: Place, now: Instant) -> Self {
+    pub(super) fn new(session: TunnelSession, window: usize, held: HeldBytes, place: Permit, now: Instant) -> Self {
         Self {
             session,
             state: TunnelState::Open,
@@ -181,6 +202,7 @@ impl LiveSession {
             wakes: Wakes::default(),
             inbox: VecDeque::new(),
             inbox_len: 0,
+            without_room: VecDeque::new(),
             newest: 0,
             in_flight: 0,
             last_request: now,
@@ -219,8 +241,8 @@ impl LiveSession {
         self.window().saturating_sub(self.session.unacknowledged())
     }
 
-    /// Whether requests have to wait until the core has read.
-    pub(super) fn inbox_is_full(&self) -> bool {
+    /// Whether the responses to requests that brought data have to wait until the core has read.
+    fn inbox_is_full(&self) -> bool {
         self.inbox_size() >= self.window() && !self.core_has_let_go
     }
 
@@ -233,17 +255,9 @@ impl LiveSession {
         self.held.set(self.session.unacknowledged() + self.inbox_size());
     }
 
-    /// A request with this body has arrived. It is followed by [`Self::depart`].
-    ///
-    /// # Errors
-    /// When the request would have to wait for room, and is not of this session's client: it is refused at once, since
-    /// the waiting would show that the session exists. [`Self::depart`] does not follow.
-    pub(super) fn arrive(&mut self, body: &[u8]) -> Result<(), RequestError> {
-        if self.inbox_is_full() && !self.session.knows(body) {
-            return Err(RequestError::Acknowledgement);
-        }
+    /// A request has arrived. It is followed by [`Self::depart`].
+    pub(super) fn arrive(&mut self) {
         self.in_flight += 1;
-        Ok(())
     }
 
     /// A request that has arrived has its response, or its client has closed the connection.
@@ -260,9 +274,21 @@ impl LiveSession {
     /// # Errors
     /// When the request is not one of this session's client. Nothing has changed then.
     pub(super) fn receive(&mut self, body: &[u8], settings: &TunnelSettings) -> Result<Received, RequestError> {
-        let (data, is_retry) = match self.session.accept(body)? {
-            Accepted::New(data) => (data, false),
-            Accepted::Again => (Vec::new(), true),
+        let (inbox, held, first) = (self.inbox_size(), &self.held, self.without_room.front());
+        let accepted = self.session.accept_if(body, |digest, length| {
+            let is_next = first.is_none_or(|first| *first == digest);
+            // One payload passes, and a little more, so that sessions go on and less is held.
+            is_next && (inbox == 0 || inbox + length <= LITTLE || !held.lacks(length))
+        })?;
+        let (data, is_retry, has_room) = match accepted {
+            Accepted::New(data) => (data, false, true),
+            Accepted::Again => (Vec::new(), true, true),
+            Accepted::NoRoom(digest) => {
+                if !self.without_room.contains(&digest) {
+                    self.without_room.push_back(digest);
+                }
+                (Vec::new(), false, false)
+            }
             Accepted::Stale => {
                 let empty = self.session.empty().into();
                 return Ok(Received::Response(TunnelResponse::Body(empty, TunnelOutcome::Stale)));
@@ -276,13 +302,23 @@ impl LiveSession {
                 return Ok(Received::Response(TunnelResponse::Failed(TunnelOutcome::Gone)));
             }
         }
+        // The acknowledgement may have made room.
+        if self.room() > 0 {
+            self.wakes.add(Waiter::Writer);
+        }
+        if !has_room {
+            self.settle();
+            return Ok(Received::NoRoom);
+        }
         let brought_data = envelope::later(body).is_ok_and(|later| !later.payload.is_empty());
-        let timeout = match (self.session.kind(), brought_data) {
-            // After its response, the client has a new acknowledgement. With it the same text sent twice is two
-            // requests and not a retry. So a hybrid request that brought data is not held for long, either.
-            (_, true) => settings.reply_wait,
-            (TunnelKind::Polling, false) => Duration::ZERO,
-            (TunnelKind::Hybrid, false) => settings.hold,
+        if brought_data && !is_retry && self.without_room.pop_front().is_some() && self.without_room.is_empty() {
+            self.without_room = VecDeque::new();
+        }
+        let (timeout, longest) = match (self.session.kind(), brought_data) {
+            (TunnelKind::Polling, true) => (settings.reply_wait, settings.hold.max(settings.reply_wait)),
+            (TunnelKind::Hybrid, true) => (settings.reply_wait.min(DATA_RESPONSE), DATA_RESPONSE),
+            (TunnelKind::Polling, false) => (Duration::ZERO, Duration::ZERO),
+            (TunnelKind::Hybrid, false) => (settings.hold, settings.hold),
         };
         if !data.is_empty() && !self.core_has_let_go {
             self.inbox_len += data.len();
@@ -290,22 +326,19 @@ impl LiveSession {
             self.wakes.add(Waiter::Reader);
         }
         self.settle();
-        // The acknowledgement may have made room.
-        if self.room() > 0 {
-            self.wakes.add(Waiter::Writer);
-        }
         // The request that waited so far is superseded.
         self.newest += 1;
         self.wakes.add(Waiter::Request);
-        Ok(Received::Held(HeldRequest { number: self.newest, is_retry, timeout }))
+        Ok(Received::Held(HeldRequest { number: self.newest, is_retry, brought_data, timeout, longest }))
     }
 
-    /// The response to a request that waits. `None`: it waits on. `is_due`: it has waited for its timeout. `token`
-    /// makes a fresh token.
+    /// The response to a request that waits. `None`: it waits on. `is_due`: it has waited for its timeout; `is_late`:
+    /// for the longest time that it may wait. `token` makes a fresh token.
     pub(super) fn respond(
         &mut self,
         request: &HeldRequest,
         is_due: bool,
+        is_late: bool,
         token: impl FnOnce() -> Token,
     ) -> Option<TunnelResponse> {
         if self.newest != request.number {
@@ -315,6 +348,9 @@ impl LiveSession {
         match self.state {
             TunnelState::TimedOut => return Some(TunnelResponse::Failed(TunnelOutcome::Gone)),
             TunnelState::Open if !has_payload && !is_due => return None,
+            TunnelState::Open if !has_payload && !is_late && request.brought_data && self.inbox_is_full() => {
+                return None;
+            }
             TunnelState::Open | TunnelState::Ending | TunnelState::Over => (),
         }
         let outcome = match (request.is_retry, has_payload) {
@@ -350,6 +386,7 @@ impl LiveSession {
                 TunnelState::TimedOut => Some(Err(StreamError::SessionTimeout)),
             };
         }
+        let was_full = self.inbox_is_full();
         while let Some(front) = self.inbox.front_mut() {
             let n = front.len().min(buf.remaining());
             buf.put_slice(&front[..n]);
@@ -365,6 +402,9 @@ impl LiveSession {
             self.inbox = VecDeque::new();
         }
         self.settle();
+        if was_full && !self.inbox_is_full() {
+            self.wakes.add(Waiter::Request);
+        }
         Some(Ok(()))
     }
 

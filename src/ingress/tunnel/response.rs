@@ -5,7 +5,7 @@ use std::{fmt, ops::Deref};
 use bytes::Bytes;
 
 use crate::{
-    limits::budget::Held,
+    limits::budget::HeldBytes,
     telemetry::outcome::{Outcome, Refusal, Sent, TunnelOutcome},
 };
 
@@ -53,12 +53,12 @@ pub fn status(outcome: TunnelOutcome) -> u16 {
 /// The body of a response. If it is long, the budget counts it until it has been written.
 pub struct TunnelBody {
     bytes: Vec<u8>,
-    held: Option<Held>,
+    held: Option<HeldBytes>,
 }
 
 impl TunnelBody {
     /// A body that `held` counts for as long as it exists.
-    pub(super) fn counted(bytes: Vec<u8>, held: Held) -> Self {
+    pub(super) fn counted(bytes: Vec<u8>, held: HeldBytes) -> Self {
         Self { bytes, held: Some(held) }
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn a_body_is_counted_until_its_last_copy_is_dropped() {
         let budget = Budget::new(100, 0, &[]);
-        let mut held = Held::none(&budget, [127, 0, 0, 1].into());
+        let mut held = HeldBytes::none(&budget, [127, 0, 0, 1].into());
         assert!(held.grow(3));
         let bytes = Bytes::from(TunnelBody::counted(b"abc".to_vec(), held));
         let copy = bytes.clone();

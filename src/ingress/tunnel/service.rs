@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     limits::{
-        budget::{Budget, Held},
-        tally::{Place, Tally},
+        budget::{Budget, HeldBytes},
+        tally::{Permit, Tally},
     },
     net::address::{counted_address, lies_in},
     stream::{Arrival, Core, Stream, Via},
@@ -67,7 +67,7 @@ impl Service {
     }
 
     /// Counts one more session of `client`.
-    fn enter(&self, client: IpAddr) -> Result<Place, Refusal> {
+    fn enter(&self, client: IpAddr) -> Result<Permit, Refusal> {
         let settings = self.settings.load();
         let mut place = self.tally.enter(settings.sessions).map_err(|_| Refusal::TunnelSessions)?;
         if !lies_in(&settings.exempt, client) {
@@ -97,7 +97,7 @@ impl Service {
         };
         let (settings, token, now) = (self.settings.load(), random_token(), Instant::now());
         let session = TunnelSession::new(kind, settings.version, opening.connection, agreement.cipher, token);
-        let held = Held::none(&self.budget, client.ip());
+        let held = HeldBytes::none(&self.budget, client.ip());
         let session = SessionHandle::new(LiveSession::new(session, settings.window, held, place, now));
         let arrival = Arrival {
             stream: Stream::other(TunnelStream::new(Arc::clone(&session))),

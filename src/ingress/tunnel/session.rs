@@ -65,7 +65,12 @@ pub enum Accepted {
     Again,
     /// A late copy of a request that is not the newest any more. Its response is [`TunnelSession::empty`].
     Stale,
+    /// A new request whose payload may not be taken yet. Its acknowledgement counts; the same request is new again.
+    NoRoom(RequestDigest),
 }
+
+/// The hash of a request's body, by which copies of it are recognized.
+pub type RequestDigest = u64;
 
 /// Why a request is refused. The session stays as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +113,7 @@ pub struct TunnelSession {
     token: Token,
     issued: Vec<Issued>,
     /// Digests of this epoch's requests, newest last.
-    requests: Vec<u64>,
+    requests: Vec<RequestDigest>,
     /// Bytes for the client that it has not acknowledged.
     outbound: Vec<u8>,
     /// The outbound chain before `outbound`.
@@ -145,11 +150,24 @@ impl TunnelSession {
     /// # Errors
     /// Why the request is refused. Nothing has changed then.
     pub fn accept(&mut self, body: &[u8]) -> Result<Accepted, RequestError> {
+        self.accept_if(body, |_, _| true)
+    }
+
+    /// As [`Self::accept`]. Whether the payload of a new request may be taken now is decided by `takes`, which gets the
+    /// request's digest and the length of its payload in bytes. The acknowledgement counts in any case.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub fn accept_if(
+        &mut self,
+        body: &[u8],
+        takes: impl FnOnce(RequestDigest, usize) -> bool,
+    ) -> Result<Accepted, RequestError> {
         let envelope::LaterRequest { acknowledgement, payload } =
             envelope::later(body).map_err(RequestError::Envelope)?;
         let acknowledgement: [u8; BLOCK] = acknowledgement.try_into().map_err(|_| RequestError::Acknowledgement)?;
         let digest = DIGESTS.hash_one(body);
-        if self.acknowledgement == Some(acknowledgement) {
+        let received = if self.acknowledgement == Some(acknowledgement) {
             if let Some(at) = self.requests.iter().position(|known| *known == digest) {
                 return Ok(if at + 1 == self.requests.len() { Accepted::Again } else { Accepted::Stale });
             }
@@ -157,16 +175,18 @@ impl TunnelSession {
             if self.requests.len() == REQUESTS_KEPT {
                 return Err(RequestError::Unread);
             }
-            let data = self.decode(payload)?;
-            self.requests.push(digest);
-            return Ok(Accepted::New(data));
-        }
-        let Some(received) = self.acknowledged_by(&acknowledgement) else {
+            None
+        } else if let Some(received) = self.acknowledged_by(&acknowledgement) {
+            Some(received)
+        } else {
             let late = self.older.contains(&Some(acknowledgement));
             return if late { Ok(Accepted::Stale) } else { Err(RequestError::Acknowledgement) };
         };
-        let data = self.decode(payload)?;
-        self.begin_epoch(acknowledgement, received);
+        let data = if payload.is_empty() || takes(digest, payload.len()) { Some(self.decode(payload)?) } else { None };
+        if let Some(received) = received {
+            self.begin_epoch(acknowledgement, received);
+        }
+        let Some(data) = data else { return Ok(Accepted::NoRoom(digest)) };
         self.requests.push(digest);
         Ok(Accepted::New(data))
     }
@@ -201,17 +221,6 @@ impl TunnelSession {
             self.older[EPOCHS_KEPT - 1] = Some(old);
         }
         self.requests.clear();
-    }
-
-    /// Whether a request may be one of this session's client: it carries an acknowledgement that only the client can
-    /// have made. Changes nothing.
-    pub fn knows(&self, body: &[u8]) -> bool {
-        let acknowledgement = envelope::later(body).ok().and_then(|later| later.acknowledgement.try_into().ok());
-        acknowledgement.is_some_and(|acknowledgement: [u8; BLOCK]| {
-            self.acknowledgement == Some(acknowledgement)
-                || self.older.contains(&Some(acknowledgement))
-                || self.acknowledged_by(&acknowledgement).is_some()
-        })
     }
 
     /// The bytes for the Community in the payload of a request.

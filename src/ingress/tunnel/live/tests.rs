@@ -45,7 +45,7 @@ fn world_of(kind: TunnelKind, budget: &std::sync::Arc<Budget>) -> World {
     let (token, start) = (Token::default(), Instant::now());
     let session = TunnelSession::new(kind, 0, CONNECTION, Cipher::new(&KEY), token);
     let place = std::sync::Arc::<Tally>::default().enter(1).expect("room");
-    let live = LiveSession::new(session, WINDOW, Held::none(budget, [127, 0, 0, 1].into()), place, start);
+    let live = LiveSession::new(session, WINDOW, HeldBytes::none(budget, [127, 0, 0, 1].into()), place, start);
     World { kind, cipher: Cipher::new(&KEY), acknowledgement_iv: FIRST_IV, token, tokens: 0, live, start }
 }
 
@@ -69,7 +69,7 @@ impl World {
     }
 
     fn arrive(&mut self, body: &[u8]) -> Received {
-        self.live.arrive(body).expect("the client's");
+        self.live.arrive();
         self.live.receive(body, &settings()).expect("the client's")
     }
 
@@ -78,13 +78,19 @@ impl World {
         match self.arrive(body) {
             Received::Held(request) => request,
             Received::Response(response) => panic!("{response:?}"),
+            Received::NoRoom => panic!("no room"),
         }
     }
 
     /// The outcome of a request that is held, and whether it is due.
     fn respond(&mut self, request: &HeldRequest, is_due: bool) -> Option<TunnelResponse> {
+        self.respond_late(request, is_due, false)
+    }
+
+    /// As [`Self::respond`]. `is_late`: the request has waited as long as it may.
+    fn respond_late(&mut self, request: &HeldRequest, is_due: bool, is_late: bool) -> Option<TunnelResponse> {
         self.tokens += 1;
-        self.live.respond(request, is_due, || [self.tokens; 5])
+        self.live.respond(request, is_due, is_late, || [self.tokens; 5])
     }
 
     /// What the client reads: the outcome and the payload.
@@ -268,21 +274,89 @@ fn when_the_core_has_let_go_data_is_dropped_and_nobody_waits_for_room() {
 }
 
 #[test]
-fn only_the_client_may_wait_for_room() {
+fn a_request_is_taken_when_it_arrives_and_only_its_response_waits_for_room() {
+    for (kind, longest) in [(TunnelKind::Polling, settings().hold), (TunnelKind::Hybrid, DATA_RESPONSE)] {
+        let mut world = world(kind);
+        let first = world.body(&[1; WINDOW]);
+        let request = world.held(&first);
+        assert_eq!((request.timeout, request.longest), (settings().reply_wait, longest));
+        assert!(world.respond_late(&request, true, false).is_none(), "the inbox is full");
+        let acknowledgement = first[8..16].to_vec();
+        // The next one does not overtake it, whenever the core reads.
+        let second = world.same_epoch(&acknowledgement, b"second");
+        let beside = world.held(&second);
+        let superseded = world.respond(&request, false);
+        assert_eq!(world.take(superseded), (TunnelOutcome::Superseded, vec![]));
+        let read = world.read().expect("both are there").expect("open");
+        assert_eq!((read.len(), &read[WINDOW..]), (WINDOW + 6, &b"second"[..]));
+        assert!(world.woken().contains(&Waiter::Request), "there is room");
+        let response = world.respond_late(&beside, true, false);
+        assert_eq!(world.take(response), (TunnelOutcome::Empty, vec![]));
+    }
+}
+
+#[test]
+fn a_response_waits_for_room_no_longer_than_it_may_and_not_at_all_where_it_has_payload() {
     let mut world = world(TunnelKind::Polling);
     let body = world.body(&[1; WINDOW]);
     let request = world.held(&body);
-    let response = world.respond(&request, true);
-    world.take(response);
-    assert!(world.live.inbox_is_full());
-    let stranger = world.same_epoch(&[9; BLOCK], b"");
-    assert_eq!(world.live.arrive(&stranger), Err(RequestError::Acknowledgement));
-    assert_eq!(world.live.in_flight, 1, "the stranger's request is not counted");
+    assert!(world.respond_late(&request, true, false).is_none());
+    let response = world.respond_late(&request, true, true);
+    assert_eq!(world.take(response), (TunnelOutcome::Empty, vec![]));
     let body = world.body(b"more");
-    assert_eq!(world.live.arrive(&body), Ok(()));
-    assert_eq!(world.live.in_flight, 2);
-    assert_eq!(world.read().map(|read| read.map(|read| read.len())), Some(Ok(WINDOW)));
-    assert!(!world.live.inbox_is_full());
+    let request = world.held(&body);
+    assert!(world.respond_late(&request, true, false).is_none());
+    assert_eq!(world.live.write(b"echo"), Some(Ok(4)));
+    let response = world.respond_late(&request, false, false);
+    assert_eq!(world.take(response), (TunnelOutcome::Payload, b"echo".to_vec()));
+}
+
+#[test]
+fn an_acknowledgement_makes_room_for_the_core_however_full_the_inbox_is() {
+    let mut world = world(TunnelKind::Hybrid);
+    let body = world.body(&[1; WINDOW]);
+    let request = world.held(&body);
+    assert_eq!(world.live.write(&[2; 2 * WINDOW]), Some(Ok(WINDOW)));
+    assert_eq!(world.live.write(b"more"), None, "the core waits, and does not read");
+    let response = world.respond(&request, false);
+    assert_eq!(world.take(response).1.len(), WINDOW);
+    let body = world.body(&[3; WINDOW]);
+    world.held(&body);
+    assert!(world.woken().contains(&Waiter::Writer));
+    assert_eq!(world.live.write(b"more"), Some(Ok(4)));
+}
+
+#[test]
+fn a_payload_without_room_in_the_budget_is_not_taken_and_none_overtakes_it() {
+    let budget = Budget::new(2 * WINDOW, 0, &[]);
+    let mut world = world_of(TunnelKind::Hybrid, &budget);
+    assert_eq!(world.live.write(&[1; 100]), Some(Ok(100)));
+    let body = world.body(b"zero");
+    let request = world.held(&body);
+    let response = world.respond(&request, false);
+    world.take(response);
+    let mut another = HeldBytes::none(&budget, [127, 0, 0, 2].into());
+    another.set(2 * WINDOW);
+    let first = world.body(&[1; WINDOW]);
+    assert!(matches!(world.arrive(&first), Received::NoRoom));
+    assert_eq!(world.live.session.unacknowledged(), 0, "its acknowledgement counts");
+    assert!(world.woken().contains(&Waiter::Writer));
+    let acknowledgement = first[8..16].to_vec();
+    let second = world.same_epoch(&acknowledgement, b"second");
+    assert!(matches!(world.arrive(&second), Received::NoRoom), "it is behind the first");
+    another.set(0);
+    assert!(matches!(world.arrive(&second), Received::NoRoom), "it is behind the first");
+    world.held(&first);
+    world.held(&second);
+    let read = world.read().expect("both are there").expect("open");
+    assert_eq!((&read[..4], read.len(), &read[4 + WINDOW..]), (&b"zero"[..], WINDOW + 10, &b"second"[..]));
+    assert!(world.live.without_room.is_empty());
+    // One payload passes, whatever its length, so that the session goes on.
+    another.set(2 * WINDOW);
+    let third = world.same_epoch(&acknowledgement, &[3; WINDOW]);
+    world.held(&third);
+    let fourth = world.same_epoch(&acknowledgement, &[4; WINDOW]);
+    assert!(matches!(world.arrive(&fourth), Received::NoRoom));
 }
 
 #[test]
@@ -326,7 +400,7 @@ fn a_session_without_requests_times_out() {
     assert!(!world.live.expire(departs + TIMEOUT - Duration::from_millis(1), TIMEOUT, LINGER));
     // A request that is not the client's does not keep the session.
     let stranger = world.same_epoch(&[9; BLOCK], b"");
-    world.live.arrive(&stranger).expect("room");
+    world.live.arrive();
     let refused = world.live.receive(&stranger, &settings());
     assert!(matches!(refused, Err(RequestError::Acknowledgement)), "{refused:?}");
     world.live.depart(false, departs + TIMEOUT);
