@@ -1,5 +1,5 @@
-//! The tunnel's service as it runs: requests that are held and superseded and whose connections close, and the
-//! Community's stream behind them. The clock moves only in the steps that move it.
+//! The tunnel's service as it runs: requests that are held, superseded or whose connection closes, and the
+//! Community's stream behind them. Time passes only in the steps that advance the clock.
 
 use std::{
     cell::Cell,
@@ -25,16 +25,17 @@ use super::{
     client::{Client, carries_payload},
 };
 
-const WAYS: [(TunnelKind, u32); 4] =
+/// The tunnels and their versions.
+const TUNNELS: [(TunnelKind, u32); 4] =
     [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)];
-/// The most requests that the server holds at the same time.
+/// The most requests that are at the server at the same time.
 const HELD: usize = 8;
-/// The most requests, and late copies of them, between two responses that the client reads; see `session`.
+/// The limits between two responses that the client reads; see the module `session`.
 const UNREAD: usize = 60;
 const OVERTAKING: usize = 6;
-/// Where clients come from.
+/// The address of the clients.
 const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
-/// More than a run sends, so that no run fills the window.
+/// More bytes than any run sends: what happens when the window is full is not tested here.
 const WINDOW: usize = 1 << 20;
 
 /// A core that keeps the one stream that arrives.
@@ -48,33 +49,41 @@ impl Core for Community {
     }
 }
 
+/// A request that the service holds.
 struct Held {
     connection: usize,
-    answer: Pin<Box<dyn Future<Output = TunnelResponse>>>,
+    response: Pin<Box<dyn Future<Output = TunnelResponse>>>,
 }
 
+/// Client, network, service and Community.
 struct World {
     kind: TunnelKind,
     service: Arc<Service>,
     name: SessionName,
     client: Client,
     stream: Stream,
-    /// The request for which the client waits, and whether a copy of it has arrived.
+    /// The newest request, which has no response yet, and whether a copy of it has arrived.
     current: Option<(Vec<u8>, bool)>,
+    /// The connection that the client reads: the one that it opened last.
     connection: usize,
-    /// Number of requests, and of late copies, since a response was read.
+    /// Requests since a response was read.
     unread: usize,
+    /// Late copies since a response was read.
     overtaking: usize,
-    /// Copies that arrive late.
+    /// Copies that are still on their way.
     late: VecDeque<Vec<u8>>,
     held: Vec<Held>,
-    sent: Vec<u8>,
-    consumed: Vec<u8>,
-    said: Vec<u8>,
-    words: u16,
+    /// The bytes that the client sent.
+    client_sent: Vec<u8>,
+    /// The bytes of the client that the Community received.
+    community_received: Vec<u8>,
+    /// The bytes that the Community sent.
+    community_sent: Vec<u8>,
+    /// The number of texts so far.
+    texts: u16,
 }
 
-/// The first byte selects the tunnel, and each further byte a step.
+/// The first byte chooses the tunnel; the others choose the steps.
 pub fn check(input: &[u8]) {
     thread_local! {
         static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
@@ -82,7 +91,7 @@ pub fn check(input: &[u8]) {
             .start_paused(true)
             .build()
             .expect("a runtime");
-        /// The task of a service ends after the service, at its next timer.
+        /// The number of runs. A service's own task ends at its next tick, so every 64 runs the clock advances.
         static RUNS: Cell<u32> = const { Cell::new(0) };
     }
     RUNTIME.with(|runtime| {
@@ -96,10 +105,11 @@ pub fn check(input: &[u8]) {
 
 async fn run(input: &[u8]) {
     let mut choices = Choices(input);
-    let (kind, version) = WAYS[choices.below(WAYS.len())];
+    let (kind, version) = TUNNELS[choices.below(TUNNELS.len())];
     let settings = TunnelSettings {
         hold: Duration::from_secs(25),
         reply_wait: Duration::from_millis(100),
+        // Longer than all steps of a run together.
         session_timeout: Duration::from_secs(1 << 30),
         version,
         window: WINDOW,
@@ -127,41 +137,43 @@ async fn run(input: &[u8]) {
         overtaking: 0,
         late: VecDeque::new(),
         held: Vec::new(),
-        sent: Vec::new(),
-        consumed: Vec::new(),
-        said: Vec::new(),
-        words: 0,
+        client_sent: Vec::new(),
+        community_received: Vec::new(),
+        community_sent: Vec::new(),
+        texts: 0,
     };
     while !choices.is_over() {
         match choices.below(8) {
             0..=2 => world.post(&mut choices),
-            3 => world.a_late_copy(&mut choices),
-            4 => world.community_says(&mut choices),
-            5 => world.hang_up(&mut choices),
+            3 => world.late_copy_arrives(&mut choices),
+            4 => world.community_sends(&mut choices),
+            5 => world.connection_breaks(&mut choices),
             6 => tokio::time::advance(Duration::from_millis(10 << choices.below(12))).await,
-            _ => world.stranger(&mut choices),
+            _ => world.stranger_posts(&mut choices),
         }
         world.settle();
     }
-    world.heals().await;
+    world.network_recovers().await;
 }
 
 impl World {
-    fn words(&mut self, n: usize) -> Vec<u8> {
-        self.words += 1;
-        let [a, b] = self.words.to_be_bytes();
+    /// A text that was not sent before, so that no two requests are the same by chance.
+    fn new_text(&mut self, n: usize) -> Vec<u8> {
+        self.texts += 1;
+        let [a, b] = self.texts.to_be_bytes();
         [a, b].into_iter().chain((0..n).map(|i| (i % 251) as u8)).collect()
     }
 
+    /// The client sends a new request, or a copy of the newest one.
     fn post(&mut self, choices: &mut Choices<'_>) {
         let choice = choices.byte();
-        let beside = self.kind == TunnelKind::Hybrid && choice & 1 == 1;
+        let in_parallel = self.kind == TunnelKind::Hybrid && choice & 1 == 1;
         match &self.current {
-            Some((_, arrived)) if !(beside && *arrived && self.unread < UNREAD) => (),
+            Some((_, arrived)) if !(in_parallel && *arrived && self.unread < UNREAD) => (),
             current => {
                 let data =
-                    if current.is_some() || choice & 2 == 2 { self.words((choice >> 4).into()) } else { Vec::new() };
-                self.sent.extend_from_slice(&data);
+                    if current.is_some() || choice & 2 == 2 { self.new_text((choice >> 4).into()) } else { Vec::new() };
+                self.client_sent.extend_from_slice(&data);
                 self.current = Some((self.client.request(&data), false));
                 self.unread += 1;
             }
@@ -172,7 +184,7 @@ impl World {
         if choice & 4 == 4 {
             self.late.push_back(body.clone());
         }
-        // Otherwise it is lost, and arrives with a retry, or late.
+        // Otherwise this copy is lost, and a retry or a late copy arrives instead.
         if choice & 8 == 0 {
             *arrived = true;
             let connection = self.connection;
@@ -180,17 +192,18 @@ impl World {
         }
     }
 
+    /// A request arrives at the service.
     fn arrive(&mut self, connection: usize, body: Vec<u8>) {
         if self.held.len() == HELD {
             self.held.remove(0);
         }
         let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
-        let answer = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
-        self.held.push(Held { connection, answer });
+        let response = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
+        self.held.push(Held { connection, response });
         self.settle();
     }
 
-    fn a_late_copy(&mut self, choices: &mut Choices<'_>) {
+    fn late_copy_arrives(&mut self, choices: &mut Choices<'_>) {
         let at = choices.below(self.late.len());
         if self.overtaking == OVERTAKING {
             return;
@@ -200,51 +213,52 @@ impl World {
             if let Some((current, arrived)) = &mut self.current {
                 *arrived |= *current == body;
             }
-            // Nobody reads its response.
+            // The client does not read the response on this connection.
             self.arrive(usize::MAX, body);
         }
     }
 
-    fn community_says(&mut self, choices: &mut Choices<'_>) {
+    fn community_sends(&mut self, choices: &mut Choices<'_>) {
         let n = choices.below(60);
-        let data = self.words(n);
+        let data = self.new_text(n);
         let mut cx = Context::from_waker(Waker::noop());
         let written = Pin::new(&mut self.stream).poll_write(&mut cx, &data);
         assert!(matches!(written, Poll::Ready(Ok(n)) if n == data.len()), "{written:?}");
-        self.said.extend(data);
+        self.community_sent.extend(data);
     }
 
-    /// A connection breaks: the server drops its request.
-    fn hang_up(&mut self, choices: &mut Choices<'_>) {
+    /// A connection breaks. The server drops its request.
+    fn connection_breaks(&mut self, choices: &mut Choices<'_>) {
         if !self.held.is_empty() {
             let at = choices.below(self.held.len());
             self.held.remove(at);
         }
     }
 
-    fn stranger(&mut self, choices: &mut Choices<'_>) {
+    /// Someone who knows the session's name, but not its acknowledgement, sends a request.
+    fn stranger_posts(&mut self, choices: &mut Choices<'_>) {
         let n = choices.below(40);
         let mut body = choices.bytes(n).to_vec();
-        // A stranger does not have the right acknowledgement, which is in the bytes 8..16.
+        // With the length 0 in bytes 4..8 the body has no acknowledgement, so it cannot have the right one.
         for byte in body.iter_mut().skip(4).take(4) {
             *byte = 0;
         }
         let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
-        let mut answer = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
-        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        let mut response = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
+        match response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(response) if response.status() == 404 => (),
             other => panic!("{other:?}"),
         }
     }
 
-    /// Polls everything until nothing changes any more.
+    /// Polls the requests and the stream until nothing changes any more, and checks the order of the bytes.
     fn settle(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        // A request that supersedes others makes them end.
+        // A request that supersedes others lets them end.
         loop {
             let before = self.held.len();
             let mut answered = Vec::new();
-            self.held.retain_mut(|held| match held.answer.as_mut().poll(&mut cx) {
+            self.held.retain_mut(|held| match held.response.as_mut().poll(&mut cx) {
                 Poll::Pending => true,
                 Poll::Ready(response) => {
                     answered.push((held.connection, response));
@@ -262,15 +276,24 @@ impl World {
         loop {
             let mut read = ReadBuf::new(&mut buffer);
             match Pin::new(&mut self.stream).poll_read(&mut cx, &mut read) {
-                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.consumed.extend_from_slice(read.filled()),
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                    self.community_received.extend_from_slice(read.filled())
+                }
                 Poll::Ready(Err(error)) => panic!("{error}"),
                 _ => break,
             }
         }
-        assert!(self.sent.starts_with(&self.consumed), "the Community got what was not said, or not in order");
-        assert!(self.said.starts_with(&self.client.received), "the client got what was not said, or not in order");
+        assert!(
+            self.client_sent.starts_with(&self.community_received),
+            "the Community received bytes that were not sent, or not in order"
+        );
+        assert!(
+            self.community_sent.starts_with(&self.client.received),
+            "the client received bytes that were not sent, or not in order"
+        );
     }
 
+    /// A request has its response.
     fn answered(&mut self, connection: usize, response: TunnelResponse) {
         match response {
             TunnelResponse::Body(body, outcome) => {
@@ -281,15 +304,16 @@ impl World {
                     (self.unread, self.overtaking) = (0, 0);
                 }
             }
-            // A late copy of an epoch that ended long ago.
+            // A late copy of a request from a much older epoch.
             failed if failed.status() == 404 => assert_ne!(connection, self.connection, "{failed:?}"),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn heals(&mut self) {
+    /// The network works again: every byte arrives, and the session ends after the last one.
+    async fn network_recovers(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        // The network works again: the client repeats its current request, and then fetches the rest.
+        // Each round completes one request, after the hold time if the Community has nothing to send.
         for _ in 0..4 {
             self.connection += 1;
             let body = match &self.current {
@@ -304,18 +328,18 @@ impl World {
             }
             assert!(self.current.is_none(), "no answer");
         }
-        assert_eq!(self.consumed, self.sent, "lost on the way to the Community");
-        assert_eq!(self.client.received, self.said, "lost on the way to the client");
-        // The Community sends its last byte. The client fetches it, and then the session is gone.
+        assert_eq!(self.community_received, self.client_sent, "lost on the way to the Community");
+        assert_eq!(self.client.received, self.community_sent, "lost on the way to the client");
+        // The Community sends its last bytes and closes. The client fetches them, and then the session is gone.
         let _ = Pin::new(&mut self.stream).poll_write(&mut cx, b"bye");
         let _ = Pin::new(&mut self.stream).poll_shutdown(&mut cx);
-        self.said.extend(b"bye");
+        self.community_sent.extend(b"bye");
         self.held.clear();
         let body = self.client.request(&[]);
         self.current = Some((body.clone(), true));
         self.connection += 1;
         self.arrive(self.connection, body);
-        assert_eq!(self.client.received, self.said);
+        assert_eq!(self.client.received, self.community_sent);
         let body = self.client.request(&[]);
         let response = self.service.request(self.kind, self.name, &body, FROM.ip()).await;
         assert_eq!(response.status(), 404, "{response:?}");
