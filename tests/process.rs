@@ -58,6 +58,26 @@ fn assert_does_not_start_on(raw: u16) {
 }
 
 #[tokio::test]
+async fn a_listener_whose_name_does_not_resolve_never_opens_on_another_address() {
+    let setup = Setup::new("");
+    let http = setup.http;
+    let section = "[http_tunneled_client_connections]\n";
+    let toml = setup.toml(&[setup.raw]).replace(section, &format!("{section}host_name = \"no-such-host.invalid\"\n"));
+    fs::write(setup.file(), toml).unwrap();
+    let program = setup.start();
+    program.wait_for_log("reason=unresolved");
+    // Listeners that are down are tried again every 5 s.
+    let until = std::time::Instant::now() + Duration::from_secs(7);
+    while std::time::Instant::now() < until {
+        assert!(std::net::TcpStream::connect(local(http)).is_err(), "the file names no address of this machine");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let status = program.status().await;
+    let down = status["listeners"].as_array().unwrap().iter().find(|l| l["port"] == http).unwrap();
+    assert_eq!(down["state"], "down");
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_reported_and_stops_the_program_only_if_the_port_is_required() {
     let held = TcpListener::bind("[::]:0").unwrap();
     let mut setup = Setup::new("");
