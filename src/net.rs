@@ -1,9 +1,13 @@
-//! The system's sockets: listening, keep-alive, host names, client addresses, and the configuration sections of ports.
+//! The system's sockets: listening, connecting, keep-alive, host names, client addresses, and the configuration sections
+//! of ports.
 
 pub mod address;
+mod attempts;
+pub mod connect;
 pub mod keepalive;
 pub mod listen;
 pub mod lookup;
+pub mod own;
 pub mod resolve;
 mod section;
 

@@ -40,7 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &["net", "wire"]),
     ("limits", &["net"]),
     ("runtime", &[]),
-    ("net", &[]),
+    ("net", &["log"]),
     ("log", &[]),
     ("wire", &[]),
 ];
@@ -63,7 +63,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("community", &["pool", "endpoint balance", "direct health", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope", "cipher name"]),
-    ("net", &["listen lookup resolve", "keepalive address section"]),
+    ("net", &["connect", "listen lookup resolve", "own attempts", "keepalive address section"]),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
     ("stream", &["admission link", "arrival refusal", "io", "error"]),
