@@ -3,14 +3,14 @@
 //! An idle session has no buffer of its own: bytes are examined and passed on in this one, and only bytes that have to
 //! wait are copied.
 //!
-//! During a read, the buffer belongs to that read and is not in its thread-local place. So `with` may do anything,
-//! also write to a stream that reads through this module itself: such an inner read gets another buffer.
+//! During a read, the buffer is borrowed by that read. `with` may still do anything, also write to a stream that reads
+//! through this module itself: such an inner read gets another buffer.
 
 use std::{
-    cell::Cell,
+    cell::RefCell,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -21,8 +21,7 @@ use super::core_sharing;
 pub const SIZE: usize = 32 * 1024;
 
 thread_local! {
-    /// Empty before the first read, and during a read.
-    static BUFFER: Cell<Box<[u8]>> = Cell::default();
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into_boxed_slice());
 }
 
 /// Reads into the thread's buffer and gives the bytes to `with`. `None` at the end of the stream. A read may yield the
@@ -48,18 +47,21 @@ pub fn poll_read_some<S: AsyncRead + Unpin, T>(
     most: usize,
     with: impl FnOnce(&[u8], &mut Context<'_>) -> T,
 ) -> Poll<io::Result<Option<T>>> {
-    let mut buffer = BUFFER.take();
-    if buffer.is_empty() {
-        buffer = vec![0; SIZE].into_boxed_slice();
-    }
-    let mut into = ReadBuf::new(&mut buffer[..most.min(SIZE)]);
-    let read = Pin::new(stream).poll_read(cx, &mut into).map_ok(|()| {
+    BUFFER.with(|shared| {
+        let (mut borrowed, mut own);
+        let buffer: &mut [u8] = if let Ok(shared) = shared.try_borrow_mut() {
+            borrowed = shared;
+            &mut borrowed
+        } else {
+            own = vec![0; SIZE];
+            &mut own
+        };
+        let mut into = ReadBuf::new(&mut buffer[..most.min(SIZE)]);
+        ready!(Pin::new(stream).poll_read(cx, &mut into))?;
         let bytes = into.filled();
         core_sharing::count_read(bytes.len());
-        if bytes.is_empty() { None } else { Some(with(bytes, cx)) }
-    });
-    BUFFER.set(buffer);
-    read
+        Poll::Ready(Ok(if bytes.is_empty() { None } else { Some(with(bytes, cx)) }))
+    })
 }
 
 #[cfg(test)]
