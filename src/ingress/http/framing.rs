@@ -4,13 +4,14 @@
 //! way to a parser, and lets only that form of RFC 9112 pass which every parser reads in the same way. It knows no
 //! socket, keeps no request, and reports only where the first error is.
 //!
-//! The states are those of [`FramingState`]. An arrow without a word is the byte that the next state needs.
+//! These are the values of `FramingState`. An arrow without a word is taken at the first byte that belongs to the next
+//! state. A byte without an arrow is an error, and nothing is followed after it.
 //!
 //! ```text
 //!  Between ─▶ Method ─▶ Target ─▶ Version ─▶ RequestLineLf ─▶ HeaderStart ─▶ HeaderName ─▶ HeaderValue ─▶ HeaderLf
 //!   ▲ ▲ │ CR                                                  ▲     │ CR                                     │
 //!   │ │ ▼                                                     └─────│────────────────────────────────────────┘
-//!   │ BetweenLf (an empty line)                                     ▼
+//!   │ └ BetweenLf (an empty line)                                   ▼
 //!   │                                                             HeadLf
 //!   │◀─────────────────────── no length, or 0 ──────────────────────┤
 //!   │◀── Body ◀────────────── Content-Length ───────────────────────┤
