@@ -1,7 +1,8 @@
 //! Composes the rooms below into a running multiplexer, reloads it, and drains it.
 //!
 //! - `compose` starts it: it connects `ingress` to the core, and the core to the Community servers.
-//! - `reload` takes over new settings under running sessions.
+//! - `reload` takes over new settings under running sessions. `reload_guard` refuses those that are probably a file that
+//!   is cut off.
 //! - `drain` ends it.
 //! - `prepare` does everything of a start or a reload that can fail, before anything changes.
 //! - `control` is what the admin endpoint sees of the server, and can ask of it.
@@ -39,6 +40,7 @@ mod port_holder;
 pub(crate) mod ports;
 mod prepare;
 pub(crate) mod reload;
+mod reload_guard;
 mod sandbox_service;
 
 use ports::Ports;

@@ -77,7 +77,7 @@ const INSIDE: &[(&str, &[&str])] = &[
         &[
             "compose reload drain",
             "prepare control",
-            "ports certificate sandbox_service",
+            "ports certificate sandbox_service reload_guard",
             "listener_error",
             "port_holder",
         ],

@@ -53,5 +53,6 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
         http_backend_connections: http_backend.connections,
         tunnel,
     };
-    Settings { file: file.to_owned(), ingress, mux: limits.mux_settings(), community, admin, log }
+    let form = reader.form();
+    Settings { file: file.to_owned(), form, ingress, mux: limits.mux_settings(), community, admin, log }
 }

@@ -355,7 +355,13 @@ outcomes! {
     ReloadRefusal counted as "reloads_refused" ends Reload {
         /// The configuration file has a mistake.
         Configuration = "configuration": Configuration, ERROR, Nothing;
-        /// The certificate and its key cannot be used.
+        /// The file lacks sections that the configuration in force has: it may be cut off.
+        SectionsLost = "sections_lost": Configuration, ERROR, Nothing;
+        /// The last line of the file has no line end, which the file in force has: it may be cut off.
+        CutOff = "cut_off": Configuration, ERROR, Nothing;
+        /// The file names the sandbox, where any password logs in, and the configuration in force does not.
+        ToSandbox = "to_sandbox": Configuration, ERROR, Nothing;
+        /// The certificate and its key cannot be used, or are absent.
         Tls = "tls": Configuration, ERROR, Nothing;
         /// A Community port, or with `listeners.require_all` any port, cannot be bound.
         Listener = "listener": System, ERROR, Nothing;
