@@ -102,7 +102,16 @@ async fn accept_on(worker: usize, listener: TcpListener, port: u16, ingress: Arc
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 accepted.fetch_add(1, Relaxed);
-                let pause = ingress.counters.pause(&ingress.settings.load().limits);
+                let (pause, after) = {
+                    let settings = ingress.settings.load();
+                    (ingress.counters.pause(&settings.limits), settings.vanished_timeout)
+                };
+                // It has the time that the listener had when the kernel accepted it: the former one after a reload.
+                let socket = SockRef::from(&tcp);
+                let inherited = socket.tcp_user_timeout().ok().flatten().map(|time| time.as_millis());
+                if inherited != Some(after.as_millis()) {
+                    let _ = watch_for_vanished(socket, after);
+                }
                 if let Some(pause) = pause {
                     report_pause(&ingress, port);
                     tokio::time::sleep(pause).await;
