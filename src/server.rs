@@ -8,7 +8,7 @@
 //! - `control` is what the admin endpoint sees of the server, and can ask of it.
 //! - `ports` keeps the listeners: bound, down, opened and closed. `listener_error` and `port_holder` explain why one
 //!   is down.
-//! - `certificate` warns before the TLS certificate expires. `sandbox_service` runs the embedded Community server.
+//! - `certificate` loads the TLS certificate, and warns before it expires. `sandbox_service` runs the embedded Community server.
 
 use std::{
     fmt,
@@ -43,6 +43,7 @@ pub(crate) mod reload;
 mod reload_guard;
 mod sandbox_service;
 
+pub use certificate::check_files;
 use ports::Ports;
 
 /// The program's version.

@@ -214,8 +214,10 @@ async fn a_reload_loads_a_new_certificate() {
     assert_eq!(refused.status, 422);
     assert!(text(&refused.body).contains("server.key is not"), "{}", text(&refused.body));
     assert_eq!(certificate(raw).await, old);
-    // If both files are missing, a new certificate is made.
-    fs::remove_file(folder.join("server.pem")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let new = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    fs::write(folder.join("server.pem"), new.pem()).unwrap();
+    fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
     assert_eq!(program.reload("open sesame").await.status, 200);
     assert_ne!(certificate(raw).await, old);
     before.send_text(channel, b"still here").await;

@@ -86,6 +86,23 @@ impl Certificate {
     }
 }
 
+/// Makes a self-signed certificate if both files are missing, writes both files, and logs a warning. This is for a start,
+/// never for a reload. A start that did not get further than the key is completed.
+///
+/// # Errors
+/// A file can't be written.
+pub fn make_missing_certificate(settings: &TlsSettings) -> Result<(), TlsError> {
+    pair::make_missing(&settings.certificate, &settings.private_key)
+}
+
+/// Whether [`make_missing_certificate`] would make a file.
+///
+/// # Errors
+/// A folder can't be searched.
+pub fn is_certificate_missing(settings: &TlsSettings) -> Result<bool, TlsError> {
+    Ok(pair::state(&settings.certificate, &settings.private_key)? != pair::PairState::Given)
+}
+
 /// Makes TLS handshakes with clients. After a reload, new connections get the new certificate.
 pub struct Acceptor {
     config: ArcSwap<ServerConfig>,
@@ -96,20 +113,25 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Reads the certificate and the key of `settings`. If both files are missing, makes a self-signed certificate,
-    /// writes both files, and logs a warning.
+    /// Reads the certificate and the key of `settings`. Writes nothing.
     ///
     /// # Errors
     /// One file is missing, can't be read or contains no certificate or key, or the key is not the certificate's.
     pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let (certificate, key) = (&settings.certificate, &settings.private_key);
-        match (certificate.exists(), key.exists()) {
-            (false, false) => pair::make(certificate, key)?,
+        match (pair::is_there(certificate)?, pair::is_there(key)?) {
             (true, true) => (),
+            (false, false) => {
+                return Err(TlsError(format!(
+                    "neither {} nor {} is there: put both in place (a self-signed pair is made only when the program starts)",
+                    certificate.display(),
+                    key.display()
+                )));
+            }
             (there, _) => {
                 let (there, absent) = if there { (certificate, key) } else { (key, certificate) };
                 return Err(TlsError(format!(
-                    "{} is there, but {} is not: provide both files, or remove both to get a self-signed certificate",
+                    "{} is there, but {} is not: provide both files, or remove both to get a self-signed certificate at the next start",
                     there.display(),
                     absent.display()
                 )));
@@ -226,6 +248,11 @@ mod tests {
         }
     }
 
+    fn make(settings: &TlsSettings) -> Acceptor {
+        make_missing_certificate(settings).expect("made");
+        Acceptor::load(settings).expect("loaded")
+    }
+
     fn fault(settings: &TlsSettings) -> String {
         Acceptor::load(settings).err().expect("a fault").to_string()
     }
@@ -234,12 +261,12 @@ mod tests {
     fn a_pair_is_made_once_and_kept() {
         let folder = tempfile::tempdir().expect("folder");
         let here = settings(folder.path(), "deep/server.pem", "deep/server.key");
-        Acceptor::load(&here).expect("made");
+        make(&here);
         let key = fs::read(&here.private_key).expect("written");
         let mode =
             std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&here.private_key).expect("there").permissions());
         assert_eq!(mode & 0o777, 0o600);
-        let loaded = Acceptor::load(&here).expect("loaded");
+        let loaded = make(&here);
         assert_eq!(fs::read(&here.private_key).expect("kept"), key);
         assert!(loaded.certificate().ends > 1_700_000_000);
     }
@@ -248,9 +275,10 @@ mod tests {
     fn what_is_wrong_with_a_pair_is_said() {
         let folder = tempfile::tempdir().expect("folder");
         for name in ["a", "b"] {
-            Acceptor::load(&settings(folder.path(), &format!("{name}.pem"), &format!("{name}.key"))).expect("made");
+            make(&settings(folder.path(), &format!("{name}.pem"), &format!("{name}.key")));
         }
         let says = |certificate: &str, key: &str| fault(&settings(folder.path(), certificate, key));
+        assert!(says("none", "no").contains("neither "), "both absent");
         assert!(says("a.pem", "none").contains("none is not"), "one absent");
         assert!(says("none", "a.key").contains("none is not"), "one absent");
         assert!(says("a.pem", "b.key").contains("does not belong"), "mismatch");
@@ -268,7 +296,7 @@ mod tests {
     #[test]
     fn names_are_those_of_the_certificate() {
         let folder = tempfile::tempdir().expect("folder");
-        let loaded = Acceptor::load(&settings(folder.path(), "a.pem", "a.key")).expect("made");
+        let loaded = make(&settings(folder.path(), "a.pem", "a.key"));
         let certificate = loaded.certificate();
         assert!(certificate.covers("localhost") && certificate.covers("127.0.0.1"));
         assert!(!certificate.covers("sametime.example") && !certificate.covers("no name"));

@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc};
 use tracing::{error, info};
 
 use super::{
-    ConfigurationRevision, Server, ServerContext, ServerError, control,
+    ConfigurationRevision, Server, ServerContext, ServerError, certificate, control,
     prepare::{Prepared, ServicePlan},
     reload_guard, sandbox_service, unix_time,
 };
@@ -55,7 +55,8 @@ impl Server {
 
     async fn take_over(&self, settings: Settings) -> Result<u64, ServerError> {
         reload_guard::check(&self.0.settings.load(), &settings)?;
-        let prepared = Prepared::for_reload(settings, &self.0)?;
+        let acceptor = certificate::load_for_reload(&settings).await?;
+        let prepared = Prepared::for_reload(settings, acceptor, &self.0)?;
         Ok(exchange(&self.0, prepared).await)
     }
 }

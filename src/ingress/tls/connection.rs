@@ -74,7 +74,8 @@ mod tests {
             client_certificates: ClientCertificates::Off,
             client_ca: std::path::PathBuf::new(),
         };
-        let acceptor = Acceptor::load(&settings).expect("a self-signed certificate");
+        pair::make_missing(&settings.certificate, &settings.private_key).expect("a self-signed certificate");
+        let acceptor = Acceptor::load(&settings).expect("it is valid");
         let mut roots = RootCertStore::empty();
         roots.add(pair::certificates(&settings.certificate).expect("written").remove(0)).expect("a certificate");
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
