@@ -76,6 +76,7 @@
 //! | a Community server is checked | [`community::endpoint`](community), by [`community::health`](community) |
 //! | a trunk would be | in [`community`], beside [`community::direct`](community): `Endpoint::open_stream` in [`community::endpoint`](community) opens the stream of a [`stream::Link`] |
 //! | SIGHUP is handled | [`cli::run`] receives it, [`server::reload`] exchanges the settings |
+//! | a reload is refused that is probably a mistake | `server::reload_guard` |
 //! | SIGTERM is handled | [`cli::run`] receives it, [`server::drain`] drains |
 //! | a port is opened, closed, or tried again | [`server::ports`] |
 //! | a key of the configuration is declared | [`config::schema`], with one file for each group of sections |
@@ -87,6 +88,8 @@
 // The map links to private modules. The documentation is built with `--document-private-items`, so these links work; a
 // link to a module that does not exist is still an error.
 #![allow(rustdoc::private_intra_doc_links)]
+// The macros that print panic if the output can't be written. `cli::output` writes what a command prints.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod admin;
 pub mod cli;

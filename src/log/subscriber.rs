@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write},
-    io,
+    io::{self, Write as _},
     time::SystemTime,
 };
 
@@ -80,7 +80,7 @@ impl Log {
         let (writer, writing) = match Lines::start(io::stderr(), note) {
             Ok(started) => started,
             Err(error) => {
-                eprintln!("the log's thread can't be started: {error}");
+                let _ = writeln!(io::stderr(), "the log's thread can't be started: {error}");
                 return None;
             }
         };
