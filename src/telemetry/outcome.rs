@@ -281,6 +281,10 @@ outcomes! {
         Retry = "retry": None, UNLOGGED, Status(200);
         /// The request is a late copy of an older one; its response is empty.
         Stale = "stale": None, UNLOGGED, Status(200);
+        /// The bytes of a streaming client's request are with the session.
+        Taken = "taken": None, UNLOGGED, Status(200);
+        /// A streaming client's request arrived when its session had ended; its bytes were dropped.
+        AfterEnd = "after_end": None, UNLOGGED, Status(200);
         /// A newer request of the session arrived while this one waited; its response is empty.
         Superseded = "superseded": None, UNLOGGED, Status(200);
         /// The request does not have the tunnel's form.

@@ -26,11 +26,12 @@ use tokio::{
 
 use super::{
     HttpContext,
-    fast_path::{FastRequest, FirstLook, first_look},
+    fast_path::{FastRequest, FirstLook, StreamRequest, first_look},
     forwarded::client_of,
     guard::Guarded,
-    hyper_path,
-    response::PortResponse,
+    hyper_path::{self, AfterHyper},
+    response::{PortResponse, Reuse},
+    streaming,
     tunnel_request::{self, HeldBody},
 };
 use crate::{
@@ -72,30 +73,66 @@ where
             let look = match next.await {
                 Ok(Some(FirstLook::Begun(bytes))) => Box::pin(rest(&context, &mut stream, &origin, bytes)).await,
                 Ok(Some(look)) => look,
-                Ok(None) => {
-                    let closed = Box::pin(async move { Guarded::new(stream, timeout, |_| ()).shutdown().await });
-                    return closed.await.unwrap_or_else(|error| context.record_dropped(&origin, &error));
-                }
+                Ok(None) => return close(&context, stream, &origin).await,
                 Err(error) => return context.record_dropped(&origin, &error),
             };
             match look {
                 FirstLook::Complete(request) => {
                     // Boxed, so that the connection does not carry its memory between two requests.
-                    if let Err(error) = Box::pin(serve_fast(&context, &mut stream, request, &origin)).await {
-                        return context.record_dropped(&origin, &error);
+                    match Box::pin(serve_fast(&context, &mut stream, request, &origin)).await {
+                        Ok(Reuse::KeptAlive) => (),
+                        Ok(Reuse::Closes | Reuse::ClosesOld) => return close(&context, stream, &origin).await,
+                        Err(error) => return context.record_dropped(&origin, &error),
                     }
                 }
+                FirstLook::Stream(request) => return open_stream(&context, stream, request, &origin).await,
                 FirstLook::Begun(bytes) | FirstLook::Other(bytes) => {
                     stream.put_back(bytes);
                     match Box::pin(hyper_path::serve(&context, stream, origin)).await {
-                        Some(back) => stream = back,
-                        None => return,
+                        AfterHyper::Idle(back) => stream = back,
+                        AfterHyper::Stream(back, request) => {
+                            return open_stream(&context, back, request, &origin).await;
+                        }
+                        AfterHyper::Closed => return,
                     }
                 }
             }
             since = Instant::now();
         }
     }
+}
+
+/// Closes a connection whose requests are all answered.
+fn close<'a, S>(
+    context: &'a HttpContext,
+    stream: Replayed<S>,
+    origin: &'a Origin,
+) -> Pin<Box<impl Future<Output = ()> + Send + 'a>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let timeout = context.settings.load().timeout;
+    Box::pin(async move {
+        let closed = Guarded::new(stream, timeout, |_| ()).shutdown().await;
+        closed.unwrap_or_else(|error| context.record_dropped(origin, &error));
+    })
+}
+
+/// Makes the connection a streaming session.
+fn open_stream<'a, S>(
+    context: &'a HttpContext,
+    stream: Replayed<S>,
+    request: StreamRequest,
+    origin: &'a Origin,
+) -> Pin<Box<impl Future<Output = ()> + Send + 'a>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    Box::pin(async move {
+        if let Err(error) = streaming::open(context, stream, request, origin).await {
+            context.record_dropped(origin, &error);
+        }
+    })
 }
 
 /// Looks at a request's bytes.
@@ -154,21 +191,22 @@ pub(super) async fn serve_fast<S>(
     stream: &mut Replayed<S>,
     request: FastRequest,
     origin: &Origin,
-) -> io::Result<()>
+) -> io::Result<Reuse>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let FastRequest { kind, name, body, forwarded } = request;
+    let FastRequest { call, body, forwarded, reuse } = request;
     let client = match &forwarded {
         None => origin.client,
         Some(line) => client_of(&context.settings.load().trusted_proxies, iter::once(&line[..]), origin.client),
     };
     drop(forwarded);
     let Some(body) = HeldBody::new(body, HeldBytes::none(&context.budget, client.ip())) else {
-        let refused = tunnel_request::refuse_body(context, kind, TunnelOutcome::HeldBytes);
-        return write_response(context, stream, &refused).await;
+        let refused = tunnel_request::refuse_body(context, call, TunnelOutcome::HeldBytes);
+        write_response(context, stream, &refused.to_request_with(reuse)).await?;
+        return Ok(reuse);
     };
-    let mut serving = pin!(tunnel_request::serve(context, kind, name, body, client, origin.port));
+    let mut serving = pin!(tunnel_request::serve(context, call, body, client, origin.port));
     let response = poll_fn(|cx| {
         if let Poll::Ready(response) = serving.as_mut().poll(cx) {
             return Poll::Ready(io::Result::Ok(response));
@@ -183,7 +221,8 @@ where
         Poll::Pending
     });
     let response = response.await?;
-    write_response(context, stream, &response).await
+    write_response(context, stream, &response.to_request_with(reuse)).await?;
+    Ok(reuse)
 }
 
 async fn write_response<S>(context: &HttpContext, stream: &mut Replayed<S>, response: &PortResponse) -> io::Result<()>
