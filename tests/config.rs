@@ -188,6 +188,55 @@ fn the_environment_wins_over_the_file_and_is_checked_as_strictly() {
     assert!(wrong.contains("SAMETIME_MUX__LIMITS__CAPACTY: no such key (did you mean SAMETIME_MUX__LIMITS__CAPACITY?"));
 }
 
+/// Keys of which "" is a legal value: their variable, when it is empty, has that value.
+const MAY_BE_EMPTY: &[&str] = &[
+    "client_connections.host_name",
+    "http_tunneled_client_connections.host_name",
+    "https_tunneled_client_connections.host_name",
+    "trunk.certificate_authority",
+    "trunk_listener.host_name",
+    "http_backend.url",
+    "tls.client_ca",
+    "admin.listen",
+    "admin.token_file",
+];
+
+#[test]
+fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list() {
+    let text = "[client_connections]\nhost_name = \"127.0.0.1\"\n[http_backend]\nurl = \"http://127.0.0.1:8088\"\n";
+    let parse = |name: &str, value: &str| {
+        config::parse(text, Path::new("st.toml"), std::iter::once((name.to_owned(), value.to_owned())))
+    };
+    for key in config::keys() {
+        let full = format!("{}.{}", key.section, key.name);
+        let name = format!("SAMETIME_MUX__{}__{}", key.section.to_uppercase(), key.name.to_uppercase());
+        if MAY_BE_EMPTY.contains(&&*full) {
+            let settings = parse(&name, "").unwrap_or_else(|faults| panic!("{faults}"));
+            assert_eq!(settings, parse(&name, "\"\"").unwrap(), "{full}: it is the same as \"\"");
+            assert!(key.legal.contains("\"\""), "{full}: {}", key.legal);
+            continue;
+        }
+        // Lists have separators, which make no item.
+        let is_list = key.legal.starts_with("a list");
+        for empty in if is_list { ["", "  ", ",", " , "].as_slice() } else { &["", "  "] } {
+            let faults = parse(&name, empty).expect_err(&full);
+            assert_eq!(faults.faults.len(), 1, "{faults}");
+            let says = faults.to_string();
+            assert!(says.starts_with(&format!("environment variable {name}: {full}: ")), "{says}");
+            if empty.is_empty() {
+                assert!(says.contains("the variable is empty: unset it"), "{says}");
+            }
+        }
+    }
+    // An empty list is written.
+    let lists = config::keys().iter().filter(|key| key.legal.starts_with("a list")).count();
+    assert_eq!(lists, 7, "ports of three sections, servers, two lists of proxies, exempt addresses");
+    let none = "SAMETIME_MUX__HTTP_TUNNELED_CLIENT_CONNECTIONS__PORTS";
+    assert_eq!(parse(none, "[]").unwrap().ingress.listeners.len(), 2);
+    let says = parse("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "").unwrap_err().to_string();
+    assert!(says.contains("[] for an empty list"), "{says}");
+}
+
 /// All TOML files under a folder.
 fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
