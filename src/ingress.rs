@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use crate::{
     limits::{Budget, tally::Place},
     log::Throttle,
-    net::Section,
+    net::{Port, Section},
     runtime::Workers,
     stream::{self, Arrival, Core, Stream, Via},
     telemetry::{
@@ -139,11 +139,6 @@ impl Ingress {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Whether other processes may listen on the same ports.
-    pub fn shares_ports(&self) -> bool {
-        self.settings.load().share_ports
-    }
-
     /// The server's TLS certificate.
     pub fn certificate(&self) -> Arc<tls::Certificate> {
         self.tls.certificate()
@@ -171,7 +166,7 @@ impl Ingress {
     fn odd_request(&self, reason: RequestRefusal, origin: &Origin) {
         self.telemetry.http.refused.count(reason);
         if let Some(more) = self.odd_requests.pass() {
-            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
+            info!(client = %origin.client, port = origin.port.number, %reason, more, "HTTP request refused");
         }
     }
 
@@ -203,7 +198,7 @@ impl Ingress {
 struct Origin {
     /// The client, by PROXY header where that is believed, else the peer.
     client: SocketAddr,
-    /// The listener's port.
-    port: u16,
+    /// The port that it came to.
+    port: Port,
     accepted: Instant,
 }

@@ -28,7 +28,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
         error!("signals can't be received");
         return ExitCode::from(FAILED);
     };
-    let listener = match listen::bind(arguments.listen, false) {
+    let listener = match listen::listen(arguments.listen, false) {
         Ok(listener) => listener,
         Err(failed) => {
             error!(address = %arguments.listen, %failed, "the sandbox Community server can't listen");

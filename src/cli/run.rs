@@ -112,7 +112,15 @@ async fn serve(settings: Settings, workers: Workers, log: &Log) -> ExitCode {
         error!("signals can't be received");
         return ExitCode::from(FAILED);
     };
-    let server = match Server::start_on(workers, settings).await {
+    let started = tokio::select! {
+        started = Server::start_on(workers, settings) => started,
+        // A name look-up may take long.
+        () = stop_signal(&mut terminate, &mut interrupt) => {
+            info!("stopped during the start");
+            return ExitCode::SUCCESS;
+        }
+    };
+    let server = match started {
         Ok(server) => server,
         Err(why) => {
             error!(reason = %why.reason, "not started:\n{why}");
@@ -124,8 +132,10 @@ async fn serve(settings: Settings, workers: Workers, log: &Log) -> ExitCode {
     loop {
         tokio::select! {
             _ = hangup.recv() => {
-                // The server has logged the result.
-                let _ = server.reload_file().await;
+                // On a task of its own, because a reload may take long: signals are received meanwhile. The server logs
+                // the result.
+                let server = server.clone();
+                tokio::spawn(async move { server.reload_file().await });
             }
             Ok(()) = log_settings.changed() => log.set(*log_settings.borrow_and_update()),
             () = stop_signal(&mut terminate, &mut interrupt) => break,

@@ -1,11 +1,19 @@
 //! The checks of values. Each converts a value as the file has it to the value that the settings hold, or returns
 //! what is wrong with it.
 
-use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
-use crate::community::Server;
+use crate::{
+    community::Server,
+    net::{address::overlap, resolve::literal},
+};
 
 /// A number in a range.
 pub(super) fn number<N>(range: RangeInclusive<i64>) -> impl Fn(i64) -> Result<N, String>
@@ -50,6 +58,18 @@ pub(super) fn ports(ports: Vec<i64>) -> Result<Vec<u16>, String> {
         seen.push(port);
     }
     Ok(seen)
+}
+
+/// Whether a port on `host` and one on `other`, each an address or a name as the file has it, may be the same socket. A
+/// name is known only when it is looked up, except that every address covers it.
+pub(super) fn may_overlap(host: &str, other: &str) -> bool {
+    let socket = |host: &str| literal(host).map(|ip| SocketAddr::new(ip, 0));
+    let is_every = |address: SocketAddr| address == SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+    match (socket(host), socket(other)) {
+        (Some(host), Some(other)) => overlap(host, other),
+        (Some(address), None) | (None, Some(address)) => is_every(address),
+        (None, None) => host.eq_ignore_ascii_case(other),
+    }
 }
 
 /// Whether `host` has the form of a host name. A label may contain an underscore, which names of internal networks do.

@@ -24,7 +24,10 @@ use super::{
 };
 use crate::{
     limits::{budget::LITTLE, tally::Place},
-    net::address::{canonical, lies_in},
+    net::{
+        Port,
+        address::{canonical, lies_in},
+    },
     runtime::scratch,
     stream::{Replayed, Stream, refuse},
     telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
@@ -86,7 +89,7 @@ impl Dropped {
 
 /// Serves a connection until it is handed over or done. What few connections come to is boxed: each
 /// one carries the room for all that is not.
-pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: SocketAddr, port: u16) {
+pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: SocketAddr, port: Port) {
     let mut origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let mut place = match ingress.counters.enter(&settings.limits) {
@@ -230,7 +233,7 @@ async fn read_more<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut BytesMut) -
 fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
     let outcome = dropped.outcome();
     ingress.telemetry.connections.dropped.count(outcome);
-    let (client, port, reason, detail) = (origin.client, origin.port, outcome.name(), dropped.detail());
+    let (client, port, reason, detail) = (origin.client, origin.port.number, outcome.name(), dropped.detail());
     if outcome.policy().level == Level::DEBUG {
         debug!(%client, port, reason, "connection dropped");
     } else if let Some(more) = ingress.troubles.pass() {

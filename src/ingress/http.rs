@@ -40,6 +40,7 @@ use super::{
 };
 use crate::{
     limits::budget::{Held, LITTLE},
+    net::Port,
     stream,
     telemetry::outcome::{ConnectionDrop, Outcome, Refusal, TunnelOutcome},
     wire::tunnel::envelope::{self, Address, Kind},
@@ -76,7 +77,7 @@ pub(super) async fn turn_away(mut tcp: TcpStream, (status, body): (&str, &str)) 
 /// Notes a connection that did not end in order.
 fn dropped(ingress: &Ingress, origin: &Origin, error: &dyn std::error::Error) {
     ingress.telemetry.connections.dropped.count(ConnectionDrop::Http);
-    debug!(client = %origin.client, port = origin.port, %error, "HTTP connection ended");
+    debug!(client = %origin.client, port = origin.port.number, %error, "HTTP connection ended");
 }
 
 /// Answers what hyper has read.
@@ -126,7 +127,7 @@ async fn tunnelled(
     kind: Kind,
     name: &str,
     client: SocketAddr,
-    port: u16,
+    port: Port,
 ) -> Response<Bytes> {
     let body = match collect(request.into_body(), settings, Held::none(&ingress.budget, client.ip())).await {
         Ok(body) => body,
@@ -159,7 +160,7 @@ async fn ask(
     name: &str,
     body: impl AsRef<[u8]>,
     client: SocketAddr,
-    port: u16,
+    port: Port,
 ) -> Answer {
     // From here on the client can't make it longer or shorter.
     let began = Instant::now();
@@ -170,9 +171,9 @@ async fn ask(
     };
     ingress.telemetry.tunnel.request(tunnel::transport(kind), outcome);
     match &answer {
-        Answer::Unknown => missed(ingress, client, port, began).await,
+        Answer::Unknown => missed(ingress, client, port.number, began).await,
         Answer::Refused(refusal @ (Refusal::TunnelSessions | Refusal::TunnelSessionsPerAddress)) => {
-            ingress.no_session(*refusal, client, port);
+            ingress.no_session(*refusal, client, port.number);
         }
         _ => (),
     }

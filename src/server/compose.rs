@@ -14,10 +14,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    ConfigurationRevision, Server, ServerContext, ServerError, VERSION, certificate, control,
-    ports::{self, Ports},
+    ConfigurationRevision, Server, ServerContext, ServerError, VERSION,
+    admin_service::RunningAdmin,
+    certificate,
+    ports::Ports,
     prepare::{Prepared, ServicePlan},
-    sandbox_service, unix_time,
+    retry, sandbox_service, unix_time,
 };
 use crate::{
     community::Pool, config::Settings, ingress::Ingress, mux::Mux, runtime::Workers, stream::Core, telemetry::Telemetry,
@@ -40,7 +42,8 @@ impl Server {
     /// sandbox or the admin endpoint can't listen.
     pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
         let telemetry = Telemetry::new(VERSION);
-        let Prepared { settings, acceptor, listeners, sandbox, admin } = Prepared::for_start(settings, &telemetry)?;
+        let Prepared { settings, acceptor, listeners, sandbox, admin } =
+            Prepared::for_start(settings, &telemetry).await?;
         telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = match sandbox {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
@@ -57,7 +60,8 @@ impl Server {
             Arc::clone(&telemetry),
         );
         let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));
-        ports.replace(listeners);
+        // There is nothing to close.
+        drop(ports.replace(listeners));
         let log = settings.log;
         let server = Arc::new(ServerContext {
             settings: ArcSwap::from_pointee(settings),
@@ -74,9 +78,9 @@ impl Server {
         });
         server.report_certificate(&own_certificate, &server.settings.load().ingress);
         if let ServicePlan::Bound(listener, address) = admin {
-            *server.admin.lock() = Some(control::start(listener, address, &server));
+            *server.admin.lock() = Some(RunningAdmin::start(listener, address, &server, None));
         }
-        tokio::spawn(ports::retry_down(Arc::downgrade(&server)));
+        tokio::spawn(retry::retry(Arc::downgrade(&server)));
         tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
         Ok(Self(server))
     }

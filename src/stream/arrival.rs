@@ -5,15 +5,15 @@ use std::{net::SocketAddr, time::Instant};
 use bytes::Bytes;
 
 use super::Stream;
-use crate::wire::Transport;
+use crate::{net::Port, wire::Transport};
 
 /// How a client came in: for limits, logs and metrics, never for a decision of the core.
 #[derive(Debug, Clone, Copy)]
 pub struct Via {
     /// The client, as far as it can be believed (PROXY header, X-Forwarded-For).
     pub client: SocketAddr,
-    /// The listener's port.
-    pub port: u16,
+    /// The port that it came to.
+    pub port: Port,
     /// How its bytes are wrapped.
     pub transport: Transport,
     /// When its connection was accepted.

@@ -8,7 +8,10 @@
 //! the log is, and what the client is sent. To add a reason, add a line here; the compiler and that test then
 //! name every place that has to know it.
 
+use std::io;
+
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use rustix::io::Errno;
 use tracing::Level;
 
 use crate::wire::reason::Reason;
@@ -358,6 +361,16 @@ outcomes! {
         Listener = "listener": System, Nothing, ERROR, Nothing;
     }
 
+    /// Why a connection to the admin endpoint was closed.
+    AdminClose counted as "admin_connections_closed" {
+        /// It did not send a complete request within 10 s.
+        Idle = "idle": Client, Connection, DEBUG, Nothing;
+        /// Its client did not take the response within 30 s.
+        Stalled = "stalled": Client, Connection, WARN, Nothing;
+        /// A new connection needed its place: all 64 were taken, and it had waited for a request for the longest time.
+        Evicted = "evicted": Limit, Connection, WARN, Nothing;
+    }
+
     /// Why a listener is down.
     ListenerFailure counted as "listener_failures" {
         /// Another process listens on the port.
@@ -368,6 +381,8 @@ outcomes! {
         NotAnAddress = "not_an_address": System, Nothing, ERROR, Nothing;
         /// `host_name` can't be resolved.
         Unresolved = "unresolved": System, Nothing, ERROR, Nothing;
+        /// Another section has the same port, on the same address or on every address.
+        Overlap = "overlap": System, Nothing, ERROR, Nothing;
         /// The system gave another error.
         Other = "other": System, Nothing, ERROR, Nothing;
     }
@@ -392,6 +407,18 @@ outcomes! {
         Admin = "admin": System, Nothing, ERROR, Nothing;
         /// The sandbox Community server can't be started.
         Sandbox = "sandbox": System, Nothing, ERROR, Nothing;
+    }
+}
+
+impl AcceptError {
+    /// What an error of accept means for who accepts.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Exhausted,
+            Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
+            // accept(2): network errors of the new connection are passed on by accept.
+            _ => Self::Connection,
+        }
     }
 }
 

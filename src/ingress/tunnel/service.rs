@@ -22,7 +22,10 @@ use crate::{
         budget::{Budget, Held},
         tally::{Place, Tally},
     },
-    net::address::{counted_address, lies_in},
+    net::{
+        Port,
+        address::{counted_address, lies_in},
+    },
     stream::{Arrival, Core, Stream, Via},
     telemetry::outcome::{Refusal, TunnelOutcome},
     wire::{
@@ -98,11 +101,12 @@ impl Service {
     }
 
     /// Answers the first request of a session.
-    pub fn open(&self, kind: Kind, body: &[u8], client: SocketAddr, port: u16) -> Outcome {
+    pub fn open(&self, kind: Kind, body: &[u8], client: SocketAddr, port: impl Into<Port>) -> Outcome {
+        let port = port.into();
         let opening = match envelope::opening(kind, body) {
             Ok(opening) => opening,
             Err(error) => {
-                debug!(%client, port, "tunnel: a first request that {}", error.0);
+                debug!(%client, port = port.number, "tunnel: a first request that {}", error.0);
                 return (Answer::Malformed, TunnelOutcome::Malformed);
             }
         };

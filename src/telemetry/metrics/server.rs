@@ -1,4 +1,4 @@
-//! The program as a whole: its version, how long it runs, reloads of its configuration.
+//! The program as a whole: its version, how long it runs, reloads of its configuration, its admin endpoint.
 
 use std::{
     sync::atomic::AtomicU64,
@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::{OutcomeCounters, registered_seconds};
-use crate::telemetry::outcome::{ReloadOutcome, ReloadRefusal};
+use crate::telemetry::outcome::{AdminClose, ReloadOutcome, ReloadRefusal};
 
 /// See the module's page.
 pub struct ServerMetrics {
@@ -19,6 +19,8 @@ pub struct ServerMetrics {
     uptime: Gauge<f64, AtomicU64>,
     reloads: OutcomeCounters<ReloadOutcome>,
     reloads_refused: OutcomeCounters<ReloadRefusal>,
+    /// Connections to the admin endpoint that were closed.
+    pub admin_closed: OutcomeCounters<AdminClose>,
 }
 
 impl ServerMetrics {
@@ -29,6 +31,10 @@ impl ServerMetrics {
             uptime: registered_seconds(all, "uptime", "Since the start", Gauge::default()),
             reloads: OutcomeCounters::register(all, "Reloads of the configuration, by outcome"),
             reloads_refused: OutcomeCounters::register(all, "Reloads that were refused, by reason"),
+            admin_closed: OutcomeCounters::register(
+                all,
+                "Connections to the admin endpoint that were closed, by reason",
+            ),
         }
     }
 
