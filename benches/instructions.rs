@@ -1,6 +1,6 @@
-//! The hot paths on one thread and without sockets, for an instruction counter:
-//! `tests/instructions.rs` runs it under callgrind with two counts of messages, and holds the
-//! difference to the record in `instructions.toml`.
+//! The hot paths on one thread and without sockets, for an instruction counter. `tests/instructions.rs` runs this
+//! program under callgrind with two counts of messages, and compares the difference with the record in
+//! `instructions.toml`.
 //!
 //! ```text
 //! instructions PATH COUNT        PATH: scan, relay, polling, hybrid
@@ -16,14 +16,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sametime_mux::{
     ingress::tunnel::Service,
-    mux::{Mux, Settings},
+    mux::{Mux, MuxSettings},
     runtime::scratch,
-    stream::{Arrival, Community, Core, Lease, Link, Linking, SpeaksOn, Stream, Via},
+    stream::{Arrival, Community, Core, Lease, Link, Linking, MoreFromClient, Stream, Via},
     telemetry::Telemetry,
     wire::{
         Transport,
         frame::{self, Scanner},
-        tunnel::envelope::Kind,
+        tunnel::envelope::TunnelKind,
     },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
             runtime.block_on(async {
                 match path {
                     "relay" => relay(count).await,
-                    "polling" => tunnel(Kind::Polling, count).await,
-                    "hybrid" => tunnel(Kind::Hybrid, count).await,
+                    "polling" => tunnel(TunnelKind::Polling, count).await,
+                    "hybrid" => tunnel(TunnelKind::Hybrid, count).await,
                     other => panic!("no such path: {other}"),
                 }
             });
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Messages come in reads of 32 KiB, cut wherever that cuts them.
+/// Messages arrive in reads of 32 KiB, which end anywhere in a message.
 fn scan(count: usize) {
     let bytes = frame::build(4, 1, &BODY).repeat(count);
     let (mut scanner, mut seen) = (Scanner::new(), 0);
@@ -65,7 +65,7 @@ fn scan(count: usize) {
     assert_eq!(seen, count);
 }
 
-/// The Community's ends of the links that the core has opened.
+/// A Community that keeps its ends of the links that the core opens.
 #[derive(Default)]
 struct Links(Mutex<Vec<DuplexStream>>);
 
@@ -73,11 +73,11 @@ struct Links(Mutex<Vec<DuplexStream>>);
 struct NoLease;
 
 impl Lease for NoLease {
-    fn broken(&self, _: &str) {}
+    fn broken(&self) {}
 }
 
 impl Community for Links {
-    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], _: SpeaksOn<'a>) -> Linking<'a> {
+    fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], _: MoreFromClient<'a>) -> Linking<'a> {
         Box::pin(async {
             let (mut near, far) = tokio::io::duplex(64 * 1024);
             near.write_all(hello).await.unwrap();
@@ -90,7 +90,7 @@ impl Community for Links {
 
 fn core() -> (Mux, Arc<Links>) {
     let links = Arc::new(Links::default());
-    let settings = Settings {
+    let settings = MuxSettings {
         capacity: 10,
         per_address: 0,
         logging_in: 10,
@@ -108,7 +108,7 @@ fn core() -> (Mux, Arc<Links>) {
     (Mux::start(settings, community, Telemetry::new("instructions")), links)
 }
 
-/// The Community's end of the one session, its Handshake read.
+/// The Community's end of the one session, after its Handshake is read.
 async fn link_of(links: &Links) -> DuplexStream {
     let mut link = loop {
         if let Some(link) = links.0.lock().pop() {
@@ -121,7 +121,7 @@ async fn link_of(links: &Links) -> DuplexStream {
     link
 }
 
-/// Each message is relayed to the Community and its echo back.
+/// Each message is relayed to the Community, and its echo back.
 async fn relay(count: usize) {
     let (mux, links) = core();
     let (mut client, near) = tokio::io::duplex(64 * 1024);
@@ -143,26 +143,26 @@ async fn relay(count: usize) {
     }
 }
 
-/// Each request brings a message, and its answer one. The client's side is counted, too.
-async fn tunnel(kind: Kind, count: usize) {
+/// Each request carries a message, and its response carries another one. The work of the client is counted, too.
+async fn tunnel(kind: TunnelKind, count: usize) {
     let (mux, links) = core();
     let service = Service::start(support::settings(Duration::from_secs(600)), Arc::new(mux));
     let mut client = support::Client::open(&service, kind);
-    let name = client.name.clone();
+    let name = client.name.unwrap();
     let (message, mut buffer) = (frame::build(4, 1, &BODY), [0; MESSAGE]);
     let first = client.request(&frame::build(0, 0, &HANDSHAKE_BODY));
-    let (answer, mut link) = tokio::join!(service.request(kind, &name, &first, support::FROM), async {
+    let (response, mut link) = tokio::join!(service.request(kind, name, &first, support::FROM), async {
         let mut link = link_of(&links).await;
         link.write_all(&message).await.unwrap();
         link
     });
-    assert_eq!(client.take(&answer.0).len(), MESSAGE);
+    assert_eq!(client.take(&response).len(), MESSAGE);
     for _ in 0..count {
         let body = client.request(&message);
-        let (answer, ()) = tokio::join!(service.request(kind, &name, &body, support::FROM), async {
+        let (response, ()) = tokio::join!(service.request(kind, name, &body, support::FROM), async {
             link.read_exact(&mut buffer).await.unwrap();
             link.write_all(&buffer).await.unwrap();
         });
-        assert_eq!(client.take(&answer.0).len(), MESSAGE);
+        assert_eq!(client.take(&response).len(), MESSAGE);
     }
 }

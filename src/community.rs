@@ -1,69 +1,74 @@
-//! Links to the Community servers: which server, whether it answers, and the connection.
+//! Links to the Community servers: which server a client gets, and whether a server answers.
 //!
-//! `pool` chooses and counts, `server` is one server and what is known of it, `direct` opens
-//! a TCP connection for each client. A link that is shared by clients would stand beside
-//! `direct`.
+//! - `pool` is the set of servers: reconfiguration, status, and a link for each client.
+//! - `balance` chooses the server. `health` is what is known of one. Both do no I/O.
+//! - `endpoint` is one server: opening links to it, and checking it. `Endpoint::open_stream` is where a trunk would
+//!   open its streams, in place of `direct`.
+//! - `failure` has the errors, and the table of what follows from each.
+//! - `direct` opens a TCP connection for each client.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
+mod balance;
 mod direct;
 mod endpoint;
+mod failure;
+mod health;
 mod pool;
 
-pub use endpoint::State;
+pub use endpoint::ServerState;
 pub use pool::{Pool, ServerStatus};
 
-/// Where clients are sent.
+/// How the server for a client is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Balance {
     /// The first server that is up.
     Failover,
-    /// Each in turn.
+    /// One server after the other.
     RoundRobin,
-    /// The one with the fewest sessions, looked for anew every `recalculate_after` log-ins.
+    /// The server with the fewest sessions. It is determined again after every `recalculate_after` log-ins.
     LeastSessions,
 }
 
-/// How a server is looked at.
+/// How a server is checked without a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Check {
-    /// By a connection. Its system takes one even while the server hangs.
+    /// By a connection. The operating system of a server that hangs accepts it, too.
     Connect,
-    /// By a Handshake, which must be answered.
+    /// By a Handshake, which the server has to answer.
     Handshake,
 }
 
-/// A Community server, as configured.
+/// The address of a Community server, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Server {
-    /// The embedded sandbox.
+pub enum ServerAddress {
+    /// The sandbox Community server, which is built in.
     Sandbox,
-    /// `host:port`; the host is a name, an IPv4 address or an IPv6 address in brackets.
+    /// `host:port`. The host is a name, an IPv4 address, or an IPv6 address in brackets.
     Address(String),
 }
 
-/// Settings of the links.
+/// The settings of the links.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// The servers, in the file's order; at least one.
-    pub servers: Vec<Server>,
-    /// How one is chosen.
+pub struct CommunitySettings {
+    /// The servers in the order of the file; at least one.
+    pub servers: Vec<ServerAddress>,
+    /// How the server for a client is chosen.
     pub balance: Balance,
-    /// Log-ins between two recalculations of the least loaded server; at least 1.
+    /// After how many log-ins the server with the fewest sessions is determined again; at least 1.
     pub recalculate_after: u32,
-    /// Whether a PROXY v2 header tells the server the client's address.
+    /// Whether the server gets the client's address in a PROXY v2 header.
     pub send_proxy_protocol: bool,
-    /// How long a server may take to accept a link.
+    /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
-    /// How long it may take to answer a client's Handshake.
+    /// How long a server may take to answer a Handshake.
     pub handshake_timeout: Duration,
-    /// How it is tried without a client. One that left a Handshake unanswered is tried by Handshakes
-    /// until it answers one.
+    /// How a server is checked. One that did not answer a Handshake is checked by Handshakes until it answers one.
     pub check: Check,
-    /// How often each server is tried without a client; `None`: never, but for one that is down.
+    /// How often each server is checked; `None`: only when it is down or suspect.
     pub check_interval: Option<Duration>,
 }

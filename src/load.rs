@@ -1,22 +1,32 @@
 //! The load generator: simulated clients that log in, stay and chat, over every transport.
 //!
 //! ```text
-//!  run ── worker process ──┬── client ── connect ── raw | TLS | tunnel ── the multiplexer
-//!   │  ◀── a line a second ┘     └── every message checked: once, in order, whole
+//!  run ── worker process ──┬── client ── frame_connection ── raw | TLS | tunnel ── the multiplexer
+//!   │  ◀─ a report a second ┘     └── pending: each echo arrives once, in order and unchanged
 //!   └── report: table, JSON, HTML
 //! ```
 //!
-//! `scenario` says what the clients do, `run` starts workers and watches them, `worker` is one
-//! process of clients, `client` one client's life, `connect` and `tunnel` its ways in,
-//! `hostile` the one that means no good, `setup` what they share, `figures` what is counted, `report` how it is shown.
+//! | part | content |
+//! |---|---|
+//! | `scenario` | what the clients do, as a TOML file describes it |
+//! | `run` | starts the worker processes, adds up their reports, applies the stop rule |
+//! | `worker` | one process of clients |
+//! | `client`, `hostile` | the life of one client, and of one that attacks the server |
+//! | `pending`, `messages` | messages that wait for their echo; the messages that clients send |
+//! | `frame_connection`, `connect`, `tunnel` | a client's connection: frames, proxies and TLS, the HTTP tunnel |
+//! | `setup` | what the clients of one process share |
+//! | `figures`, `report` | what is counted, and how it is shown |
 //!
-//! Arrivals and messages follow a plan that does not wait for answers, and every latency
-//! counts from the planned time: a server that stalls can't hide behind clients that wait.
+//! Log-ins and messages follow a schedule that does not wait for responses, and every latency counts from
+//! the scheduled time. So a server that stalls cannot hide behind clients that wait for it.
 
 mod client;
 mod connect;
 mod figures;
+mod frame_connection;
 mod hostile;
+mod messages;
+mod pending;
 mod random;
 mod report;
 mod run;
@@ -25,9 +35,9 @@ mod setup;
 mod tunnel;
 mod worker;
 
-pub use connect::{Proxies, Route, any_certificate};
-pub use figures::{Figures, Latencies, Second};
+pub use connect::{LoadRoute, Proxies, any_certificate};
+pub use figures::{Latencies, LoadFigures, TransportFigures};
 pub use report::{html, table, verdict};
-pub use run::{Fault, Outcome, Plan, Point, run};
-pub use scenario::{Cut, Mix, Scenario, Sizes, Way};
-pub use worker::work;
+pub use run::{LoadError, LoadPlan, LoadResult, SecondSummary, run};
+pub use scenario::{LoadTransport, MessageSizes, NetworkCut, Scenario, TransportMix};
+pub use worker::run_worker;

@@ -1,10 +1,16 @@
-//! The core: admits clients, gives each a link to a Community server, and relays.
+//! The core: it admits clients, gives each one a link to a Community server, and relays bytes.
 //!
-//! `admission` counts clients in and out, `session` is the life of one client, `relay` the
-//! loop that moves its bytes. How a client came in is known for limits, logs and metrics; no
-//! decision here depends on it.
+//! - `admission` counts clients and sends orders to sessions.
+//! - `session` is the life of one session. Its states are `opening`, `relay` and `closing`.
+//! - `direction` is one direction of a relay, `facts` is what a session's frames have shown, and `end` is why a session
+//!   is over.
+//!
+//! The transport of a client is known for limits, log and metrics; no decision here depends on it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -22,69 +28,75 @@ use crate::{
 };
 
 mod admission;
+mod closing;
+mod direction;
 mod end;
+mod facts;
+mod opening;
 mod relay;
 mod session;
 
-use admission::{Admission, Order};
+use admission::{Admission, SessionOrder};
 
-/// How often the clock that sessions read is set, and their idleness looked at.
+/// How often the clock that sessions read is set, and idle sessions are looked for.
 const TICK: Duration = Duration::from_millis(100);
-/// After the drain's deadline: how long sessions have to say good-bye. A polling client needs
-/// a second to ask for it, and one to say that it has it.
-const GOOD_BYE: Duration = Duration::from_secs(4);
+/// How long sessions have for the farewell message after the drain's deadline. A polling client asks for it within a
+/// second and acknowledges it within another one.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Settings of the core.
+/// The settings of the core.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Clients at once, over all ports.
+pub struct MuxSettings {
+    /// The number of clients, over all ports.
     pub capacity: usize,
-    /// Clients at once from one address; 0: no limit.
+    /// The number of clients from one address; 0: no limit.
     pub per_address: usize,
-    /// Of those, clients that the Community has not logged in yet.
+    /// The number of clients that the Community has not logged in yet.
     pub logging_in: usize,
-    /// Of those, from one address; 0: no limit.
+    /// The number of those from one address; 0: no limit.
     pub logging_in_per_address: usize,
-    /// Bytes held for slow clients and for a slow Community, over all ways in.
+    /// Bytes that are held because a client or a Community server is slow, over all transports.
     pub held_bytes: usize,
-    /// Of those, for one address; 0: no limit of its own.
+    /// The number of those for one address; 0: no limit per address.
     pub held_bytes_per_address: usize,
-    /// Networks without limits for one address: proxies, behind which many clients are.
+    /// Networks without limits per address, for example of proxies with many clients.
     pub exempt: Vec<IpNet>,
-    /// From accept to the end of the first frame.
+    /// The time from accept to the end of the first frame.
     pub login_timeout: Duration,
-    /// A client that the Community has not logged in for so long is sent away; `None`: never.
+    /// The time from admission after which a client that is not logged in is disconnected; `None`: never.
     pub logging_in_timeout: Option<Duration>,
-    /// Without a byte either way for so long, a session ends; `None`: never.
+    /// The time without a byte in any direction after which a session is ended; `None`: never.
     pub idle_timeout: Option<Duration>,
-    /// The most that one frame may hold, in bytes.
+    /// The longest frame of a client, in bytes.
     pub max_frame: u32,
-    /// How long present sessions may go on after the drain began.
+    /// How long sessions may continue after the drain has begun.
     pub drain_timeout: Duration,
 }
 
-/// What every session shares.
-struct Shared {
-    settings: ArcSwap<Settings>,
+/// What all sessions share.
+struct MuxContext {
+    settings: ArcSwap<MuxSettings>,
     community: Arc<dyn Community>,
     telemetry: Arc<Telemetry>,
     admission: Arc<Admission>,
     budget: Arc<Budget>,
+    /// For log lines about refused clients.
     refusals: Throttle,
+    /// For log lines about sessions that never had a server.
     unserved: Throttle,
 }
 
-/// The core. Cheap to clone; all clones are one.
+/// The core. A clone is the same core.
 #[derive(Clone)]
-pub struct Mux(Arc<Shared>);
+pub struct Mux(Arc<MuxContext>);
 
 impl Mux {
-    /// A core in front of `community`. Must be called on a tokio runtime: a task watches for
-    /// idle sessions, for as long as the core lives.
-    pub fn start(settings: Settings, community: Arc<dyn Community>, telemetry: Arc<Telemetry>) -> Self {
+    /// Starts a core in front of `community`. Must be called on a tokio runtime: a task sets the clock and looks for
+    /// idle sessions as long as the core exists.
+    pub fn start(settings: MuxSettings, community: Arc<dyn Community>, telemetry: Arc<Telemetry>) -> Self {
         let budget = Budget::new(settings.held_bytes, settings.held_bytes_per_address, &settings.exempt);
         let admission = Arc::new(Admission::new(Arc::clone(&telemetry), Arc::clone(&budget)));
-        let shared = Arc::new(Shared {
+        let context = Arc::new(MuxContext {
             settings: ArcSwap::from_pointee(settings),
             community,
             telemetry,
@@ -93,32 +105,32 @@ impl Mux {
             refusals: Throttle::default(),
             unserved: Throttle::default(),
         });
-        tokio::spawn(watch(Arc::downgrade(&shared)));
-        Self(shared)
+        tokio::spawn(keep_time(Arc::downgrade(&context)));
+        Self(context)
     }
 
-    /// Takes up new settings. Present sessions keep their frame limit.
-    pub fn reconfigure(&self, settings: Settings) {
+    /// Puts new settings into force. Present sessions keep their limit of frames.
+    pub fn reconfigure(&self, settings: MuxSettings) {
         self.0.budget.set(settings.held_bytes, settings.held_bytes_per_address, &settings.exempt);
         self.0.settings.store(Arc::new(settings));
     }
 
-    /// Clients at present that the Community has not logged in.
+    /// The number of present clients that the Community has not logged in.
     pub fn logging_in(&self) -> usize {
         self.0.admission.logging_in()
     }
 
-    /// Bytes held at present.
+    /// The number of bytes that are held at present.
     pub fn held_bytes(&self) -> usize {
         self.0.budget.held()
     }
 
-    /// Clients at present.
+    /// The number of present clients.
     pub fn sessions(&self) -> usize {
         self.0.admission.sessions()
     }
 
-    /// Refuses clients from now on.
+    /// Begins to refuse new clients.
     pub fn begin_drain(&self) {
         self.0.admission.drain();
     }
@@ -128,16 +140,15 @@ impl Mux {
         self.0.admission.is_draining()
     }
 
-    /// Waits until every session has ended, or ends them after `drain_timeout` with a word in
-    /// their own protocol. Says how many it had to end, and how many would not.
+    /// Waits until every session has ended. After `drain_timeout`, ends those that are left with a farewell message.
     pub async fn drain(&self) -> Drained {
         self.begin_drain();
         let deadline = Instant::now() + self.0.settings.load().drain_timeout;
         self.wait_for_none(deadline).await;
         let ended = self.sessions();
         if ended > 0 {
-            self.0.admission.order_all(Order::Drain);
-            self.wait_for_none(Instant::now() + GOOD_BYE).await;
+            self.0.admission.order_all(SessionOrder::Drain);
+            self.wait_for_none(Instant::now() + FAREWELL_TIMEOUT).await;
         }
         Drained { ended, left: self.sessions() }
     }
@@ -149,12 +160,12 @@ impl Mux {
     }
 }
 
-/// What a drain came to.
+/// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Sessions that did not end by themselves in time.
+    /// The number of sessions that did not end by themselves before the deadline.
     pub ended: usize,
-    /// Of those, the ones that did not even take the good-bye.
+    /// The number of those that did not end by the farewell message.
     pub left: usize,
 }
 
@@ -183,24 +194,24 @@ impl Core for Mux {
     }
 }
 
-/// Sets the sessions' clock and ends those that are idle for too long.
-async fn watch(shared: std::sync::Weak<Shared>) {
+/// Sets the clock of the sessions, and ends sessions that are idle, or not logged in, for too long.
+async fn keep_time(context: Weak<MuxContext>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(shared) = shared.upgrade() else { return };
-        let now = shared.admission.set_clock();
-        let settings = shared.settings.load();
+        let Some(context) = context.upgrade() else { return };
+        let now = context.admission.set_clock();
+        let settings = context.settings.load();
         let since = |limit: Duration| now.saturating_sub(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         if let Some(idle) = settings.idle_timeout {
-            let ended = shared.admission.order_idle(since(idle));
+            let ended = context.admission.order_idle(since(idle));
             if ended > 0 {
                 info!(sessions = ended, "idle for too long");
             }
         }
         if let Some(limit) = settings.logging_in_timeout {
-            shared.admission.order_not_logged_in(since(limit));
+            context.admission.order_not_logged_in(since(limit));
         }
     }
 }

@@ -1,8 +1,13 @@
-//! Sockets of the system: listening, keep-alive, names and addresses.
+//! The system's sockets: listening, connecting, keep-alive, host names, client addresses, and the configuration sections
+//! of ports.
 
 pub mod address;
+mod attempts;
+pub mod connect;
 pub mod keepalive;
 pub mod listen;
+pub mod lookup;
+pub mod own;
 mod port;
 pub mod resolve;
 mod section;

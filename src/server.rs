@@ -1,15 +1,16 @@
 //! Composes the rooms below into a running multiplexer, reloads it, and drains it.
 //!
 //! - `compose` starts it: it connects `ingress` to the core, and the core to the Community servers.
-//! - `reload` takes over new settings under running sessions.
+//! - `reload` takes over new settings under running sessions. `reload_guard` refuses those that are probably a file that
+//!   is cut off.
 //! - `drain` ends it.
 //! - `prepare` does everything of a start or a reload that can fail, before anything changes.
 //! - `control` is what the admin endpoint sees of the server, and can ask of it.
 //! - `ports` keeps the listeners for clients: up, down, opened and closed. `plan` decides what becomes of each, by the
 //!   addresses of `host_names` and the sockets of `own_sockets`. `listener_error` and `port_holder` explain why one is
 //!   down, and `retry` tries it again.
-//! - `certificate` warns before the TLS certificate expires. `admin_service` runs the admin endpoint, `sandbox_service`
-//!   the embedded Community server.
+//! - `certificate` loads the TLS certificate, and warns before it expires. `admin_service` runs the admin endpoint,
+//!   `sandbox_service` the embedded Community server.
 
 use std::{
     fmt,
@@ -45,10 +46,12 @@ mod port_holder;
 pub(crate) mod ports;
 mod prepare;
 pub(crate) mod reload;
+mod reload_guard;
 mod retry;
 mod sandbox_service;
 
 use admin_service::RunningAdmin;
+pub use certificate::check_files;
 use ports::Ports;
 
 /// The program's version.
@@ -141,6 +144,11 @@ impl Server {
     /// The listeners that are bound, in the order of the configuration.
     pub fn listeners(&self) -> Vec<BoundListener> {
         self.0.ports.bound()
+    }
+
+    /// The addresses of all listeners that are bound, with that of the admin endpoint.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners().into_iter().map(|listener| listener.address).chain(self.admin_address()).collect()
     }
 
     /// The address of the admin endpoint; none if it is off.

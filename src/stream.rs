@@ -1,21 +1,25 @@
-//! What passes over the seams: byte streams, arrivals, links.
+//! The seams: what passes between the rooms that do not import each other.
 //!
-//! Ingress, mux and community are blind to each other. Ingress turns whatever came in into
-//! an [`Arrival`] and hands it to a [`Core`]; the core asks a [`Community`] for a [`Link`].
-//! `server` is the one place that knows who is behind those two traits.
+//! ```text
+//!  ingress ── Arrival ──► Core (mux) ── Community::connect ──► community
+//!                                ◄── Link ──────────────
+//! ```
+//!
+//! Ingress makes an [`Arrival`] from a client's connection and passes it to a [`Core`]. The core asks a [`Community`]
+//! for a [`Link`]. Only `server` knows what implements these two traits.
 
+mod admission;
 mod arrival;
-mod core;
 mod error;
 mod io;
 mod link;
 mod refusal;
 
 pub use self::{
+    admission::Core,
     arrival::{Arrival, Via},
-    core::Core,
     error::StreamError,
     io::{Duplex, Replayed, Stream},
-    link::{Community, Lease, Link, LinkError, Linking, SpeaksOn},
+    link::{Community, Lease, Link, LinkError, LinkFailure, Linking, MoreFromClient},
     refusal::{linger, refuse},
 };

@@ -1,7 +1,6 @@
-//! What happened: outcomes in closed enums, and the metrics that every floor writes and the admin endpoint
-//! reads.
+//! What happened: outcomes as closed enums, and the metrics, which every room writes and the admin endpoint reads.
 //!
-//! [`outcome`] holds the reasons and what follows from each; [`metrics`] has one file for each domain.
+//! [`outcome`] has the reasons and what follows from each; [`metrics`] has one file for each domain.
 
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use prometheus_client::{encoding::text::encode, registry::Registry};
 
 pub mod metrics;
 pub mod outcome;
+mod policy;
 
 use metrics::{
     community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics, listeners::ListenerMetrics,
@@ -23,7 +23,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Every metric.
 pub struct Telemetry {
     registry: Registry,
-    /// Bytes and frames.
+    /// Relayed bytes and frames.
     pub traffic: TrafficMetrics,
     /// Sessions.
     pub sessions: SessionMetrics,
@@ -46,7 +46,7 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Metrics at zero, for the given version of the program.
+    /// All metrics with the value zero, for the given version of the program.
     pub fn new(version: &str) -> Arc<Self> {
         let mut all = Registry::with_prefix("sametime_mux");
         Arc::new(Self {
@@ -64,7 +64,7 @@ impl Telemetry {
         })
     }
 
-    /// All of it, in the OpenMetrics text format.
+    /// All metrics in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         self.tls.refresh();
         self.server.refresh();

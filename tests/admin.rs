@@ -13,10 +13,9 @@ use std::{
 };
 
 use support::{
-    http,
+    http, in_time,
     peer::text,
     program::{Program, Setup, local},
-    soon,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -41,7 +40,7 @@ async fn hold(to: SocketAddr, words: &str) -> Vec<TcpStream> {
 async fn probes_get_through(program: &Program, what: &str) {
     for path in ["/healthz", "/readyz"] {
         for _ in 0..10 {
-            assert_eq!(program.ask(&format!("GET {path}")).await.status, 200, "{path}, {what}");
+            assert_eq!(program.request(&format!("GET {path}")).await.status, 200, "{path}, {what}");
         }
     }
 }
@@ -69,7 +68,7 @@ async fn idle_connections_keep_no_probe_out() {
     assert!(more < 80.0, "{more} descriptors for {} connections", held.len() * MANY);
     assert!(closed(&program, "evicted").await >= (3 * MANY) as f64);
     let line = "admin: a connection was closed";
-    program.says(line);
+    program.wait_for_log(line);
     let seconds = started.elapsed().as_secs() as usize;
     let lines = program.log.lock().matches(line).count();
     assert!(lines <= seconds + 2, "{lines} lines in {seconds} s");
@@ -105,7 +104,7 @@ async fn connections_that_come_all_the_time_keep_no_probe_out() {
     }
     over.store(true, Relaxed);
     for one in flood {
-        soon("the end of the flood", one).await.unwrap();
+        in_time("the end of the flood", one).await.unwrap();
     }
 }
 
@@ -120,8 +119,8 @@ async fn an_idle_connection_is_closed_and_one_that_is_used_is_not() {
     let mut rest = Vec::new();
     assert_eq!(http::exchange(&mut used_once, ask).await.unwrap().status, 200);
     let ended = tokio::spawn(async move {
-        soon("the end of an idle connection", silent.read_to_end(&mut rest)).await.unwrap();
-        soon("the end of one that was used", used_once.read_to_end(&mut rest)).await
+        in_time("the end of an idle connection", silent.read_to_end(&mut rest)).await.unwrap();
+        in_time("the end of one that was used", used_once.read_to_end(&mut rest)).await
     });
     while !ended.is_finished() {
         assert_eq!(http::exchange(&mut kept, ask).await.unwrap().status, 200);
@@ -143,7 +142,7 @@ async fn a_token_file_that_can_not_be_read_is_not_a_line_for_each_who_asks() {
         assert_eq!(answer.status, 403, "{}", text(&answer.body));
     }
     let line = "the token file can't be read";
-    program.says(line);
+    program.wait_for_log(line);
     let seconds = started.elapsed().as_secs() as usize;
     let lines = program.log.lock().matches(line).count();
     assert!(lines <= seconds + 2, "{lines} lines in {seconds} s");

@@ -1,8 +1,9 @@
-//! The rule of the house: imports go down only, between rooms and inside them; no file grows beyond reading.
+//! The rule of the house: imports go down only, between rooms and inside them; a name belongs to one type; no
+//! file grows beyond reading.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -39,7 +40,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &["net", "wire"]),
     ("limits", &["net"]),
     ("runtime", &[]),
-    ("net", &[]),
+    ("net", &["log"]),
     ("log", &[]),
     ("wire", &[]),
 ];
@@ -49,21 +50,28 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// of each other. The room's own file, which declares the parts, may name all of them and is named by all: it
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
-    ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits", "detect"]),
-    ("ingress/http", &["connection", "hyper_path", "fast_path", "backend", "guard", "framing forwarded response"]),
-    ("ingress/tunnel", &["service", "registry", "shared", "session"]),
-    ("mux", &["session", "relay", "end", "admission"]),
-    ("community", &["pool", "endpoint", "direct"]),
+    ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits identify", "detect"]),
+    ("ingress/tls", &["connection pair"]),
+    (
+        "ingress/http",
+        &["connection", "hyper_path", "fast_path backend tunnel_request guard", "route framing forwarded", "response"],
+    ),
+    ("ingress/http/backend", &["client forward", "request_body"]),
+    ("ingress/http/framing", &["words"]),
+    ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
+    ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
+    ("community", &["pool", "endpoint balance", "direct health", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
-    ("net", &["listen resolve", "keepalive address port section"]),
+    ("wire/tunnel", &["envelope", "cipher name"]),
+    ("net", &["connect", "listen lookup resolve", "own attempts", "keepalive address port section"]),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
-    ("stream", &["core link", "arrival refusal", "io", "error"]),
-    ("telemetry", &["metrics", "outcome"]),
+    ("stream", &["admission link", "arrival refusal", "io", "error"]),
+    ("telemetry", &["metrics", "outcome", "policy"]),
     ("log", &["subscriber", "lines throttle"]),
     ("config", &["schema", "section_reader", "reader legal ceiling"]),
     ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
-    ("admin", &["http", "pages seats", "auth response status"]),
+    ("admin", &["http", "pages slots", "auth response status"]),
     (
         "server",
         &[
@@ -71,13 +79,28 @@ const INSIDE: &[(&str, &[&str])] = &[
             "prepare retry",
             "admin_service",
             "control",
-            "ports certificate sandbox_service",
+            "ports certificate sandbox_service reload_guard",
             "plan",
             "host_names own_sockets",
             "listener_error",
             "port_holder",
         ],
     ),
+    (
+        "load",
+        &[
+            "report",
+            "run",
+            "worker",
+            "client hostile",
+            "frame_connection pending",
+            "tunnel setup messages",
+            "connect figures random",
+            "scenario",
+        ],
+    ),
+    ("load/report", &["html", "plot"]),
+    ("sandbox", &["connection", "session", "community", "bodies"]),
 ];
 
 const LONGEST: usize = 500;
@@ -329,6 +352,27 @@ fn the_scan_sees_arrows_that_go_up() {
     assert_eq!(see("ingress/http", "use connection::serve;\nfn f() { guard::g() }").len(), 2);
     let down = "use super::http::guard::{self, Guarded};";
     assert_eq!(see("ingress/connection", down), [row("ingress/http/guard", true, true)]);
+}
+
+#[test]
+fn a_name_belongs_to_one_type() {
+    let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, text) in sources() {
+        for line in code(&text).split([';', '{', '}']) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            for pair in words.windows(2).filter(|pair| ["struct", "enum", "trait"].contains(&pair[0])) {
+                let name: String = pair[1].chars().take_while(|c| c.is_alphanumeric()).collect();
+                if name.starts_with(char::is_uppercase) {
+                    defined.entry(name).or_default().push(place(&path).join("::"));
+                }
+            }
+        }
+    }
+    assert!(defined.len() > 150, "only {} types were seen: the scan is broken", defined.len());
+    // Every command of the command line has its arguments.
+    defined.remove("Arguments");
+    let double: Vec<_> = defined.iter().filter(|(_, places)| places.len() > 1).collect();
+    assert!(double.is_empty(), "{double:#?}");
 }
 
 #[test]

@@ -1,14 +1,19 @@
-//! The configuration database: each key wrong in turn, faults in one go, the shipped files.
+//! The configuration database: each key with a wrong value, several faults at once, the shipped files.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use sametime_mux::config::{self, ConfigErrors, ConfigPlace, Settings};
 
-/// Key, a value that is wrong, what the message says of it.
+/// A key, a wrong value, and a part of the message about it.
 const WRONG: &[(&str, &str, &str)] = &[
     ("client_connections.host_name", "\"not a name\"", "\"not a name\" is neither an address nor a name"),
     ("client_connections.host_name", "1", "1: invalid type: integer"),
+    ("client_connections.host_name", "\"[10.0.0.1]\"", "\"[10.0.0.1]\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"10.0.0.256\"", "\"10.0.0.256\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"127.1\"", "\"127.1\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"0x7f000001\"", "\"0x7f000001\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"a..\"", "\"a..\" is neither an address nor a name"),
     ("client_connections.ports", "[0]", "0 is no port"),
     ("client_connections.ports", "[65536]", "65536 is no port"),
     ("client_connections.ports", "[-1]", "-1 is no port"),
@@ -22,16 +27,25 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("listeners.require_all", "\"yes\"", "invalid type: string"),
     ("listeners.share_ports", "1", "1: invalid type: integer"),
     ("listeners.proxy_protocol_from", "[\"10.0.0.0/33\"]", "\"10.0.0.0/33\" is no network"),
+    ("listeners.proxy_protocol_from", "[\"::ffff:10.0.0.0/95\"]", "a prefix of less than 96 bits"),
     ("listeners.forwarded_for_from", "[\"proxy.example\"]", "\"proxy.example\" is no network"),
     ("community.servers", "[]", "there is no server"),
     ("community.servers", "[\"chat.example\"]", "\"chat.example\" has no port"),
     ("community.servers", "[\"chat.example:0\"]", "\"chat.example:0\" has no legal port"),
     ("community.servers", "[\"::1:1533\"]", "\"::1:1533\" has no legal host; an IPv6 address stands in brackets"),
     ("community.servers", "[\"a:1533\", \"a:1533\"]", "\"a:1533\" stands there twice"),
+    ("community.servers", "[\"a:1533\", \"A.:1533\"]", "\"A.:1533\" stands there twice"),
+    ("community.servers", "[\"[::1]:1533\", \"[0:0::1]:1533\"]", "\"[0:0::1]:1533\" stands there twice"),
+    ("community.servers", "[\"10.0.0.1:1\", \"[::ffff:10.0.0.1]:1\"]", "stands there twice"),
+    ("community.servers", "[\"a:+1533\"]", "\"a:+1533\" has no legal port"),
+    ("community.servers", "[\"a:99999\"]", "\"a:99999\" has no legal port"),
+    ("community.servers", "[\"[10.0.0.1]:1533\"]", "\"[10.0.0.1]\" is neither an address nor a name"),
+    ("community.servers", "[\"10.0.0.256:1533\"]", "\"10.0.0.256\" is neither an address nor a name"),
     ("community.balance", "\"random\"", "unknown variant `random`"),
     ("community.recalculate_after", "0", "0 is out of bounds"),
     ("community.link", "\"tunnel\"", "unknown variant `tunnel`"),
     ("community.link", "\"trunk\"", "\"trunk\" is not in this version"),
+    ("community.send_proxy_protocol", "true", "the sandbox does not expect a PROXY header"),
     ("community.send_proxy_protocol", "2", "2: invalid type: integer"),
     ("community.connect_timeout", "\"0s\"", "\"0s\" is out of bounds"),
     ("community.handshake_timeout", "\"10ms\"", "\"10ms\" is out of bounds"),
@@ -46,6 +60,13 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("http_backend.url", "\"https://web.example\"", "does not begin with http://"),
     ("http_backend.url", "\"http://web.example/path\"", "is more, or less, than http://host:port"),
     ("http_backend.url", "\"web.example\"", "does not begin with http://"),
+    ("http_backend.url", "\"http://web.example:99999\"", "\"web.example:99999\" has no legal port"),
+    ("http_backend.url", "\"http://web.example:0\"", "\"web.example:0\" has no legal port"),
+    ("http_backend.url", "\"http://web.example:\"", "\"web.example:\" has no legal port"),
+    ("http_backend.url", "\"http://[::1]:65536\"", "\"[::1]:65536\" has no legal port"),
+    ("http_backend.url", "\"http://web.example#part\"", "is more, or less, than http://host:port"),
+    ("http_backend.url", "\"http://user@web.example\"", "is more, or less, than http://host:port"),
+    ("http_backend.url", "\"http://10.0.0.256\"", "\"10.0.0.256\" is neither an address nor a name"),
     ("http_backend.connections", "0", "0 is out of bounds"),
     ("tls.certificate", "\"\"", "\"\" is no file"),
     ("tls.private_key", "7", "7: invalid type: integer"),
@@ -87,8 +108,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("log.level", "\"loud\"", "unknown variant `loud`"),
 ];
 
+/// With the sandbox, where `text` names no servers.
 fn parse(text: &str) -> Result<Settings, ConfigErrors> {
-    config::parse(text, Path::new("st.toml"), std::iter::empty())
+    let sandbox = ("SAMETIME_MUX__COMMUNITY__SERVERS".to_owned(), "sandbox".to_owned());
+    let variables = (!text.contains("servers = ")).then_some(sandbox);
+    config::parse(text, Path::new("st.toml"), variables.into_iter())
 }
 
 fn faults(text: &str) -> Vec<String> {
@@ -96,30 +120,32 @@ fn faults(text: &str) -> Vec<String> {
     faults.to_string().lines().map(str::to_owned).collect()
 }
 
-fn with(variables: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
+/// Parses a file with `capacity = 7`, and environment variables.
+fn parse_with(variables: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
     let own = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    config::parse("\n[limits]\ncapacity = 7\n", Path::new("st.toml"), own)
+    let text = "\n[limits]\ncapacity = 7\n[community]\nservers = [\"sandbox\"]\n";
+    config::parse(text, Path::new("st.toml"), own)
 }
 
 #[test]
-fn each_key_wrong_in_turn_is_told_with_file_line_key_and_what_is_legal() {
+fn each_wrong_key_is_reported_with_file_line_key_and_legal_values() {
     let mut tried = BTreeSet::new();
-    for (key, value, says) in WRONG {
+    for (key, value, message) in WRONG {
         let (section, name) = key.split_once('.').unwrap();
         let legal = config::keys().into_iter().find(|k| k.section == section && k.name == name).expect(key).legal;
         let found = faults(&format!("# a comment\n\n[{section}]\n\n{name} = {value}\n"));
         assert_eq!(found.len(), 1, "{key} = {value}: {found:#?}");
         let begin = format!("st.toml:5: {key}: ");
-        assert!(found[0].starts_with(&begin) && found[0].contains(says), "{key} = {value}: {}", found[0]);
+        assert!(found[0].starts_with(&begin) && found[0].contains(message), "{key} = {value}: {}", found[0]);
         assert!(found[0].ends_with(&format!(" ({legal})")) && !legal.is_empty(), "{}", found[0]);
         tried.insert((*key).to_owned());
     }
     let all: BTreeSet<String> = config::keys().iter().map(|key| format!("{}.{}", key.section, key.name)).collect();
-    assert_eq!(tried, all, "a key that is not tried, or is none");
+    assert_eq!(tried, all, "a key that is not tried, or does not exist");
 }
 
 #[test]
-fn every_fault_is_told_in_one_go_in_the_order_of_the_file() {
+fn all_faults_are_reported_at_once_in_the_order_of_the_file() {
     let found = faults(
         "loose = 1\n[limit]\n[limits]\ncapacty = 3\nmax_frame = \"big\"\nper_address = -1\n[tls]\ncertificate = 3\n[tunnel]\nversion = 9\n",
     );
@@ -141,7 +167,7 @@ fn every_fault_is_told_in_one_go_in_the_order_of_the_file() {
 }
 
 #[test]
-fn what_is_no_toml_is_told_with_its_line() {
+fn text_that_is_not_toml_is_reported_with_its_line() {
     for (text, line) in
         [("[limits\n", 1), ("[limits]\ncapacity = \n", 2), ("[limits]\ncapacity = 1\ncapacity = 2\n", 3)]
     {
@@ -159,15 +185,24 @@ fn nothing_to_listen_on_is_a_fault() {
 }
 
 #[test]
-fn a_port_may_stand_twice_on_addresses_of_its_own() {
+fn a_port_may_be_used_twice_on_different_addresses() {
     let two = "[client_connections]\nhost_name = \"127.0.0.1\"\nports = [1533]\n[http_tunneled_client_connections]\nhost_name = \"127.0.0.2\"\nports = [1533]\n";
     assert_eq!(parse(two).unwrap().ingress.listeners.len(), 3);
 }
 
 #[test]
-fn the_environment_wins_over_the_file_and_is_checked_as_strictly() {
-    assert_eq!(with(&[]).unwrap().mux.capacity, 7);
-    let settings = with(&[
+fn servers_have_no_default() {
+    let missing = |text: &str| config::parse(text, Path::new("st.toml"), std::iter::empty()).unwrap_err().to_string();
+    assert!(missing("").starts_with("st.toml: community.servers: the key is missing, and it has no default ("));
+    assert!(missing("\n[community]\n").starts_with("st.toml:2: community.servers: the key is missing"));
+    let wrong = missing("[community]\nservers = 5\n");
+    assert_eq!(wrong.lines().count(), 1, "a key that is wrong is not missing: {wrong}");
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_is_checked_as_strictly() {
+    assert_eq!(parse_with(&[]).unwrap().mux.capacity, 7);
+    let settings = parse_with(&[
         ("SAMETIME_MUX__LIMITS__CAPACITY", "12"),
         ("SAMETIME_MUX__LIMITS__LOGIN_TIMEOUT", "3s"),
         ("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "1533,1534"),
@@ -182,7 +217,7 @@ fn the_environment_wins_over_the_file_and_is_checked_as_strictly() {
     assert_eq!(settings.ingress.listeners.iter().map(|l| l.port).collect::<Vec<_>>(), [1533, 1534, 443]);
     assert_eq!((settings.community.servers.len(), settings.admin.listen), (2, None));
 
-    let wrong = with(&[("SAMETIME_MUX__LIMITS__CAPACITY", "many"), ("SAMETIME_MUX__LIMITS__CAPACTY", "1")]);
+    let wrong = parse_with(&[("SAMETIME_MUX__LIMITS__CAPACITY", "many"), ("SAMETIME_MUX__LIMITS__CAPACTY", "1")]);
     let wrong = wrong.unwrap_err().to_string();
     assert!(wrong.contains("environment variable SAMETIME_MUX__LIMITS__CAPACITY: limits.capacity: many"), "{wrong}");
     assert!(wrong.contains("SAMETIME_MUX__LIMITS__CAPACTY: no such key (did you mean SAMETIME_MUX__LIMITS__CAPACITY?"));
@@ -203,7 +238,8 @@ const MAY_BE_EMPTY: &[&str] = &[
 
 #[test]
 fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list() {
-    let text = "[client_connections]\nhost_name = \"127.0.0.1\"\n[http_backend]\nurl = \"http://127.0.0.1:8088\"\n";
+    let text = "[client_connections]\nhost_name = \"127.0.0.1\"\n[http_backend]\nurl = \"http://127.0.0.1:8088\"\n\
+        [community]\nservers = [\"sandbox\"]\n";
     let parse = |name: &str, value: &str| {
         config::parse(text, Path::new("st.toml"), std::iter::once((name.to_owned(), value.to_owned())))
     };
@@ -237,7 +273,7 @@ fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list(
     assert!(says.contains("[] for an empty list"), "{says}");
 }
 
-/// All TOML files under a folder.
+/// All TOML files in a folder and the folders in it.
 fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -252,7 +288,7 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn the_shipped_files_are_right() {
+fn the_shipped_files_are_legal() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let databases: Vec<_> =
         files(&root.join("config")).into_iter().filter(|path| !path.parent().unwrap().ends_with("load")).collect();
@@ -263,11 +299,13 @@ fn the_shipped_files_are_right() {
 }
 
 #[test]
-fn the_seed_says_every_default_and_explains_every_key() {
+fn the_first_configuration_file_has_every_default_and_explains_every_key() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/stconfig.toml");
     let text = fs::read_to_string(&file).unwrap();
     let shipped = config::parse(&text, &file, std::iter::empty()).unwrap();
-    assert_eq!(shipped, config::parse("", &file, std::iter::empty()).unwrap());
+    let mut defaults = config::parse("[community]\nservers = [\"sandbox\"]\n", &file, std::iter::empty()).unwrap();
+    defaults.form = shipped.form.clone();
+    assert_eq!(shipped, defaults);
     let (mut section, mut explained, mut commented) = (String::new(), BTreeSet::new(), false);
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('[') {

@@ -1,5 +1,5 @@
-//! One conversation, over every way in and on every section's port: the Community sees the
-//! same bytes, and the client gets the same bytes.
+//! One conversation, over every transport and on every section's port: the Community receives the same bytes, and so
+//! does the client.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -7,16 +7,16 @@ mod support;
 use sametime_mux::net::Section;
 use support::{
     Random,
-    client::{Client, Way},
+    client::{Client, Transport},
     community::Community,
     frames::{self, Frame},
-    mux, soon, until,
+    in_time, mux, wait_until,
 };
 use tokio::io::AsyncWriteExt;
 
 const MESSAGES: usize = 1_000;
 
-/// Texts of 1 byte to 60 KB: most are short, as people's are.
+/// Texts of 1 byte to 60 KB. Most are short, as those of people are.
 fn texts() -> Vec<Vec<u8>> {
     let mut random = Random(42);
     (0..MESSAGES)
@@ -32,14 +32,14 @@ fn texts() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Logs in and chats with both directions at once; returns the bytes that came back.
-async fn converse(way: Way, to: std::net::SocketAddr) -> Vec<u8> {
-    let mut client = Client::connect(way, to).await;
+/// Logs in and chats, with sending and receiving at the same time. Returns the bytes of the echoes.
+async fn converse(transport: Transport, to: std::net::SocketAddr) -> Vec<u8> {
+    let mut client = Client::connect(transport, to).await;
     let mut got = Vec::new();
     client.log_in("bob").await;
     let channel = client.open_chat("echo").await;
     let (mut from, mut into) = client.split();
-    let saying = tokio::spawn(async move {
+    let sending = tokio::spawn(async move {
         for text in texts() {
             into.write_all(&frames::message(channel, &text).bytes()).await.unwrap();
             into.flush().await.unwrap();
@@ -47,35 +47,35 @@ async fn converse(way: Way, to: std::net::SocketAddr) -> Vec<u8> {
         into
     });
     for text in texts() {
-        let frame = soon("an echo", Frame::read(&mut from)).await.expect("an echo");
+        let frame = in_time("an echo", Frame::read(&mut from)).await.expect("an echo");
         assert_eq!(frame, frames::message(channel, &text), "in order and whole");
         got.extend(frame.bytes());
     }
-    let mut into = saying.await.unwrap();
+    let mut into = sending.await.unwrap();
     into.write_all(&frames::log_out().bytes()).await.unwrap();
     into.flush().await.unwrap();
     got
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_ways_carry_the_same_bytes() {
+async fn all_transports_carry_the_same_bytes() {
     let community = Community::start_echo().await;
     let mux = mux::start(&community.setting()).await;
     let mut expected: Option<(Vec<u8>, Vec<u8>)> = None;
     let mut sessions = 0;
     for section in Section::ALL {
-        for way in Way::ALL {
-            let got = converse(way, mux.port(section)).await;
+        for transport in Transport::ALL {
+            let got = converse(transport, mux.port(section)).await;
             let log_out = frames::log_out().bytes();
-            until("the log-out at the Community", || community.seen(sessions).ends_with(&log_out)).await;
-            let seen = community.seen(sessions);
+            wait_until("the log-out at the Community", || community.received(sessions).ends_with(&log_out)).await;
+            let seen = community.received(sessions);
             sessions += 1;
             assert_eq!(community.sessions(), sessions, "one session each");
             match &expected {
                 None => expected = Some((seen, got)),
                 Some((first_seen, first_got)) => {
-                    assert!(*first_seen == seen, "the Community saw other bytes over {way:?} on {section}");
-                    assert!(*first_got == got, "the client got other bytes over {way:?} on {section}");
+                    assert!(*first_seen == seen, "the Community received other bytes over {transport:?} on {section}");
+                    assert!(*first_got == got, "the client got other bytes over {transport:?} on {section}");
                 }
             }
         }
@@ -86,9 +86,9 @@ async fn all_ways_carry_the_same_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn users_chat_across_transports_in_the_sandbox() {
     let mux = mux::start("").await;
-    let mut bob = Client::connect(Way::Hybrid, mux.raw()).await;
+    let mut bob = Client::connect(Transport::Hybrid, mux.raw()).await;
     bob.log_in("bob").await;
-    let mut ann = Client::connect(Way::Tls, mux.raw()).await;
+    let mut ann = Client::connect(Transport::Tls, mux.raw()).await;
     ann.log_in("ann").await;
     ann.send_frame(&frames::create_chat(1, "bob")).await;
     let offer = bob.recv().await.expect("a CreateCnl");
@@ -98,9 +98,9 @@ async fn users_chat_across_transports_in_the_sandbox() {
     bob.send_frame(&Frame::new(frames::ACCEPT, theirs, b"with pleasure")).await;
     let accept = ann.recv().await.expect("an AcceptCnl");
     assert_eq!(accept, Frame::new(frames::ACCEPT, 1, b"with pleasure"));
-    ann.say(1, b"hello bob").await;
+    ann.send_text(1, b"hello bob").await;
     assert_eq!(bob.recv().await.expect("a message").text(), b"hello bob");
-    bob.say(theirs, b"hello ann").await;
+    bob.send_text(theirs, b"hello ann").await;
     assert_eq!(ann.recv().await.expect("a message").text(), b"hello ann");
     bob.log_out().await;
     let over = ann.recv().await.expect("a DestroyCnl");

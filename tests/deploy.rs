@@ -1,4 +1,4 @@
-//! Least privilege: the systemd unit, what the program needs of it, and what it leaves behind.
+//! Least privilege: the systemd unit, the rights that the program needs, and secrets in the log.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -13,18 +13,18 @@ use std::{
 };
 
 use support::{
-    client::{Client, Way},
+    client::{Client, Transport},
     frames, has, http,
     peer::{Process, text},
     program::{PROGRAM, Setup, local},
     skip,
     tunnel::{Kind, Session},
-    until,
+    wait_until,
 };
 
 const UNIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/sametime-mux.service");
 
-/// The unit with this build in place of the one that is installed.
+/// The unit, with this build in place of the installed program.
 fn unit(folder: &Path) -> PathBuf {
     let unit = fs::read_to_string(UNIT).unwrap();
     assert!(unit.contains("\nExecStart=/usr/bin/sametime-mux run "), "{unit}");
@@ -34,7 +34,7 @@ fn unit(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn the_unit_is_right_and_has_a_good_mark() {
+fn the_unit_is_valid_and_has_a_good_security_score() {
     if !has("systemd-analyze", "systemd") {
         return;
     }
@@ -56,25 +56,27 @@ fn the_unit_is_right_and_has_a_good_mark() {
     assert!(mark < 2.0, "{said}");
 }
 
-/// The system calls of a set, those of the sets in it among them.
-fn calls(set: &str) -> BTreeSet<String> {
+/// The system calls of a set, including those of the sets in it.
+fn system_calls(set: &str) -> BTreeSet<String> {
     let output = Command::new("systemd-analyze").args(["syscall-filter", set]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     let said = text(&output.stdout);
     let lines = said.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines.flat_map(|line| if line.starts_with('@') { calls(line) } else { BTreeSet::from([line.to_owned()]) }).collect()
+    lines
+        .flat_map(|line| if line.starts_with('@') { system_calls(line) } else { BTreeSet::from([line.to_owned()]) })
+        .collect()
 }
 
 #[tokio::test]
-async fn the_unit_allows_every_system_call_that_is_made() {
+async fn the_unit_allows_every_system_call_that_the_program_makes() {
     if !has("systemd-analyze", "systemd") || !has("strace", "strace") {
         return;
     }
     let unit = fs::read_to_string(UNIT).unwrap();
     let filters: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")).collect();
-    assert_eq!(filters.len(), 2, "one that allows, one that takes away");
-    let mut allowed: BTreeSet<String> = filters[0].split(' ').flat_map(calls).collect();
-    let taken: BTreeSet<String> = filters[1].strip_prefix('~').unwrap().split(' ').flat_map(calls).collect();
+    assert_eq!(filters.len(), 2, "one that allows calls, one that takes calls away");
+    let mut allowed: BTreeSet<String> = filters[0].split(' ').flat_map(system_calls).collect();
+    let taken: BTreeSet<String> = filters[1].strip_prefix('~').unwrap().split(' ').flat_map(system_calls).collect();
     allowed.retain(|call| !taken.contains(call));
     assert!(allowed.contains("accept4") && !allowed.contains("reboot"), "{allowed:?}");
     let setup = Setup::new("");
@@ -83,7 +85,7 @@ async fn the_unit_allows_every_system_call_that_is_made() {
     strace.args(["-f", "-o"]).arg(&trace).arg(PROGRAM).args(["run", "--config"]).arg(setup.file());
     let log = setup.folder.path().join("log");
     let mut process = Process::start_logged(&mut strace, &log);
-    until("ready, or why not", || {
+    wait_until("ready, or why not", || {
         let said = fs::read_to_string(&log).unwrap_or_default();
         said.contains("ready") || said.contains("strace: ")
     })
@@ -92,18 +94,19 @@ async fn the_unit_allows_every_system_call_that_is_made() {
     if !said.contains("ready") {
         return skip("strace", &format!("may not trace here: {said}"));
     }
-    for way in Way::ALL {
-        let mut client = Client::connect(way, local(raw)).await;
+    for transport in Transport::ALL {
+        let mut client = Client::connect(transport, local(raw)).await;
         client.log_in("bob").await;
         client.log_out().await;
     }
     let pid = fs::read_to_string(&trace).unwrap().split(' ').next().unwrap().to_owned();
-    for (signal, says) in [("HUP", "revision=2"), ("TERM", "stopped")] {
+    for (signal, expected) in [("HUP", "revision=2"), ("TERM", "stopped")] {
         Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap();
-        until(says, || fs::read_to_string(&log).unwrap().contains(says)).await;
+        wait_until(expected, || fs::read_to_string(&log).unwrap().contains(expected)).await;
     }
-    until("the end", || process.0.try_wait().unwrap().is_some()).await;
-    // `PID call(arguments) = result`; what is resumed was begun before.
+    wait_until("the end", || process.0.try_wait().unwrap().is_some()).await;
+    // A line is `PID call(arguments) = result`. A line about a resumed call is skipped: the call
+    // was counted when it began.
     let trace = fs::read_to_string(&trace).unwrap();
     let name = |line: &str| {
         let (call, _) = line.split_once(' ')?.1.trim_start().split_once('(')?;
@@ -111,19 +114,19 @@ async fn the_unit_allows_every_system_call_that_is_made() {
     };
     let mut made: BTreeSet<String> = trace.lines().filter_map(name).collect();
     assert!(made.len() > 30 && made.contains("accept4"), "{made:?}");
-    // strace's own: it starts the program, as systemd does before it filters.
+    // strace starts the program with this call. systemd starts it before the filter is in force.
     made.remove("execve");
     let refused: Vec<_> = made.difference(&allowed).collect();
     assert!(refused.is_empty(), "the unit refuses {refused:?}");
 }
 
-/// A port below 1024 that is free.
+/// A free port below 1024.
 fn low_port() -> u16 {
     (600..1024).rev().find(|port| TcpListener::bind(("::", *port)).is_ok()).expect("a free port")
 }
 
 #[tokio::test]
-async fn it_runs_without_root_by_one_capability_and_leaves_no_core() {
+async fn the_program_runs_without_root_with_one_capability_and_leaves_no_core_dump() {
     if !rustix::process::geteuid().is_root() {
         return skip("root", "only root may start the program as somebody else with a capability");
     }
@@ -134,7 +137,7 @@ async fn it_runs_without_root_by_one_capability_and_leaves_no_core() {
     setup.http = low_port();
     setup.write(&[setup.raw]);
     let (raw, low, folder) = (setup.raw, setup.http, setup.folder.path().to_owned());
-    // Where somebody else may run it, read its configuration and write a pair.
+    // A copy that another user may run, in a folder where this user may write a certificate.
     let program = folder.join("sametime-mux");
     fs::copy(PROGRAM, &program).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
@@ -154,10 +157,10 @@ async fn it_runs_without_root_by_one_capability_and_leaves_no_core() {
     };
     let with = start("-all,+net_bind_service");
     let log = || fs::read_to_string(folder.join("-all,+net_bind_service")).unwrap();
-    until("ready", || log().contains("ready")).await;
+    wait_until("ready", || log().contains("ready")).await;
     assert!(!log().contains("port is down") && !log().contains("as root"), "{}", log());
-    for (way, port) in [(Way::Raw, raw), (Way::Hybrid, low), (Way::Tls, low)] {
-        Client::connect(way, local(port)).await.log_in("bob").await;
+    for (transport, port) in [(Transport::Raw, raw), (Transport::Hybrid, low), (Transport::Tls, low)] {
+        Client::connect(transport, local(port)).await.log_in("bob").await;
     }
     let process = format!("/proc/{}", with.0.id());
     let status = fs::read_to_string(format!("{process}/status")).unwrap();
@@ -171,21 +174,21 @@ async fn it_runs_without_root_by_one_capability_and_leaves_no_core() {
     let limits = fs::read_to_string(format!("{process}/limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
-    // What is not dumpable is root's, whoever runs it (proc(5)).
+    // The files in /proc of a process that is not dumpable belong to root (proc(5)).
     assert_eq!(fs::metadata(format!("{process}/maps")).unwrap().uid(), 0);
-    // It may look at itself all the same.
+    // The program can read its own files in /proc nevertheless.
     let metrics = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     let shown = http::exchange(&mut http::tcp(local(setup.admin)).await, metrics).await.unwrap();
     let shown = text(&shown.body);
     let open = shown.lines().find_map(|line| line.strip_prefix("sametime_mux_open_file_descriptors ")).unwrap();
     assert!(open.parse::<f64>().unwrap() > 5.0, "{open}");
     drop(with);
-    // Without the capability the port is down, and the rest works.
+    // Without the capability the port is down, and all else works.
     let _without = start("-all");
     let log = || fs::read_to_string(folder.join("-all")).unwrap();
-    until("ready", || log().contains("ready")).await;
+    wait_until("ready", || log().contains("ready")).await;
     assert!(log().contains("CAP_NET_BIND_SERVICE"), "{}", log());
-    Client::connect(Way::Raw, local(raw)).await.log_in("bob").await;
+    Client::connect(Transport::Raw, local(raw)).await.log_in("bob").await;
 }
 
 #[tokio::test]
@@ -193,15 +196,15 @@ async fn no_secret_and_no_name_is_in_the_log_however_much_is_logged() {
     let setup = Setup::new("[log]\nlevel = \"trace\"\n");
     let raw = setup.raw;
     let program = setup.start();
-    for way in Way::ALL {
-        let mut client = Client::connect(way, local(raw)).await;
+    for transport in Transport::ALL {
+        let mut client = Client::connect(transport, local(raw)).await;
         client.log_in("Very Particular Name").await;
         let channel = client.open_chat("echo").await;
-        client.say(channel, b"between us").await;
+        client.send_text(channel, b"between us").await;
         assert_eq!(client.recv().await.expect("an echo").text(), b"between us");
         client.log_out().await;
     }
-    // Requests that are refused are told of, too.
+    // Refused requests are logged, too.
     let mut session = Session::new(Kind::Polling);
     let mut tcp = http::tcp(local(raw)).await;
     session.opened(&http::exchange(&mut tcp, &http::post(&session.path(), &session.opening())).await.unwrap().body);
@@ -210,20 +213,20 @@ async fn no_secret_and_no_name_is_in_the_log_however_much_is_logged() {
     for (path, status) in [(session.path(), 404), (fresh, 400)] {
         assert_eq!(http::exchange(&mut tcp, &http::post(&path, &guess)).await.unwrap().status, status);
     }
-    program.says("tunnel: a request is refused");
-    program.says("tunnel: a first request that");
+    program.wait_for_log("tunnel: a request is refused");
+    program.wait_for_log("tunnel: a first request is refused");
     assert_eq!(program.reload("wrong").await.status, 401);
     assert_eq!(program.reload("open sesame").await.status, 200);
-    program.says("revision=2");
+    program.wait_for_log("revision=2");
     let log = program.log.lock().clone();
     assert!(log.contains("DEBUG") && log.contains("session closed"), "{log}");
     assert!(!log.contains(&session.name), "{log}");
-    // The client's name and password, the admin's token, what is said; as text, and as a list of bytes.
+    // The client's name and password, the admin's token and a message, each as text and as a list of bytes.
     for secret in ["Particular", "secret", "open sesame", "between us"] {
         let bytes = format!("{:?}", secret.as_bytes());
         assert!(!log.contains(secret) && !log.contains(bytes.trim_matches(['[', ']'])), "{secret} in {log}");
     }
-    // Session names: 32 hexadecimal digits.
+    // Session names have 32 hexadecimal digits.
     let words = log.split(|c: char| !c.is_ascii_alphanumeric());
     let names: Vec<_> = words.filter(|word| word.len() == 32 && word.bytes().all(|b| b.is_ascii_hexdigit())).collect();
     assert!(names.is_empty(), "{names:?}");
@@ -231,7 +234,7 @@ async fn no_secret_and_no_name_is_in_the_log_however_much_is_logged() {
 }
 
 #[test]
-fn the_account_of_the_unit_is_the_one_that_is_made() {
+fn the_account_of_the_unit_is_the_one_that_is_created() {
     let unit = fs::read_to_string(UNIT).unwrap();
     let account = unit.lines().find_map(|line| line.strip_prefix("User=")).unwrap();
     let made = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/sametime-mux.sysusers")).unwrap();

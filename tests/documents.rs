@@ -1,4 +1,4 @@
-//! What the documents say of the program is so.
+//! The documents agree with the program and with each other.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -6,13 +6,13 @@ mod support;
 use std::{collections::BTreeSet, fs, path::Path};
 
 use support::{
-    client::{Client, Way},
+    client::{Client, Transport},
     mux,
 };
 
 /// Columns of a line of prose.
 const LONGEST_LINE: usize = 120;
-/// There are more Markdown files than these.
+/// There are more Markdown files than this.
 const MIN_PAGES: usize = 20;
 
 fn document(name: &str) -> String {
@@ -27,7 +27,7 @@ fn named<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
 #[tokio::test]
 async fn operations_name_every_metric_and_no_other() {
     let mux = mux::start("").await;
-    Client::connect(Way::Raw, mux.raw()).await.log_in("bob").await;
+    Client::connect(Transport::Raw, mux.raw()).await.log_in("bob").await;
     let shown = String::from_utf8(mux.get("/metrics").await.body).unwrap();
     let types = shown.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let there: BTreeSet<String> = types
@@ -98,7 +98,7 @@ fn pages() -> BTreeSet<String> {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy();
             if path.is_dir() {
-                // What is built and what git keeps is not ours.
+                // Build output and git's own files are not documents.
                 if !name.starts_with('.') && name != "target" {
                     walk(&path, root, found);
                 }

@@ -1,5 +1,5 @@
-//! Hostile input: what the fuzz targets hold, held here over generated input, without a fuzzer;
-//! and over every input that a fuzzer has kept.
+//! Hostile input: the invariants of the fuzz targets, checked without a fuzzer over generated input and over every
+//! input in the fuzz corpus.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 #[path = "../fuzz/src/lib.rs"]
@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 
 use proptest::{collection::vec, prelude::*};
 
-/// A target of `fuzz/`, and words that its inputs are made of beside random bytes.
+/// A target of `fuzz/`, and words that its generated inputs contain in addition to random bytes.
 struct Target {
     name: &'static str,
     check: fn(&[u8]),
@@ -107,14 +107,15 @@ const TARGETS: [Target; 8] = [
     },
 ];
 
-/// Random bytes, mixed with a target's words.
+/// Random bytes, mixed with the words of a target.
 fn input(words: &'static [&'static [u8]], longest: usize) -> impl Strategy<Value = Vec<u8>> {
     let word = (0..words.len().max(1)).prop_map(move |at| words.get(at).map_or_else(Vec::new, |word| word.to_vec()));
     let piece = prop_oneof![1 => vec(any::<u8>(), 0..longest / 4 + 1), 3 => word];
     (any::<u8>(), vec(piece, 0..12)).prop_map(|(first, pieces)| [&[first][..], &pieces.concat()].concat())
 }
 
-fn holds(name: &str, cases: u32, longest: usize) {
+/// Checks a target over `cases` generated inputs.
+fn check_target(name: &str, cases: u32, longest: usize) {
     let target = TARGETS.iter().find(|target| target.name == name).unwrap();
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(input in input(target.words, longest))| (target.check)(&input));
@@ -122,46 +123,46 @@ fn holds(name: &str, cases: u32, longest: usize) {
 
 #[test]
 fn first_bytes_are_decided_once() {
-    holds("detect", 4_000, 60);
+    check_target("detect", 4_000, 60);
 }
 
 #[test]
 fn frames_are_the_same_in_any_fragmentation() {
-    holds("frames", 4_000, 60);
+    check_target("frames", 4_000, 60);
 }
 
 #[test]
 fn http_requests_end_where_a_plain_reader_ends_them() {
-    holds("framing", 8_000, 12);
+    check_target("framing", 8_000, 12);
 }
 
 #[test]
 fn the_envelope_is_read_as_it_was_written() {
-    holds("envelope", 1_000, 120);
+    check_target("envelope", 1_000, 120);
 }
 
 #[test]
 fn proxy_headers_are_read_as_they_were_written() {
-    holds("proxy_protocol", 4_000, 60);
+    check_target("proxy_protocol", 4_000, 60);
 }
 
 #[test]
 fn a_configuration_is_legal_or_its_faults_are_named() {
-    holds("config", 150, 16);
+    check_target("config", 150, 16);
 }
 
 #[test]
 fn a_tunnel_session_loses_nothing() {
-    holds("session", 2_000, 1_000);
+    check_target("session", 2_000, 1_000);
 }
 
 #[test]
 fn the_tunnel_service_loses_nothing() {
-    holds("tunnel", 60, 300);
+    check_target("tunnel", 60, 300);
 }
 
 #[test]
-fn what_a_fuzzer_has_kept_holds() {
+fn the_invariants_hold_for_every_input_of_the_corpus() {
     for target in TARGETS {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target.name);
         let mut seen = 0;

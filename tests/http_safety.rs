@@ -1,10 +1,9 @@
-//! Requests that two parsers could read in two ways: none gets to the web back end.
+//! Requests that two parsers could read differently do not reach the web back end.
 //!
-//! Each attack is written byte by byte to a client port, with a plain request behind it. A back
-//! end that records every byte is read by a parser that knows only the plain form; nginx and
-//! Apache, as back ends, count what they understood. All must have seen the requests that the
-//! multiplexer passed on, and nothing else. `docs/http-safety.md` holds the outcome as a table;
-//! `SAMETIME_MUX_WRITE_DOCS=1` writes it anew.
+//! Each attack is written byte by byte to a client port, with a plain request after it. One back end records every
+//! byte, which a parser of the strict form reads; nginx and Apache log what they understand. Each must see the requests
+//! that the multiplexer passed on, and nothing else. `docs/http-safety.md` has the result as a table, which
+//! `SAMETIME_MUX_WRITE_DOCS=1` writes.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -25,10 +24,10 @@ use std::{
 
 use parking_lot::Mutex;
 use support::{
-    has, http,
+    has, http, in_time,
     mux::{self, Mux},
     peer::free_address,
-    skip, soon, until,
+    skip, wait_until,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,7 +35,7 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// Reads choices off a fuzzer's input; the parser of `framing` does without.
+/// In place of the type that reads choices from a fuzzer's input. The parser of `framing` does not use it.
 struct Choices<'a>(&'a [u8]);
 
 impl Choices<'_> {
@@ -46,23 +45,24 @@ impl Choices<'_> {
     }
 }
 
+/// The plain request that follows each attack.
 const LAST: &[u8] = b"GET /last HTTP/1.1\r\nHost: web.example\r\nConnection: close\r\n\r\n";
 /// A request that an attacker hides in another.
 const HIDDEN: &str = "GET /hidden HTTP/1.1\r\nHost: web.example\r\n\r\n";
 
-/// What is done, and what comes of it.
+/// An attack, and its expected outcome.
 struct Attack {
     name: &'static str,
     bytes: Vec<u8>,
-    /// Statuses, in order, of the answers up to that for `/last`.
+    /// The statuses of the responses, in order, up to the one for `/last`.
     answers: &'static [u16],
-    /// What the back end understood.
+    /// The requests that the back end understands.
     seen: &'static [&'static str],
-    /// The back end may see the beginning of a request that is then cut off.
+    /// Whether the back end may see the beginning of a request that is then cut off.
     cut_off: bool,
 }
 
-/// A request line and a Host, then `rest`.
+/// A request line, a Host header, and `rest`.
 fn post(rest: &str) -> Vec<u8> {
     format!("POST /a HTTP/1.1\r\nHost: web.example\r\n{rest}").into_bytes()
 }
@@ -323,32 +323,33 @@ fn attacks() -> Vec<Attack> {
     ]
 }
 
-/// One answer on the client's connection.
+/// One response on the client's connection.
 #[derive(Debug, Clone)]
 struct Answer {
     status: u16,
-    /// It came from the back end.
+    /// Whether it is a response of the back end.
     passed_on: bool,
 }
 
-/// Writes an attack and reads all answers, interim ones aside.
+/// Writes an attack and reads all responses, except interim ones.
 async fn attack(mux: &Mux, bytes: &[u8]) -> Vec<Answer> {
     let (mut read, mut write) = http::tcp(mux.raw()).await.into_split();
     let bytes = [bytes, LAST].concat();
-    // The multiplexer may answer and close before it has read it all.
+    // The multiplexer may respond and close before it has read everything.
     let writing = tokio::spawn(async move {
         let _ = write.write_all(&bytes).await;
         write
     });
     let mut said = Vec::new();
     let mut buffer = [0; 4096];
-    while let Ok(n @ 1..) = soon("the end of the connection", read.read(&mut buffer)).await {
+    while let Ok(n @ 1..) = in_time("the end of the connection", read.read(&mut buffer)).await {
         said.extend_from_slice(&buffer[..n]);
     }
     drop(writing.await);
     answers(&said)
 }
 
+/// Splits the bytes of a connection into responses.
 fn answers(mut said: &[u8]) -> Vec<Answer> {
     let mut answers = Vec::new();
     while !said.is_empty() {
@@ -374,7 +375,7 @@ fn answers(mut said: &[u8]) -> Vec<Answer> {
     answers
 }
 
-/// A back end that answers the plain form and keeps every byte.
+/// A back end that responds to requests of the strict form and keeps every byte.
 struct Recorder {
     address: SocketAddr,
     connections: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -417,12 +418,12 @@ impl Recorder {
         Self { address, connections, task: task.abort_handle() }
     }
 
-    /// Whole requests of every connection, in order.
+    /// The whole requests of every connection, in order.
     fn whole(&self) -> Vec<framing::Request> {
         self.connections.lock().iter().flat_map(|record| requests(record).0).collect()
     }
 
-    /// What is left of each connection behind its whole requests.
+    /// The bytes of each connection after its whole requests.
     fn rests(&self) -> Vec<Vec<u8>> {
         let rests = self.connections.lock().iter().map(|record| requests(record).1).collect::<Vec<_>>();
         rests.into_iter().filter(|rest| !rest.is_empty()).collect()
@@ -435,7 +436,7 @@ impl Drop for Recorder {
     }
 }
 
-/// What the plain reader makes of a connection.
+/// Splits the bytes of a connection into whole requests and the rest.
 fn requests(bytes: &[u8]) -> (Vec<framing::Request>, Vec<u8>) {
     let (mut rest, mut requests) = (bytes, Vec::new());
     while let Some(request) = framing::request(&mut rest) {
@@ -448,8 +449,8 @@ async fn mux_before(backend: SocketAddr) -> Mux {
     mux::start(&format!("[limits]\nlogin_timeout = \"2s\"\n[http_backend]\nurl = \"http://{backend}\"\n")).await
 }
 
-/// `-` for what passed in nobody's eyes.
-fn listed(items: impl IntoIterator<Item = String>) -> String {
+/// The items with commas between them, or "nothing".
+fn list_or_nothing(items: impl IntoIterator<Item = String>) -> String {
     let items: Vec<String> = items.into_iter().collect();
     if items.is_empty() { "nothing".to_owned() } else { items.join(", ") }
 }
@@ -465,7 +466,7 @@ async fn the_back_end_reads_what_the_multiplexer_read() {
         let got = attack(&mux, &bytes).await;
         let statuses: Vec<u16> = got.iter().map(|answer| answer.status).collect();
         assert_eq!(statuses, expected, "{name}");
-        // A connection is kept for the next request, so that the new ones stand at its end.
+        // Connections are used again, so new requests may be at the end of an older connection.
         let mut whole = recorder.whole();
         for request in &known {
             let at = whole.iter().position(|seen| seen == request).unwrap();
@@ -489,12 +490,16 @@ async fn the_back_end_reads_what_the_multiplexer_read() {
             assert!((odd - 1.0).abs() < 0.5, "{name}: counted {odd} times");
             refused += 1;
         }
-        let answers = listed(statuses.iter().map(u16::to_string));
-        let _ = writeln!(table, "| {name} | {answers} | {} |", listed(lines.iter().map(|line| format!("`{line}`"))));
+        let answers = list_or_nothing(statuses.iter().map(u16::to_string));
+        let _ = writeln!(
+            table,
+            "| {name} | {answers} | {} |",
+            list_or_nothing(lines.iter().map(|line| format!("`{line}`")))
+        );
     }
     assert!(refused > 50, "only {refused}");
     for rest in recorder.rests() {
-        // The beginning of the one request that was passed on and cut off, never of the hidden one.
+        // This is the beginning of a request that was passed on and cut off, never of the hidden request.
         assert!(rest.starts_with(b"POST /a HTTP/1.1\r\n"), "{}", rest.escape_ascii());
         assert!(!rest.windows(6).any(|six| six == b"hidden"), "{}", rest.escape_ascii());
     }
@@ -509,7 +514,7 @@ async fn the_back_end_reads_what_the_multiplexer_read() {
     }
 }
 
-/// Ends with the test.
+/// A process that is killed when this value is dropped.
 struct Process(Child);
 
 impl Drop for Process {
@@ -519,11 +524,11 @@ impl Drop for Process {
     }
 }
 
-/// A line of an access log: the request's line, and its status.
+/// A line of an access log: the request line and the status.
 type Logged = (String, u16);
 
-/// Runs every attack against a real server; `log` is its access log, `"LINE" STATUS`.
-async fn against(name: &str, backend: SocketAddr, log: &Path) {
+/// Runs every attack with a real server as back end. Each line of its access log `log` is `"LINE" STATUS`.
+async fn attack_back_end(name: &str, backend: SocketAddr, log: &Path) {
     let mux = mux_before(backend).await;
     let read = || -> Vec<Logged> {
         let text = fs::read(log).unwrap_or_default();
@@ -541,13 +546,13 @@ async fn against(name: &str, backend: SocketAddr, log: &Path) {
     for Attack { name: what, bytes, answers, seen: expected, cut_off } in attacks() {
         let got = attack(&mux, &bytes).await;
         let passed_on = got.iter().filter(|answer| answer.passed_on).count();
-        // A real server may answer before it has read what is then cut off.
+        // A real server may respond before it has read the whole request, which is then cut off.
         let early = usize::from(cut_off && passed_on == expected.len() + 1);
         assert_eq!(passed_on, expected.len() + early, "{name}, {what}: {got:?}");
         assert!(early == 1 || got.len() == answers.len(), "{name}, {what}: {got:?}");
-        until("the log", || read().len() >= logged + expected.len()).await;
+        wait_until("the log", || read().len() >= logged + expected.len()).await;
         if cut_off {
-            // What was cut off is logged when its connection ends.
+            // A request that was cut off is logged when its connection ends.
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let lines = read().split_off(logged);
@@ -562,8 +567,9 @@ async fn against(name: &str, backend: SocketAddr, log: &Path) {
     assert!(seen > 20, "{name} saw only {seen} requests");
 }
 
-async fn up(name: &str, address: SocketAddr) {
-    until(name, || std::net::TcpStream::connect(address).is_ok()).await;
+/// Waits until a server accepts connections.
+async fn wait_for_port(name: &str, address: SocketAddr) {
+    wait_until(name, || std::net::TcpStream::connect(address).is_ok()).await;
 }
 
 #[tokio::test]
@@ -593,8 +599,8 @@ async fn nginx_reads_what_the_multiplexer_read() {
         .spawn()
         .unwrap();
     let _nginx = Process(nginx);
-    up("nginx", address).await;
-    against("nginx", address, &folder.path().join("access.log")).await;
+    wait_for_port("nginx", address).await;
+    attack_back_end("nginx", address, &folder.path().join("access.log")).await;
 }
 
 #[tokio::test]
@@ -621,7 +627,7 @@ async fn apache_reads_what_the_multiplexer_read() {
     let file = folder.path().join("apache2.conf");
     fs::write(&file, config).unwrap();
     let apache = Command::new("apache2")
-        // One process, so that none is left behind.
+        // Only one process, so that no other is left.
         .args(["-X", "-f"])
         .arg(&file)
         .stdout(Stdio::null())
@@ -629,18 +635,18 @@ async fn apache_reads_what_the_multiplexer_read() {
         .spawn()
         .unwrap();
     let _apache = Process(apache);
-    up("apache2", address).await;
-    against("Apache", address, &folder.path().join("access.log")).await;
+    wait_for_port("apache2", address).await;
+    attack_back_end("Apache", address, &folder.path().join("access.log")).await;
 }
 
 #[tokio::test]
-async fn a_head_that_never_ends_is_given_up() {
+async fn a_request_head_that_never_ends_times_out() {
     let recorder = Recorder::start().await;
     let mux = mux_before(recorder.address).await;
     let mut stream = http::tcp(mux.raw()).await;
     stream.write_all(b"GET /a HTTP/1.1\r\nHost: x\r\n").await.unwrap();
-    // A header a moment keeps nobody waiting.
-    let ended = soon("the end", async {
+    // A new header every moment does not extend the time.
+    let ended = in_time("the end", async {
         loop {
             let mut answer = [0; 64];
             tokio::select! {
@@ -655,28 +661,28 @@ async fn a_head_that_never_ends_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_is_passed_on_and_one_that_stops_is_given_up() {
+async fn a_slow_body_is_passed_on_and_one_that_stops_times_out() {
     let recorder = Recorder::start().await;
     let mux = mux_before(recorder.address).await;
     let mut stream = http::tcp(mux.raw()).await;
     stream.write_all(&post("Content-Length: 40\r\n\r\n")).await.unwrap();
-    // Longer in all than one pause may be.
+    // The body takes longer than one pause may be.
     for _ in 0..40 {
         stream.write_all(b"x").await.unwrap();
         tokio::time::sleep(Duration::from_millis(70)).await;
     }
-    assert_eq!(soon("an answer", http::read_response(&mut stream)).await.unwrap().status, 200);
+    assert_eq!(in_time("an answer", http::read_response(&mut stream)).await.unwrap().status, 200);
     stream.write_all(&post("Content-Length: 40\r\n\r\nx")).await.unwrap();
-    assert_eq!(soon("an answer", http::read_response(&mut stream)).await.unwrap().status, 408);
-    // The tunnel's requests are whole in that time, or never.
+    assert_eq!(in_time("an answer", http::read_response(&mut stream)).await.unwrap().status, 408);
+    // A request of the tunnel must be complete in that time.
     let mut stream = http::tcp(mux.raw()).await;
     stream.write_all(b"POST /CommunityCBR/CC.35./ HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n").await.unwrap();
-    assert_eq!(soon("an answer", http::read_response(&mut stream)).await.unwrap().status, 408);
+    assert_eq!(in_time("an answer", http::read_response(&mut stream)).await.unwrap().status, 408);
 }
 
 #[tokio::test]
-async fn a_reader_that_takes_nothing_is_given_up() {
-    // A back end with far more to say than sockets hold; it sees the end of its connection.
+async fn a_client_that_reads_nothing_is_disconnected() {
+    // This back end sends far more than the sockets can hold, until its connection ends.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let backend = listener.local_addr().unwrap();
     let served = tokio::spawn(async move {
@@ -693,6 +699,6 @@ async fn a_reader_that_takes_nothing_is_given_up() {
     let mux = mux_before(backend).await;
     let mut stream = http::tcp(mux.raw()).await;
     stream.write_all(LAST).await.unwrap();
-    let written = soon("the back end is let go", served).await.unwrap();
+    let written = in_time("the end of the back end's connection", served).await.unwrap();
     assert!(written < 1_000_000_000, "{written}");
 }

@@ -1,8 +1,8 @@
-//! The hot paths cost no more instructions and allocations than on record. Both are counted
-//! by callgrind, so that a busy machine changes nothing.
+//! The hot paths need no more instructions and allocations than on record. callgrind counts both, so that other work on
+//! the machine has no influence.
 //!
-//! After a change that is meant to cost more (or that made things cheaper), or a new compiler:
-//! `SAMETIME_MUX_RECORD=1 cargo test --test instructions` writes the record anew.
+//! After a change that costs more on purpose or makes a path cheaper, and after a change of the compiler,
+//! `SAMETIME_MUX_RECORD=1 cargo test --test instructions` writes a new record.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -16,22 +16,23 @@ use std::{
 
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.toml");
 const PATHS: [&str; 4] = ["scan", "relay", "polling", "hybrid"];
-/// Counts of messages; what start and log-in cost is the same in both, and falls away.
+/// The two counts of messages. The cost of start and log-in is the same in both, so the difference does not include it.
 const FEW: u64 = 500;
 const MANY: u64 = 2_500;
-/// By how much a path may be over its record: other compilers and C libraries differ.
+/// The share by which a path may be over its record, because compilers and C libraries differ.
 const MARGIN: f64 = 0.10;
-/// Allocations are whole: half of one for each message is another one in every second.
+/// The number of allocations of a message that may be over the record. Half an allocation would be a new one for every
+/// second message.
 const ALLOCATIONS_MARGIN: f64 = 0.25;
 
-/// For one message.
+/// The cost of one message.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
     instructions: f64,
     allocations: f64,
 }
 
-/// Builds the driver as it is released, and finds it.
+/// Builds the driver in release mode. Returns its executable.
 fn driver() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
@@ -48,7 +49,7 @@ fn driver() -> PathBuf {
     executable.expect("cargo names the driver's executable")
 }
 
-/// Instructions and allocations of a whole run.
+/// Counts instructions and allocations of a whole run.
 fn count(driver: &Path, path: &str, messages: u64, folder: &Path) -> (u64, u64) {
     let out = folder.join(format!("{path}.{messages}"));
     let run = Command::new("valgrind")
@@ -68,8 +69,8 @@ fn instructions(profile: &str) -> u64 {
     line.expect("a summary").split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Calls of the allocator, in callgrind's format: `cfn=(12) malloc`, later `cfn=(12)`, each
-/// followed by `calls=COUNT ...`.
+/// Counts the calls of the allocator in callgrind's format: `cfn=(12) malloc` or later `cfn=(12)`, each followed by
+/// `calls=COUNT ...`.
 fn allocations(profile: &str) -> u64 {
     let (mut names, mut callee, mut calls) = (HashMap::new(), "", 0);
     for line in profile.lines() {
@@ -82,7 +83,7 @@ fn allocations(profile: &str) -> u64 {
         {
             let (id, name) = rest.split_once(' ').unwrap_or((rest, ""));
             if !name.is_empty() {
-                // glibc's names may carry a version or a copy's number.
+                // The names may end with glibc's version or with the number of a copy.
                 names.insert(id, name.split(['@', '\'']).next().unwrap());
             }
             if which == "cfn" {

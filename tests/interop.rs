@@ -1,6 +1,6 @@
-//! Clients through every proxy that we could get, and in front of every way in: the matrix of
-//! `docs/interop.md`. After a change that is meant to change it, or with other versions of the
-//! proxies: `SAMETIME_MUX_RECORD=1 cargo test --test interop` writes the document's tables anew.
+//! Clients through many proxies and over every transport: the matrix of `docs/interop.md`. After a change that changes the
+//! matrix on purpose, and with other versions of the proxies, `SAMETIME_MUX_RECORD=1 cargo test --test interop` writes
+//! the document's tables.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, unreachable_pub)]
 
 #[path = "interop/finch.rs"]
@@ -21,62 +21,66 @@ use std::{
 
 use rows::{Place, Row};
 use support::{
-    client::{Client, Way},
+    client::{Client, Transport},
     has,
     mux::{self, Mux},
-    peer::{CHAT, Process, assert_chat, free_address, meanwhile, run, talk, text},
+    peer::{CHAT, Process, assert_chat, free_address, meanwhile, run, run_meanwhile, text},
     route::Route,
     tunnel::Pace,
-    until,
+    wait_until,
 };
 
 const COLUMNS: [&str; 7] = ["raw", "polling", "hybrid", "libmeanwhile", "finch", "curl", "openssl"];
 /// Longer than the idle time-out of every proxy in `rows.rs`.
 const IDLE: Duration = Duration::from_millis(3_500);
-/// No row takes half a minute on two quiet cores.
+/// The longest time of a row. On two idle cores, no row takes half a minute.
 const ROW: Duration = Duration::from_secs(240);
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/interop.md");
 
-fn column(way: Way) -> &'static str {
-    match way {
-        Way::Raw | Way::Tls => "raw",
-        Way::Polling | Way::PollingTls => "polling",
-        Way::Hybrid | Way::HybridTls => "hybrid",
+fn column(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Raw | Transport::Tls => "raw",
+        Transport::Polling | Transport::PollingTls => "polling",
+        Transport::Hybrid | Transport::HybridTls => "hybrid",
     }
 }
 
-/// As a real client, but for the shorter times.
-const PACE: Pace =
-    Pace { idle: Duration::from_millis(200), patience: Duration::from_millis(500), retry: Duration::from_millis(200) };
+/// The waiting times of a client, which are shorter than those of a real one.
+const PACE: Pace = Pace {
+    idle: Duration::from_millis(200),
+    held_timeout: Duration::from_millis(500),
+    retry: Duration::from_millis(200),
+};
 
-/// A client that has said something and heard it.
-struct Talker {
-    way: Way,
+/// A client that is logged in and has an open chat.
+struct ChatClient {
+    transport: Transport,
     client: Client,
     channel: u32,
 }
 
+/// Sends a message and reads its echo.
 async fn chat(client: &mut Client, channel: u32, text: &[u8]) {
-    client.say(channel, text).await;
+    client.send_text(channel, text).await;
     assert_eq!(client.recv().await.expect("an answer").text(), text);
 }
 
-impl Talker {
-    async fn start(way: Way, route: Route) -> Self {
-        let mut client = Client::connect_by(way, &route, PACE).await.unwrap();
+impl ChatClient {
+    async fn start(transport: Transport, route: Route) -> Self {
+        let mut client = Client::connect_through(transport, &route, PACE).await.unwrap();
         client.log_in("bob").await;
         let channel = client.open_chat("echo").await;
         for said in [&b"hello"[..], &[b'x'; 40_000]] {
             chat(&mut client, channel, said).await;
         }
-        Self { way, client, channel }
+        Self { transport, client, channel }
     }
 
     fn is_raw(&self) -> bool {
-        matches!(self.way, Way::Raw | Way::Tls)
+        matches!(self.transport, Transport::Raw | Transport::Tls)
     }
 
-    /// Silent for longer than the proxies wait, but for the keep-alives of every client.
+    /// Sends nothing except the usual keep-alives, for longer than the time-outs of the proxies.
     async fn idle(mut self) -> Self {
         let until = tokio::time::Instant::now() + IDLE;
         while tokio::time::Instant::now() < until {
@@ -87,11 +91,11 @@ impl Talker {
         self
     }
 
-    /// After the proxy was away: a tunnel's session goes on, a raw client comes again.
-    async fn again(mut self, route: Route, restarted: bool) {
+    /// After a restart of the proxy: a tunnel session continues, a raw client logs in again.
+    async fn after_restart(mut self, route: Route, restarted: bool) {
         if restarted && self.is_raw() {
             self.client.recv_all().await;
-            self = Self::start(self.way, route).await;
+            self = Self::start(self.transport, route).await;
         }
         chat(&mut self.client, self.channel, b"and again").await;
         self.client.log_out().await;
@@ -101,44 +105,47 @@ impl Talker {
 
 type Cells = Vec<(&'static str, Result<(), String>)>;
 
-/// Runs `phase` for each that is left; notes those that fail.
-async fn phase<T: Send + 'static, U: Send + 'static, F>(
-    cells: Vec<(Way, T)>,
+/// Runs `phase` for each of `cells`. Returns the results, and adds failures to `failed`.
+async fn run_phase<T: Send + 'static, U: Send + 'static, F>(
+    cells: Vec<(Transport, T)>,
     failed: &mut Cells,
-    phase: impl Fn(Way, T) -> F,
-) -> Vec<(Way, U)>
+    phase: impl Fn(Transport, T) -> F,
+) -> Vec<(Transport, U)>
 where
     F: Future<Output = U> + Send + 'static,
 {
-    let tasks: Vec<_> = cells.into_iter().map(|(way, cell)| (way, tokio::spawn(phase(way, cell)))).collect();
+    let tasks: Vec<_> =
+        cells.into_iter().map(|(transport, cell)| (transport, tokio::spawn(phase(transport, cell)))).collect();
     let mut left = Vec::new();
-    for (way, task) in tasks {
+    for (transport, task) in tasks {
         match task.await {
-            Ok(done) => left.push((way, done)),
-            Err(why) => failed.push((column(way), Err(panicked(why)))),
+            Ok(done) => left.push((transport, done)),
+            Err(why) => failed.push((column(transport), Err(panicked(why)))),
         }
     }
     left
 }
 
+/// The message of a task that panicked.
 fn panicked(why: tokio::task::JoinError) -> String {
     let why = why.into_panic();
     let said = why.downcast_ref::<String>().cloned().or_else(|| why.downcast_ref::<&str>().map(|s| (*s).to_owned()));
     said.unwrap_or_else(|| "panicked".to_owned())
 }
 
+/// Starts the proxy of a row; `None` if the row has none.
 async fn start_proxy(row: &Row, place: &Place<'_>) -> Option<Process> {
     row.program?;
     let process = Process::start_logged(&mut (row.command)(place), &place.folder.join("proxy.log"));
-    let what = format!("{}, {}: its port", row.proxy, row.way);
-    until(&what, || TcpStream::connect(place.at).is_ok()).await;
+    let what = format!("{}, {}: its port", row.proxy, row.connection);
+    wait_until(&what, || TcpStream::connect(place.at).is_ok()).await;
     Some(process)
 }
 
-/// All cells of a row.
+/// Runs all cells of a row.
 async fn run_row(row: Row) -> (Row, Cells) {
     let folder = tempfile::tempdir().unwrap();
-    pair(folder.path());
+    write_certificate(folder.path());
     let settings = format!("{}[tunnel]\nhold = \"1s\"\n[admin]\nlisten = \"\"\n", row.settings);
     let mux = mux::start(&settings).await;
     let at = if row.program.is_some() { free_address() } else { mux.raw() };
@@ -147,27 +154,27 @@ async fn run_row(row: Row) -> (Row, Cells) {
     let route = (row.route)(&place);
     let mut cells: Cells = Vec::new();
 
-    let cells_of_ways = row.ways.iter().map(|way| (*way, route.clone())).collect();
-    let start = |way, route| async move { Talker::start(way, route).await.idle().await };
-    let talkers = phase(cells_of_ways, &mut cells, start).await;
+    let cells_of_transports = row.transports.iter().map(|transport| (*transport, route.clone())).collect();
+    let start = |transport, route| async move { ChatClient::start(transport, route).await.idle().await };
+    let clients = run_phase(cells_of_transports, &mut cells, start).await;
     let restarted = proxy.is_some();
     drop(proxy);
     let _proxy = start_proxy(&row, &place).await;
-    let done = phase(talkers, &mut cells, |_, talker| talker.again(route.clone(), restarted)).await;
-    cells.extend(done.into_iter().map(|(way, ())| (column(way), Ok(()))));
-    cells.extend(programs(&row, &place).await);
-    gone(&row, &mux).await;
+    let done = run_phase(clients, &mut cells, |_, client| client.after_restart(route.clone(), restarted)).await;
+    cells.extend(done.into_iter().map(|(transport, ())| (column(transport), Ok(()))));
+    cells.extend(run_programs(&row, &place).await);
+    wait_for_end(&row, &mux).await;
     (row, cells)
 }
 
-/// Nothing is left behind in the multiplexer.
-async fn gone(row: &Row, mux: &Mux) {
-    let what = format!("{}, {}: the end of every session", row.proxy, row.way);
-    until(&what, || mux.server.sessions() == 0).await;
+/// Waits until the multiplexer has no session.
+async fn wait_for_end(row: &Row, mux: &Mux) {
+    let what = format!("{}, {}: the end of every session", row.proxy, row.connection);
+    wait_until(&what, || mux.server.sessions() == 0).await;
 }
 
-/// The programs of others that come this way.
-async fn programs(row: &Row, place: &Place<'_>) -> Cells {
+/// Runs the clients of other projects.
+async fn run_programs(row: &Row, place: &Place<'_>) -> Cells {
     let mut cells = Vec::new();
     let filled =
         |argument: &&str| argument.replace("{at}", &place.at.to_string()).replace("{mux}", &place.mux.to_string());
@@ -176,11 +183,11 @@ async fn programs(row: &Row, place: &Place<'_>) -> Cells {
         let task = tokio::spawn(async move {
             let proxy = at.to_string();
             let through: &[&str] = if straight { &[] } else { &[option, &proxy] };
-            assert_chat(talk(through, if straight { at } else { mux }, "ann", "secret", CHAT).await);
+            assert_chat(run_meanwhile(through, if straight { at } else { mux }, "ann", "secret", CHAT).await);
         });
         cells.push(("libmeanwhile", task.await.map_err(panicked)));
     }
-    if row.ways.contains(&Way::Raw) && finch::is_there() {
+    if row.transports.contains(&Transport::Raw) && finch::is_there() {
         let (route, folder) = ((row.route)(place), place.folder.to_owned());
         let task = tokio::spawn(async move { finch::chat(&route, &folder).await });
         cells.push(("finch", task.await.map_err(panicked)));
@@ -208,8 +215,8 @@ async fn programs(row: &Row, place: &Place<'_>) -> Cells {
     cells
 }
 
-/// A TLS pair for the proxies that end TLS.
-fn pair(folder: &Path) {
+/// Writes a certificate for the proxies that terminate TLS.
+fn write_certificate(folder: &Path) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(folder.join("server.pem"), made.cert.pem()).unwrap();
     fs::write(folder.join("server.key"), made.signing_key.serialize_pem()).unwrap();
@@ -223,10 +230,10 @@ fn line(row: &Row, cells: &Cells) -> String {
         Some((_, Err(_))) => "NO",
     };
     let cells: Vec<_> = COLUMNS.iter().map(of).collect();
-    format!("| {} | {} | {} |", row.proxy, row.way, cells.join(" | "))
+    format!("| {} | {} | {} |", row.proxy, row.connection, cells.join(" | "))
 }
 
-/// What a program calls its version, or its Debian package does.
+/// The name of a row's proxy and its version, from the program or from its Debian package.
 fn version(row: &Row) -> Option<(String, String)> {
     let (program, package, arguments) = row.program?;
     let said = if arguments.is_empty() {
@@ -242,7 +249,7 @@ fn version(row: &Row) -> Option<(String, String)> {
     Some((row.proxy.to_owned(), number.unwrap_or_else(|| "?".to_owned())))
 }
 
-/// The part of the document between two marks, and what stands around it.
+/// The document before the first mark, between the marks `name`, and from the second mark on.
 fn parts<'a>(document: &'a str, name: &str) -> (&'a str, &'a str, &'a str) {
     let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->"));
     let from = document.find(&begin).unwrap() + begin.len();
@@ -251,9 +258,9 @@ fn parts<'a>(document: &'a str, name: &str) -> (&'a str, &'a str, &'a str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_client_comes_through_every_proxy() {
+async fn every_client_works_through_every_proxy() {
     let mut tasks = Vec::new();
-    // So many at once that it is over soon, so few that two cores keep up.
+    // The number of rows that run at the same time: few enough for two cores.
     let places = Arc::new(tokio::sync::Semaphore::new(12));
     meanwhile();
     for row in rows::rows() {
@@ -263,7 +270,7 @@ async fn every_client_comes_through_every_proxy() {
         let places = Arc::clone(&places);
         tasks.push(tokio::spawn(async move {
             let _place = places.acquire_owned().await.unwrap();
-            let which = format!("{}, {}", row.proxy, row.way);
+            let which = format!("{}, {}", row.proxy, row.connection);
             tokio::time::timeout(ROW, run_row(row)).await.unwrap_or_else(|_| panic!("never came to its end: {which}"))
         }));
     }
@@ -273,7 +280,7 @@ async fn every_client_comes_through_every_proxy() {
         let (row, cells) = task.await.unwrap();
         for (column, outcome) in &cells {
             if let Err(why) = outcome {
-                failures.push(format!("{}, {}, {column}: {why}", row.proxy, row.way));
+                failures.push(format!("{}, {}, {column}: {why}", row.proxy, row.connection));
             }
         }
         lines.push(line(&row, &cells));
@@ -293,7 +300,7 @@ async fn every_client_comes_through_every_proxy() {
     }
     let (_, recorded, _) = parts(&document, "matrix");
     for line in &lines {
-        // What was not run, for want of a program, is not compared.
+        // A cell that did not run, because its program is missing, is not compared.
         let agrees =
             |recorded: &str| recorded.split('|').zip(line.split('|')).all(|(was, is)| is == "   " || was == is);
         assert!(recorded.lines().any(agrees), "docs/interop.md says something else than\n{line}");

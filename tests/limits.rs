@@ -1,5 +1,5 @@
-//! Limits, each in all and for one address: who is refused, how, and that it is counted; and that
-//! memory has a ceiling, whoever attacks.
+//! Limits in total and for one address: who is refused, how, and that refusals are counted. Memory stays below its
+//! ceiling under attack.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -11,15 +11,16 @@ use std::{
 };
 
 use support::{
-    client::{Client, Way},
+    client::{Client, Transport},
     community::{Community, Connection},
     frames::{self, Frame},
     http::{self, exchange, post},
+    in_time,
     mux::{self, Mux},
     program::{Setup, local},
-    record, soon,
+    record,
     tunnel::{Kind, Session},
-    until,
+    wait_until,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -35,30 +36,32 @@ async fn echo_mux(limits: &str) -> (Community, Mux) {
     (community, mux)
 }
 
-async fn try_from(source: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
+/// Connects from the address `source`.
+async fn try_connect_from(source: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    // A reader that takes little leaves much with us.
+    // With a small receive buffer, more bytes wait in the multiplexer.
     socket.set_recv_buffer_size(4096)?;
     socket.bind(SocketAddr::new(source.parse().unwrap(), 0))?;
     socket.connect(to).await
 }
 
-async fn from(source: &str, to: SocketAddr) -> TcpStream {
-    try_from(source, to).await.unwrap()
+async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
+    try_connect_from(source, to).await.unwrap()
 }
 
-/// What a raw client on `stream` is told.
-async fn told(stream: TcpStream) -> u32 {
-    let mut client = Client::over(Box::new(stream));
+/// The reason that a raw client on `stream` gets.
+async fn refusal_reason(stream: TcpStream) -> u32 {
+    let mut client = Client::on_stream(Box::new(stream));
     client.send_frame(&frames::handshake()).await;
     let reason = client.recv().await.expect("a DestroyCnl").reason();
     assert!(client.recv_all().await.is_empty(), "and nothing else");
     reason
 }
 
+/// Sends the first request of a tunnel session.
 async fn open_tunnel(source: &str, to: SocketAddr) -> (TcpStream, http::Response) {
-    let (mut stream, session) = (from(source, to).await, Session::new(Kind::Polling));
-    let response = soon("a response", exchange(&mut stream, &post(&session.path(), &session.opening()))).await;
+    let (mut stream, session) = (connect_from(source, to).await, Session::new(Kind::Polling));
+    let response = in_time("a response", exchange(&mut stream, &post(&session.path(), &session.opening()))).await;
     (stream, response.unwrap())
 }
 
@@ -71,42 +74,42 @@ async fn refused(mux: &Mux, reason: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn connections_are_bounded_in_all_and_for_each_address() {
+async fn connections_are_bounded_in_total_and_for_each_address() {
     for (limit, reason, other) in
         [("connections = 2", "connections", false), ("connections_per_address = 2", "connections_per_address", true)]
     {
         let (_community, mux) = echo_mux(&format!("[limits]\n{limit}\n")).await;
-        let silent = [from("127.0.0.9", mux.raw()).await, from("127.0.0.9", mux.raw()).await];
-        soon("both", async { while mux.metric("sametime_mux_connections").await < 2.0 {} }).await;
-        assert_eq!(told(from("127.0.0.9", mux.raw()).await).await, FULL);
+        let silent = [connect_from("127.0.0.9", mux.raw()).await, connect_from("127.0.0.9", mux.raw()).await];
+        in_time("both", async { while mux.metric("sametime_mux_connections").await < 2.0 {} }).await;
+        assert_eq!(refusal_reason(connect_from("127.0.0.9", mux.raw()).await).await, FULL);
         let (_, response) = open_tunnel("127.0.0.9", mux.raw()).await;
         assert_eq!((response.status, response.header("retry-after")), (503, Some("10")));
         assert_eq!(dropped(&mux, reason).await, 2.0);
         if other {
-            let mut client = Client::over(Box::new(from("127.0.0.8", mux.raw()).await));
+            let mut client = Client::on_stream(Box::new(connect_from("127.0.0.8", mux.raw()).await));
             client.log_in("ann").await;
         }
         drop(silent);
-        soon("a place", async { while mux.metric("sametime_mux_connections").await > 0.0 {} }).await;
-        Client::over(Box::new(from("127.0.0.9", mux.raw()).await)).log_in("bob").await;
+        in_time("a place", async { while mux.metric("sametime_mux_connections").await > 0.0 {} }).await;
+        Client::on_stream(Box::new(connect_from("127.0.0.9", mux.raw()).await)).log_in("bob").await;
     }
     let exempt = "[limits]\nconnections_per_address = 1\nper_address = 1\nexempt = [\"127.0.0.0/8\"]\n";
     let (_community, mux) = echo_mux(exempt).await;
-    let _silent = [from("127.0.0.9", mux.raw()).await, from("127.0.0.9", mux.raw()).await];
+    let _silent = [connect_from("127.0.0.9", mux.raw()).await, connect_from("127.0.0.9", mux.raw()).await];
     let mut clients = Vec::new();
     for _ in 0..2 {
-        let mut client = Client::over(Box::new(from("127.0.0.9", mux.raw()).await));
+        let mut client = Client::on_stream(Box::new(connect_from("127.0.0.9", mux.raw()).await));
         client.log_in("bob").await;
         clients.push(client);
     }
 }
 
 #[tokio::test]
-async fn behind_a_believed_proxy_the_client_is_counted_and_not_the_proxy() {
-    let believed = "[listeners]\nproxy_protocol_from = [\"127.0.0.1\"]\n[limits]\nconnections_per_address = 1\n";
-    let (_community, mux) = echo_mux(believed).await;
+async fn behind_a_trusted_proxy_the_client_is_counted_and_not_the_proxy() {
+    let trusted = "[listeners]\nproxy_protocol_from = [\"127.0.0.1\"]\n[limits]\nconnections_per_address = 1\n";
+    let (_community, mux) = echo_mux(trusted).await;
     let behind = async |client: &str, bytes: &[u8]| {
-        let mut stream = from("127.0.0.1", mux.raw()).await;
+        let mut stream = connect_from("127.0.0.1", mux.raw()).await;
         let header = format!("PROXY TCP4 {client} 127.0.0.1 5000 1533\r\n");
         stream.write_all(&[header.as_bytes(), bytes].concat()).await.unwrap();
         stream
@@ -128,7 +131,7 @@ async fn connections_that_come_too_fast_wait_or_are_refused() {
     let (_community, mux) = echo_mux("[limits]\nconnection_rate = 20\n").await;
     let mut clients = Vec::new();
     for _ in 0..40 {
-        let mut client = Client::connect(Way::Raw, mux.raw()).await;
+        let mut client = Client::connect(Transport::Raw, mux.raw()).await;
         client.send_frame(&frames::handshake()).await;
         clients.push(client);
     }
@@ -138,41 +141,41 @@ async fn connections_that_come_too_fast_wait_or_are_refused() {
     assert!(mux.metric("sametime_mux_connections_delayed_total").await > 0.0);
 
     let (_community, mux) = echo_mux("[limits]\nconnection_rate_per_address = 1\n").await;
-    soon("a refusal", async {
+    in_time("a refusal", async {
         while dropped(&mux, "connection_rate_per_address").await == 0.0 {
-            drop(from("127.0.0.9", mux.raw()).await);
+            drop(connect_from("127.0.0.9", mux.raw()).await);
         }
     })
     .await;
-    Client::over(Box::new(from("127.0.0.8", mux.raw()).await)).log_in("ann").await;
+    Client::on_stream(Box::new(connect_from("127.0.0.8", mux.raw()).await)).log_in("ann").await;
 }
 
 #[tokio::test]
-async fn clients_that_are_not_logged_in_are_bounded_and_sent_away() {
+async fn clients_that_are_not_logged_in_are_bounded_and_disconnected() {
     for (limit, reason) in [("logging_in = 1", "logging_in"), ("logging_in_per_address = 1", "logging_in_per_address")]
     {
         let (_community, mux) = echo_mux(&format!("[limits]\n{limit}\n")).await;
-        let mut first = Client::connect(Way::Raw, mux.raw()).await;
+        let mut first = Client::connect(Transport::Raw, mux.raw()).await;
         first.handshake().await;
-        assert_eq!(told(from("127.0.0.1", mux.raw()).await).await, FULL);
+        assert_eq!(refusal_reason(connect_from("127.0.0.1", mux.raw()).await).await, FULL);
         let (_, response) = open_tunnel("127.0.0.1", mux.raw()).await;
         assert_eq!(response.status, 503);
         assert_eq!(refused(&mux, reason).await, 2.0);
         assert_eq!(mux.metric("sametime_mux_sessions_logging_in").await, 1.0);
         first.send_frame(&frames::login("bob", "secret")).await;
         assert_eq!(first.recv().await.expect("a LoginAck").kind, frames::LOGIN_ACK);
-        soon("its place", async { while mux.metric("sametime_mux_sessions_logging_in").await > 0.0 {} }).await;
-        Client::connect(Way::Raw, mux.raw()).await.log_in("ann").await;
+        in_time("its place", async { while mux.metric("sametime_mux_sessions_logging_in").await > 0.0 {} }).await;
+        Client::connect(Transport::Raw, mux.raw()).await.log_in("ann").await;
     }
     let (_community, mux) = echo_mux("[limits]\nlogging_in_timeout = \"1s\"\n").await;
     let (mut in_time, mut never) =
-        (Client::connect(Way::Raw, mux.raw()).await, Client::connect(Way::Hybrid, mux.raw()).await);
+        (Client::connect(Transport::Raw, mux.raw()).await, Client::connect(Transport::Hybrid, mux.raw()).await);
     in_time.log_in("bob").await;
     never.handshake().await;
     assert_eq!(never.recv().await.expect("a DestroyCnl").reason(), TIMED_OUT);
     assert_eq!(mux.metric("sametime_mux_sessions_closed_total{reason=\"not_logged_in\"}").await, 1.0);
     let channel = in_time.open_chat("echo").await;
-    in_time.say(channel, b"still here").await;
+    in_time.send_text(channel, b"still here").await;
     assert_eq!(in_time.recv().await.expect("an echo").text(), b"still here");
 }
 
@@ -188,40 +191,40 @@ async fn tunnel_sessions_are_bounded_until_they_are_forgotten() {
         assert_eq!(response.status, 200);
         let (_, response) = open_tunnel("127.0.0.9", mux.raw()).await;
         assert_eq!((response.status, response.header("retry-after")), (503, Some("10")));
-        // Its client is gone from the core, the session may still be asked for.
-        until("the client's end", || mux.server.sessions() == 0).await;
+        // The client has left the core, but its tunnel session still exists.
+        wait_until("the client's end", || mux.server.sessions() == 0).await;
         assert_eq!(mux.metric("sametime_mux_tunnel_sessions").await, 1.0);
         assert!(refused(&mux, reason).await >= 1.0);
         if other {
             assert_eq!(open_tunnel("127.0.0.8", mux.raw()).await.1.status, 200);
         }
-        Client::connect(Way::Raw, mux.raw()).await.log_in("ann").await;
-        soon("a place", async { while open_tunnel("127.0.0.9", mux.raw()).await.1.status != 200 {} }).await;
+        Client::connect(Transport::Raw, mux.raw()).await.log_in("ann").await;
+        in_time("a place", async { while open_tunnel("127.0.0.9", mux.raw()).await.1.status != 200 {} }).await;
     }
 }
 
-/// A Community that says `n` messages of 1 KB after the log-in, each with its number.
-async fn talkative(n: u32) -> Community {
+/// A Community that sends `n` messages of 1 KB after the log-in, each with its number.
+async fn start_sender(n: u32) -> Community {
     Community::start(move |mut connection: Connection| async move {
-        if connection.let_in().await.is_some() {
+        if connection.accept_login().await.is_some() {
             for number in 0..n {
                 connection.send(&frames::message(1, &[&number.to_be_bytes()[..], &[0; 1000]].concat()).bytes()).await;
             }
-            connection.read_on().await;
+            connection.read_to_end().await;
         }
     })
     .await
 }
 
-/// Reads what [`talkative`] says, all of it in its order.
-async fn hear(client: &mut Client, n: u32) {
+/// Reads all messages of [`start_sender`], in order.
+async fn read_messages(client: &mut Client, n: u32) {
     for number in 0..n {
         let frame = client.recv().await.expect("a message");
         assert_eq!(frame.text()[..4], number.to_be_bytes());
     }
 }
 
-/// A tunnel client that logs in and then asks for nothing; what it has read by then.
+/// A tunnel client that logs in and then sends no request. Returns its session and the bytes that it has read.
 async fn slow_tunnel(source: &str, to: SocketAddr) -> (Session, Vec<u8>) {
     let (mut session, mut read) = (Session::new(Kind::Polling), Vec::new());
     for step in 0..3 {
@@ -231,7 +234,9 @@ async fn slow_tunnel(source: &str, to: SocketAddr) -> (Session, Vec<u8>) {
             _ => session.request(&frames::login("bob", "secret").bytes()),
         };
         let response =
-            soon("a response", exchange(&mut from(source, to).await, &post(&session.path(), &body))).await.unwrap();
+            in_time("a response", exchange(&mut connect_from(source, to).await, &post(&session.path(), &body)))
+                .await
+                .unwrap();
         assert_eq!(response.status, 200);
         if step == 0 { session.opened(&response.body) } else { read.extend(session.response(&response.body)) }
     }
@@ -243,28 +248,28 @@ async fn bytes_held_for_slow_clients_are_bounded_and_none_is_lost() {
     const MESSAGES: u32 = 2_000;
     const SLOW: usize = 30;
     for (limit, bound) in [("held_bytes = 1048576", 1_048_576.0), ("held_bytes_per_address = 65536", 65_536.0)] {
-        let community = talkative(MESSAGES).await;
+        let community = start_sender(MESSAGES).await;
         let mux = mux::start(&format!("{}[limits]\n{limit}\n", community.setting())).await;
         let mut slow = Vec::new();
         for _ in 0..SLOW {
             slow.push(slow_tunnel("127.0.0.9", mux.raw()).await);
         }
         let held = || mux.metric("sametime_mux_held_bytes");
-        soon("what is held", async { while held().await < bound * 0.9 {} }).await;
-        // Others go on.
-        let mut client = Client::connect(Way::Raw, mux.raw()).await;
+        in_time("what is held", async { while held().await < bound * 0.9 {} }).await;
+        // Other clients are served.
+        let mut client = Client::connect(Transport::Raw, mux.raw()).await;
         client.log_in("ann").await;
-        hear(&mut client, MESSAGES).await;
-        // One piece that was on its way for each thread, and a little for each client.
+        read_messages(&mut client, MESSAGES).await;
+        // Above the bound are one piece that each thread was reading, and at most 4 KiB for each client.
         let over = held().await - bound;
         assert!(over <= (SLOW * 4096 + 4 * 65_536) as f64, "{over}");
-        // The slow ones miss nothing.
+        // The slow clients get every byte.
         for (mut session, mut all) in slow.into_iter().take(3) {
-            let (path, mut stream) = (session.path(), from("127.0.0.9", mux.raw()).await);
+            let (path, mut stream) = (session.path(), connect_from("127.0.0.9", mux.raw()).await);
             let whole = frames::message(1, &[0; 1004]).bytes().len() * MESSAGES as usize;
             while all.len() < whole {
                 let body = session.request(&[]);
-                let response = soon("a response", exchange(&mut stream, &post(&path, &body))).await.unwrap();
+                let response = in_time("a response", exchange(&mut stream, &post(&path, &body))).await.unwrap();
                 all.extend(session.response(&response.body));
             }
             let mut all = &all[all.len() - whole..];
@@ -283,18 +288,18 @@ async fn requests_to_the_back_end_are_bounded() {
     let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut first = http::tcp(mux.raw()).await;
     first.write_all(request).await.unwrap();
-    let (mut asked, _) = soon("the request", backend.accept()).await.unwrap();
+    let (mut asked, _) = in_time("the request", backend.accept()).await.unwrap();
     let busy = exchange(&mut http::tcp(mux.raw()).await, request).await.unwrap();
     assert_eq!((busy.status, busy.header("retry-after")), (503, Some("10")));
     assert_eq!(mux.metric("sametime_mux_http_requests_refused_total{reason=\"http_backend\"}").await, 1.0);
     asked.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await.unwrap();
-    // Until its last byte.
+    // The place is taken until the last byte of the response.
     assert_eq!(exchange(&mut http::tcp(mux.raw()).await, request).await.unwrap().status, 503);
     asked.write_all(b"ok").await.unwrap();
     assert_eq!(http::read_response(&mut first).await.unwrap().body, b"ok");
     let mut next = http::tcp(mux.raw()).await;
     next.write_all(request).await.unwrap();
-    soon("the next", async {
+    in_time("the next", async {
         let mut head = [0; 16];
         tokio::select! {
             read = asked.read(&mut head) => assert!(read.unwrap() > 0),
@@ -309,23 +314,23 @@ async fn a_whole_company_behind_one_proxy_logs_in_by_default() {
     let (_community, mux) = echo_mux("").await;
     let mut all = tokio::task::JoinSet::new();
     for n in 0..1_000 {
-        let (to, way) = (mux.raw(), if n % 10 == 0 { Way::Polling } else { Way::Raw });
+        let (to, transport) = (mux.raw(), if n % 10 == 0 { Transport::Polling } else { Transport::Raw });
         all.spawn(async move {
-            let mut client = Client::connect(way, to).await;
+            let mut client = Client::connect(transport, to).await;
             client.log_in("bob").await;
             client
         });
     }
-    let clients = soon("everybody", all.join_all()).await;
+    let clients = in_time("everybody", all.join_all()).await;
     assert_eq!((clients.len(), mux.server.sessions()), (1_000, 1_000));
     assert_eq!(mux.metric_sum("sametime_mux_sessions_refused_total").await, 0.0);
 }
 
-/// One attack, again and again: opens, sends, and then keeps the connection without reading.
+/// One attack, again and again: it connects, sends, and then keeps the connection open without reading.
 async fn attack(to: SocketAddr, source: String, bytes: Arc<Vec<u8>>, tls: bool) {
     loop {
         let held = async {
-            let tcp = try_from(&source, to).await?;
+            let tcp = try_connect_from(&source, to).await?;
             let mut stream: http::Stream = if tls { Box::new(http::tls_over(tcp).await?) } else { Box::new(tcp) };
             stream.write_all(&bytes).await?;
             stream.flush().await?;
@@ -338,13 +343,12 @@ async fn attack(to: SocketAddr, source: String, bytes: Arc<Vec<u8>>, tls: bool) 
     }
 }
 
-/// Logs in over the tunnel, then asks for the same response on connection after connection and
-/// reads none of them.
+/// Logs in over the tunnel, then requests the same response on many connections and reads none of them.
 async fn ask_and_never_read(to: SocketAddr, source: String) {
     loop {
         let asked = async {
             let mut session = Session::new(Kind::Polling);
-            let mut tcp = try_from(&source, to).await?;
+            let mut tcp = try_connect_from(&source, to).await?;
             for step in 0..3 {
                 let body = match step {
                     0 => session.opening(),
@@ -361,7 +365,7 @@ async fn ask_and_never_read(to: SocketAddr, source: String) {
             let request = post(&session.path(), &session.request(&[]));
             let mut unread = Vec::new();
             for _ in 0..20 {
-                let mut tcp = try_from(&source, to).await?;
+                let mut tcp = try_connect_from(&source, to).await?;
                 tcp.write_all(&request).await?;
                 unread.push(tcp);
             }
@@ -374,8 +378,8 @@ async fn ask_and_never_read(to: SocketAddr, source: String) {
     }
 }
 
-/// A web server that answers everything with 64 MB.
-async fn web() -> SocketAddr {
+/// Starts a web server that responds to every request with 64 MB.
+async fn start_web_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -396,12 +400,12 @@ async fn web() -> SocketAddr {
     address
 }
 
-/// Everything at once, from eight addresses, each at its own limit and all of them at that of all:
-/// about 600 MB are pushed at a program that may have 150.
+/// All attacks at the same time, from eight addresses. Each address reaches its limits, and together they reach the
+/// total limits: about 600 MB are sent to a program that may use 150 MB.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_stays() {
+async fn memory_stays_below_its_ceiling_under_attack_and_a_present_client_stays() {
     let community = Community::start(|mut connection: Connection| async move {
-        // A name says what its client gets.
+        // A client with the name `bob` gets many bytes, others get echoes.
         while let Some(frame) = connection.recv().await {
             match frame.kind {
                 frames::HANDSHAKE => {
@@ -415,7 +419,7 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
                         for _ in 0..400 {
                             connection.send(&pushed).await;
                         }
-                        return connection.read_on().await;
+                        return connection.read_to_end().await;
                     }
                 }
                 frames::SEND => connection.send(&frame.bytes()).await,
@@ -443,14 +447,14 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         [tunnel]
         session_timeout = \"5s\"
     ";
-    let backend = format!("[http_backend]\nurl = \"http://{}\"\nconnections = 20\n", web().await);
+    let backend = format!("[http_backend]\nurl = \"http://{}\"\nconnections = 20\n", start_web_server().await);
     let setup = Setup::new(&format!("{}{limits}{backend}", community.setting()));
     let settings = sametime_mux::config::load(&setup.file()).unwrap();
     let ceiling = settings.memory_ceiling().tls;
     let raw = local(setup.raw);
     let program = setup.start();
-    let mut there = Client::connect(Way::Raw, raw).await;
-    there.log_in("ann").await;
+    let mut present = Client::connect(Transport::Raw, raw).await;
+    present.log_in("ann").await;
     let idle = program.resident();
 
     let logged_in = [frames::handshake().bytes(), frames::login("bob", "secret").bytes()].concat();
@@ -493,13 +497,13 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         "sametime_mux_sessions_refused_total{reason=\"held_bytes\"}",
     ];
     let mut unseen = refusals.to_vec();
-    // For as long as it takes until every limit has been reached, and for a while.
+    // Until every limit is reached, and at least for 12 s.
     let mut said = 0u32;
     while !unseen.is_empty() || began.elapsed() < Duration::from_secs(12) {
         assert!(began.elapsed() < Duration::from_secs(120), "never refused: {unseen:?}");
         said += 1;
-        there.send_frame(&frames::message(1, &said.to_be_bytes())).await;
-        assert_eq!(there.recv().await.expect("an echo").text(), said.to_be_bytes());
+        present.send_frame(&frames::message(1, &said.to_be_bytes())).await;
+        assert_eq!(present.recv().await.expect("an echo").text(), said.to_be_bytes());
         let mut left = Vec::new();
         for name in unseen {
             if program.metric(name).await == 0.0 {
@@ -517,7 +521,7 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         mib(most),
         mib(ceiling)
     );
-    let test = "memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_stays";
+    let test = "memory_stays_below_its_ceiling_under_attack_and_a_present_client_stays";
     for (name, what, seen) in [
         (refusals[0], "connections beyond `limits.connections`", "0x8000020B, or 503 with Retry-After"),
         (refusals[1], "connections beyond `limits.connections_per_address`", "0x8000020B, or 503 with Retry-After"),
@@ -528,13 +532,13 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         let tried = format!("{}, from 8 addresses, all of these at once", program.metric(name).await);
         record::attack(what, &tried, seen, &format!("0 of {said} messages of a present client"), test);
     }
-    // What the formula grants to a program without clients is not for attackers.
+    // The ceiling includes 64 MiB for a program without clients. Attackers must not use these.
     assert!(most - idle <= ceiling - (64 << 20), "{most} - {idle} > {ceiling} - 64 MiB");
     attackers.shutdown().await;
-    // It is over: whoever comes is let in, and what was held is given back.
-    soon("a new client", async {
+    // After the attack, new clients are served and held bytes are released.
+    in_time("a new client", async {
         loop {
-            let Ok(mut tcp) = try_from("127.0.1.1", raw).await else { continue };
+            let Ok(mut tcp) = try_connect_from("127.0.1.1", raw).await else { continue };
             tcp.write_all(&frames::handshake().bytes()).await.unwrap();
             if Frame::read(&mut tcp).await.is_some_and(|frame| frame.kind == frames::HANDSHAKE_ACK) {
                 break;
@@ -543,9 +547,9 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_client_that_is_there_
         }
     })
     .await;
-    soon("what was held", async { while program.metric("sametime_mux_held_bytes").await > 0.0 {} }).await;
-    soon("every place", async { while program.metric("sametime_mux_tunnel_sessions").await > 0.0 {} }).await;
-    // Each refusal may be logged, a line a second at the most for each kind.
+    in_time("what was held", async { while program.metric("sametime_mux_held_bytes").await > 0.0 {} }).await;
+    in_time("every place", async { while program.metric("sametime_mux_tunnel_sessions").await > 0.0 {} }).await;
+    // Refusals of one kind are logged at most once a second.
     let log = program.log.lock().clone();
     let lines = log.lines().filter(|line| line.contains("connection dropped")).count();
     assert!(lines > 0 && lines as u64 <= began.elapsed().as_secs() + 2, "{lines} lines");

@@ -16,11 +16,11 @@ use dns::{Answer, Dns};
 use knock::{Knockers, RemoteKnockers};
 use serde_json::Value;
 use support::{
-    client::{Client, Way},
-    has,
+    client::{Client, Transport},
+    has, in_time,
     peer::{Process, free_address, text},
     program::{Program, Setup, local},
-    soon, until,
+    wait_until,
 };
 
 const CLIENTS: &str = "client_connections";
@@ -55,6 +55,9 @@ impl<'a> Database<'a> {
         let mut toml = String::new();
         for (section, host_name, ports) in &self.sections {
             writeln!(toml, "[{section}]\nhost_name = {host_name:?}\nports = {ports:?}").unwrap();
+        }
+        if !self.more.contains("[community]") {
+            toml.push_str("[community]\nservers = [\"sandbox\"]\n");
         }
         let (folder_text, admin) = (folder.display(), &self.admin);
         writeln!(
@@ -150,7 +153,7 @@ async fn a_name_that_does_not_resolve_opens_nothing_and_opens_where_it_says_once
     database.set(HTTP, "chat.test", &[http]).write(setup.folder.path());
     let program = setup.start();
     // It is tried again, and again.
-    soon("more look-ups", async {
+    in_time("more look-ups", async {
         while unresolved(&program).await < 3.0 {
             assert_eq!(listening(http), Vec::<String>::new(), "no address was found, so there is no port");
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -160,10 +163,10 @@ async fn a_name_that_does_not_resolve_opens_nothing_and_opens_where_it_says_once
     let shown = listeners(&program, http).await;
     assert_eq!((shown.len(), &shown[0]["state"], &shown[0]["address"]), (1, &"down".into(), &"chat.test".into()));
     assert!(shown[0]["error"].as_str().unwrap().contains("chat.test"), "{shown:?}");
-    assert_eq!(program.ask("GET /readyz").await.status, 200, "the Community port is up");
+    assert_eq!(program.request("GET /readyz").await.status, 200, "the Community port is up");
 
     dns.set(Answer::Address([127, 0, 0, 2].into()));
-    until("the port", || is_open(at(2, http))).await;
+    wait_until("the port", || is_open(at(2, http))).await;
     assert_eq!(listening(http), [as_the_kernel_writes(2, http)]);
     let shown = listeners(&program, http).await;
     assert_eq!((shown.len(), &shown[0]["state"], &shown[0]["address"]), (1, &"up".into(), &"127.0.0.2".into()));
@@ -182,7 +185,7 @@ async fn a_name_server_that_fails_during_a_reload_changes_no_address() {
     let (raw, http, mut database) = (setup.raw, setup.http, Database::of(&setup));
     database.set(CLIENTS, "chat.test", &[raw]).set(HTTP, "chat.test", &[http]).write(setup.folder.path());
     let program = setup.start();
-    let mut before = Client::connect(Way::Raw, at(2, raw)).await;
+    let mut before = Client::connect(Transport::Raw, at(2, raw)).await;
     before.log_in("bob").await;
     let channel = before.open_chat("echo").await;
 
@@ -195,11 +198,11 @@ async fn a_name_server_that_fails_during_a_reload_changes_no_address() {
     for port in [raw, http, more] {
         assert_eq!(listening(port), [as_the_kernel_writes(2, port)]);
     }
-    program.says("its last addresses stay in force");
+    program.wait_for_log("its last addresses stay in force");
     let shown = listeners(&program, raw).await;
     assert!(shown[0]["error"].as_str().unwrap().contains("chat.test"), "the status says so: {shown:?}");
-    assert_eq!(program.ask("GET /readyz").await.status, 200);
-    before.say(channel, b"still here").await;
+    assert_eq!(program.request("GET /readyz").await.status, 200);
+    before.send_text(channel, b"still here").await;
     assert_eq!(before.recv().await.expect("an echo").text(), b"still here");
 
     // A name of which no address was ever known: nothing changes.
@@ -211,8 +214,8 @@ async fn a_name_server_that_fails_during_a_reload_changes_no_address() {
 
     // The name is back, elsewhere: what the file says is in force without another reload.
     dns.set(Answer::Address([127, 0, 0, 3].into()));
-    until("the port", || is_open(at(3, raw))).await;
-    soon("the old addresses to close", async {
+    wait_until("the port", || is_open(at(3, raw))).await;
+    in_time("the old addresses to close", async {
         while listening(raw) != [as_the_kernel_writes(3, raw)] {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -290,7 +293,7 @@ async fn a_handshake_that_is_on_its_way_is_completed_when_every_address_becomes_
     let away = Process::start(Command::new("unshare").args(["--net", "sleep", "600"]));
     let there = format!("nsenter --target {} --net", away.0.id());
     let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).unwrap();
-    until("its network", || network(&away.0.id().to_string()) != network("self")).await;
+    wait_until("its network", || network(&away.0.id().to_string()) != network("self")).await;
     namespaces::run(&format!(
         "ip link add near type veth peer name far netns {}; ip addr add 192.0.2.1/30 dev near; ip link set near up; \
          {there} ip addr add 192.0.2.2/30 dev far; {there} ip link set far up",
@@ -332,7 +335,7 @@ async fn the_admin_endpoint_moves_to_another_address_of_its_port_without_a_gap()
         knockers.go_on().await;
         assert_eq!(is_open(at(2, admin)), address != "127.0.0.1", "{address}");
         // Who may read depends on where it listens now, not on where it did.
-        let read = program.ask("GET /metrics").await.status;
+        let read = program.request("GET /metrics").await.status;
         assert_eq!(read, if address == "127.0.0.1" { 200 } else { 401 }, "{address}");
     }
     knockers.stop().await;
@@ -341,7 +344,7 @@ async fn the_admin_endpoint_moves_to_another_address_of_its_port_without_a_gap()
     database.set(CLIENTS, "127.0.0.1", &[admin]).admin = format!("127.0.0.1:{new}");
     database.write(program.folder.path());
     assert_eq!(program.reload("open sesame").await.status, 200);
-    Client::connect(Way::Raw, local(admin)).await.log_in("bob").await;
+    Client::connect(Transport::Raw, local(admin)).await.log_in("bob").await;
     assert!(!is_open(local(raw)));
     says_nothing_of_itself(&program);
 }
@@ -359,8 +362,8 @@ async fn a_name_that_gives_one_address_twice_starts() {
     let (raw, http, mut database) = (setup.raw, setup.http, Database::of(&setup));
     database.set(CLIENTS, "chat.test", &[raw]).set(HTTP, "localhost", &[http]).write(setup.folder.path());
     let program = setup.start();
-    Client::connect(Way::Raw, at(2, raw)).await.log_in("bob").await;
-    Client::connect(Way::Raw, local(http)).await.log_in("bob").await;
+    Client::connect(Transport::Raw, at(2, raw)).await.log_in("bob").await;
+    Client::connect(Transport::Raw, local(http)).await.log_in("bob").await;
     let shown = listeners(&program, raw).await;
     assert_eq!((shown.len(), &shown[0]["state"]), (1, &"up".into()), "{shown:?}");
     says_nothing_of_itself(&program);
@@ -373,7 +376,7 @@ async fn a_name_that_gives_one_address_twice_starts() {
     let shown = program.status().await;
     let says = format!("{}{shown}", text(&answer.body));
     assert!(says.contains(&format!("port {raw} of 127.0.0.2 is in [{CLIENTS}], too")), "{says}");
-    Client::connect(Way::Raw, at(2, raw)).await.log_in("bob").await;
+    Client::connect(Transport::Raw, at(2, raw)).await.log_in("bob").await;
     says_nothing_of_itself(&program);
 }
 
@@ -393,7 +396,7 @@ async fn a_slow_look_up_delays_neither_health_nor_the_end() {
     program.signal("HUP");
     for _ in 0..5 {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(program.ask("GET /healthz").await.status, 200);
+        assert_eq!(program.request("GET /healthz").await.status, 200);
     }
     assert!(!is_over(&program), "the answers come while it looks up");
     assert!(is_open(local(http)), "and what is there stays meanwhile");
@@ -406,7 +409,7 @@ async fn a_slow_look_up_delays_neither_health_nor_the_end() {
     let mut database = Database::of(&setup);
     database.set(HTTP, "slow.test", &[setup.http]).write(setup.folder.path());
     let mut program = setup.spawn();
-    program.says("sametime-mux version");
+    program.wait_for_log("sametime-mux version");
     program.signal("TERM");
     assert_eq!(program.exit_code(), Some(0));
     assert!(!program.log.lock().contains(" ready "), "{}", program.log.lock());
@@ -427,7 +430,7 @@ async fn two_listeners_of_one_port_number_are_two_in_status_and_metrics() {
     let program = setup.start();
     let mut clients = Vec::new();
     for to in [local(raw), local(raw), at(2, raw)] {
-        let mut client = Client::connect(Way::Raw, to).await;
+        let mut client = Client::connect(Transport::Raw, to).await;
         client.log_in("bob").await;
         clients.push(client);
     }
@@ -435,7 +438,7 @@ async fn two_listeners_of_one_port_number_are_two_in_status_and_metrics() {
     let sessions: Vec<_> = shown.iter().map(|l| (l["address"].as_str().unwrap(), l["sessions"].as_u64())).collect();
     assert_eq!(sessions, [("127.0.0.1", Some(2)), ("127.0.0.2", Some(1))]);
     assert_eq!(program.status().await["sessions"]["total"], 3);
-    let metrics = text(&program.ask("GET /metrics").await.body);
+    let metrics = text(&program.request("GET /metrics").await.body);
     let has = |line: &str| assert!(metrics.lines().any(|have| have == line), "{line} in\n{metrics}");
     has(&format!("sametime_mux_sessions{{port=\"{raw}\",transport=\"raw\"}} 3"));
     has(&format!("sametime_mux_listener_sessions{{address=\"127.0.0.1\",port=\"{raw}\"}} 2"));
@@ -449,7 +452,7 @@ async fn two_listeners_of_one_port_number_are_two_in_status_and_metrics() {
     has(&format!("sametime_mux_listener_address_up{{section=\"{HTTP}\",address=\"127.0.0.1\",port=\"{http}\"}} 1"));
     has(&format!("sametime_mux_listener_address_up{{section=\"{HTTP}\",address=\"127.0.0.3\",port=\"{http}\"}} 0"));
     drop(held);
-    soon("both to be up", async {
+    in_time("both to be up", async {
         let up = format!("sametime_mux_listener_up{{section=\"{HTTP}\",port=\"{http}\"}}");
         while program.metric(&up).await < 1.0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -482,7 +485,7 @@ async fn the_process_that_is_named_as_the_holder_is_the_one_that_is_in_the_way()
     assert_eq!(answer.status, 422, "{says}");
     assert!(says.contains(&format!("(process {})", std::process::id())), "{says}");
     assert!(!says.contains(&format!("(process {})", program.child.id())), "{says}");
-    Client::connect(Way::Raw, local(raw)).await.log_in("bob").await;
+    Client::connect(Transport::Raw, local(raw)).await.log_in("bob").await;
     drop(held);
     // Another multiplexer, whose sockets are of a kind that the kernel lets this user's processes share.
     let other = Setup::new("");

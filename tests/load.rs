@@ -1,4 +1,4 @@
-//! The load generator, as whoever tests a server runs it.
+//! The load generator, as a process: what it reports, and the faults that it must find.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -16,9 +16,8 @@ use serde_json::Value;
 use support::{
     community::{Community, Connection},
     frames::{self, Frame},
-    has, mux,
+    has, in_time, mux,
     peer::free_address,
-    soon,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
@@ -26,21 +25,21 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
 async fn load(target: std::net::SocketAddr, arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(PROGRAM);
     command.args(["load", "--target", &target.to_string()]).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-    soon("the load's end", command.output()).await.unwrap()
+    in_time("the load's end", command.output()).await.unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The outcome that was written to stdout.
+/// The result that was written to stdout as JSON.
 fn outcome(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stderr)))
 }
 
 fn sum(outcome: &Value, field: &str) -> u64 {
-    let ways = outcome["total"]["ways"].as_object().unwrap();
-    ways.values().map(|figures| figures[field].as_u64().unwrap()).sum()
+    let transports = outcome["total"]["ways"].as_object().unwrap();
+    transports.values().map(|figures| figures[field].as_u64().unwrap()).sum()
 }
 
 const SHORT: &[&str] = &["--ramp-up", "500ms", "--duration", "4s", "--think-time", "200ms", "--json", "-"];
@@ -53,13 +52,13 @@ async fn all_transports_deliver_everything_from_several_processes() {
     let output = load(mux.raw(), &[SHORT, &more, &["--html", page.to_str().unwrap()]].concat()).await;
     let outcome = outcome(&output);
     assert_eq!(output.status.code(), Some(0), "{}\n{outcome:#}", text(&output.stderr));
-    for way in ["raw", "tls", "polling", "hybrid"] {
-        let figures = &outcome["total"]["ways"][way];
-        assert_eq!((figures["log_ins"].as_u64(), figures["attempts"].as_u64()), (Some(15), Some(15)), "{way}");
+    for transport in ["raw", "tls", "polling", "hybrid"] {
+        let figures = &outcome["total"]["ways"][transport];
+        assert_eq!((figures["log_ins"].as_u64(), figures["attempts"].as_u64()), (Some(15), Some(15)), "{transport}");
         let (sent, echoed) = (figures["sent"].as_u64().unwrap(), figures["echoed"].as_u64().unwrap());
-        assert!(sent > 15 && echoed == sent, "{way}: {sent} sent, {echoed} echoed");
+        assert!(sent > 15 && echoed == sent, "{transport}: {sent} sent, {echoed} echoed");
         let counted: u64 = figures["echo"].as_array().unwrap().iter().map(|pair| pair[1].as_u64().unwrap()).sum();
-        assert_eq!(counted, echoed, "{way}: each has a latency");
+        assert_eq!(counted, echoed, "{transport}: each has a latency");
     }
     assert_eq!(outcome["workers"], 2);
     let page = fs::read_to_string(page).unwrap();
@@ -71,9 +70,9 @@ async fn all_transports_deliver_everything_from_several_processes() {
     assert!((mux.metric(r#"sametime_mux_sessions_closed_total{reason="log_out"}"#).await - 60.0).abs() < 0.5);
 }
 
-/// Echoes, but drops every tenth message, says every eleventh twice and changes every 13th.
+/// Echoes, but drops every tenth message, repeats every eleventh and changes every 13th.
 async fn unreliable(mut connection: Connection, count: &AtomicU32) {
-    connection.let_in().await;
+    connection.accept_login().await;
     while let Some(mut frame) = connection.recv().await {
         match frame.kind {
             frames::CREATE => {
@@ -98,7 +97,7 @@ async fn unreliable(mut connection: Connection, count: &AtomicU32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_lost_doubled_or_changed_is_found() {
+async fn lost_doubled_and_changed_messages_are_found() {
     let community = Community::start(|connection| async move {
         let count = AtomicU32::new(0);
         unreliable(connection, &count).await;
@@ -117,7 +116,7 @@ async fn what_is_lost_doubled_or_changed_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_never_comes_back_is_lost() {
     let community = Community::start(|mut connection| async move {
-        connection.let_in().await;
+        connection.accept_login().await;
         let mut said = 0;
         while let Some(frame) = connection.recv().await {
             match frame.kind {
@@ -182,7 +181,7 @@ async fn clients_that_were_cut_off_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hostile_client_is_no_ones_trouble_but_its_own() {
+async fn hostile_clients_do_not_disturb_others() {
     let mux = mux::start("").await;
     let more = ["--clients", "20", "--raw", "1", "--tls", "1", "--polling", "1", "--hostile", "4", "--duration", "8s"];
     let output = load(mux.raw(), &[SHORT, &more].concat()).await;
@@ -207,7 +206,7 @@ async fn clients_go_through_proxies() {
     let _tinyproxy = start("tinyproxy", &["-d", "-c", file.to_str().unwrap()]);
     let _microsocks = start("microsocks", &["-i", "127.0.0.1", "-p", &socks.port().to_string()]);
     for proxy in [http, socks] {
-        support::until("the proxy", || std::net::TcpStream::connect(proxy).is_ok()).await;
+        support::wait_until("the proxy", || std::net::TcpStream::connect(proxy).is_ok()).await;
     }
     let (http, socks) = (http.to_string(), socks.to_string());
     let tunnels = ["--clients", "10", "--polling", "1", "--hybrid", "1", "--http-proxy", &http];
@@ -222,18 +221,18 @@ async fn clients_go_through_proxies() {
 }
 
 #[test]
-fn only_loopback_is_a_target_unless_it_is_yours() {
+fn only_loopback_is_a_target_without_confirmation() {
     let run = |arguments: &[&str]| {
         let output = Command::new(PROGRAM).arg("load").args(arguments).output().unwrap();
         (output.status.code(), text(&output.stderr))
     };
-    // 192.0.2.0/24 is for documents: nothing is there.
+    // No host has an address in 192.0.2.0/24, which is reserved for documents (RFC 5737).
     for arguments in [&["--target", "192.0.2.1:1533"][..], &["--socks5", "192.0.2.1:1080"]] {
         let (code, said) = run(arguments);
         assert_eq!(code, Some(2));
         assert!(said.contains("192.0.2.1") && said.contains("--yes-i-own-this-server"), "{said}");
     }
-    for (arguments, says) in [
+    for (arguments, expected) in [
         (&["--clients", "0"][..], "clients: 0 is out of bounds"),
         (&["--raw", "0"], "every weight is 0"),
         (&["--scenario", "/nowhere.toml"], "/nowhere.toml: "),
@@ -241,12 +240,12 @@ fn only_loopback_is_a_target_unless_it_is_yours() {
     ] {
         let (code, said) = run(arguments);
         assert_eq!(code, Some(2), "{arguments:?}");
-        assert!(said.contains(says), "{said}");
+        assert!(said.contains(expected), "{said}");
     }
 }
 
 #[test]
-fn the_shipped_scenarios_are_right() {
+fn the_shipped_scenarios_are_legal() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/load");
     let files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(files.len() >= 5, "{files:?}");

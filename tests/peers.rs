@@ -1,5 +1,5 @@
-//! Programs that no one here wrote, against the multiplexer: libmeanwhile (directly and through
-//! proxies), tshark's dissector, openssl, curl. One that is missing is skipped by its name.
+//! Programs of other projects with the multiplexer: libmeanwhile (direct and through proxies), tshark's dissector,
+//! openssl and curl. Tests of a missing program are skipped and reported.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 
 use sametime_mux::{net::Section, sandbox::Sandbox};
 use support::{
-    client::{Client, Way},
+    client::{Client, Transport},
     community::Community,
     frames::{self, Frame},
-    has, mux,
-    peer::{CHAT, Process, assert_chat, meanwhile, proxy, run, talk, text},
-    skip, soon, until,
+    has, in_time, mux,
+    peer::{CHAT, Process, assert_chat, meanwhile, proxy, run, run_meanwhile, text},
+    skip, wait_until,
 };
 
 #[tokio::test]
@@ -23,52 +23,52 @@ async fn libmeanwhile_logs_in_and_chats_on_every_section() {
     }
     let mux = mux::start("").await;
     for section in Section::ALL {
-        assert_chat(talk(&[], mux.port(section), "bob", "secret", CHAT).await);
+        assert_chat(run_meanwhile(&[], mux.port(section), "bob", "secret", CHAT).await);
     }
     assert!((mux.metric("sametime_mux_login_seconds_count").await - 3.0).abs() < 0.5);
-    // Its client ended each session itself.
+    // The client logged out of each session.
     assert!((mux.metric(r#"sametime_mux_sessions_closed_total{reason="log_out"}"#).await - 3.0).abs() < 0.5);
 }
 
 #[tokio::test]
-async fn libmeanwhile_clients_see_and_hear_each_other() {
+async fn libmeanwhile_clients_see_each_other_and_chat() {
     if meanwhile().is_none() {
         return;
     }
     let mux = mux::start("").await;
     let raw = mux.raw();
-    let ann = tokio::spawn(async move { talk(&[], raw, "ann", "x", &["wait", "2"]).await });
+    let ann = tokio::spawn(async move { run_meanwhile(&[], raw, "ann", "x", &["wait", "2"]).await });
     let steps = &["aware", "ann", "resolve", "ann", "resolve", "nobody", "say", "ann", "one", "say", "ann", "two"];
-    let (code, said) = talk(&[], mux.raw(), "bob", "x", steps).await;
+    let (code, said) = run_meanwhile(&[], mux.raw(), "bob", "x", steps).await;
     assert_eq!(code, Some(0), "{said}");
     for line in ["aware ann on line", "resolved ann 0x00000000: ann", "heard ann: one", "heard ann: two"] {
         assert!(said.lines().any(|l| l == line), "{line} in\n{said}");
     }
     assert!(said.lines().any(|l| l.starts_with("resolved nobody 0x8") && l.ends_with(':')), "{said}");
-    let (code, said) = soon("ann's end", ann).await.unwrap();
+    let (code, said) = in_time("ann's end", ann).await.unwrap();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("heard bob: one\nheard bob: two\n"), "{said}");
 }
 
 #[tokio::test]
-async fn libmeanwhile_is_told_in_its_own_protocol_why_it_may_not() {
+async fn libmeanwhile_is_refused_with_a_reason_in_its_own_protocol() {
     if meanwhile().is_none() {
         return;
     }
     let mux = mux::start("").await;
-    let (_, said) = talk(&[], mux.raw(), "bob", "wrong", &[]).await;
+    let (_, said) = run_meanwhile(&[], mux.raw(), "bob", "wrong", &[]).await;
     assert!(said.contains("stopped 0x80000211"), "log-in refused: {said}");
-    let (_, said) = talk(&[], mux.raw(), "bob", "x", &["say", "nobody", "hi"]).await;
+    let (_, said) = run_meanwhile(&[], mux.raw(), "bob", "x", &["say", "nobody", "hi"]).await;
     assert!(said.contains("closed nobody 0x8000"), "{said}");
     let mux = mux::start("[limits]\ncapacity = 1\n").await;
-    let mut held = Client::connect(Way::Raw, mux.raw()).await;
+    let mut held = Client::connect(Transport::Raw, mux.raw()).await;
     held.log_in("ann").await;
-    let (_, said) = talk(&[], mux.raw(), "bob", "x", &[]).await;
+    let (_, said) = run_meanwhile(&[], mux.raw(), "bob", "x", &[]).await;
     assert!(said.contains("stopped 0x8000020b"), "full: {said}");
 }
 
 #[tokio::test]
-async fn libmeanwhile_comes_through_tinyproxy() {
+async fn libmeanwhile_works_through_tinyproxy() {
     if meanwhile().is_none() || !has("tinyproxy", "tinyproxy-bin") {
         return;
     }
@@ -84,12 +84,12 @@ async fn libmeanwhile_comes_through_tinyproxy() {
     .await;
     let https = mux.port(Section::HttpsTunneledClientConnections);
     for to in [https, mux.raw()] {
-        assert_chat(talk(&["--connect", &at.to_string()], to, "bob", "secret", CHAT).await);
+        assert_chat(run_meanwhile(&["--connect", &at.to_string()], to, "bob", "secret", CHAT).await);
     }
 }
 
 #[tokio::test]
-async fn libmeanwhile_comes_through_microsocks() {
+async fn libmeanwhile_works_through_microsocks() {
     if meanwhile().is_none() || !has("microsocks", "microsocks") {
         return;
     }
@@ -100,10 +100,10 @@ async fn libmeanwhile_comes_through_microsocks() {
         command
     })
     .await;
-    assert_chat(talk(&["--socks5", &at.to_string()], mux.raw(), "bob", "secret", CHAT).await);
+    assert_chat(run_meanwhile(&["--socks5", &at.to_string()], mux.raw(), "bob", "secret", CHAT).await);
 }
 
-/// tshark, capturing `ports` on loopback.
+/// A tshark process that captures `ports` on loopback.
 struct Capture {
     tshark: Process,
     folder: tempfile::TempDir,
@@ -123,7 +123,7 @@ impl Capture {
         let child = command.stdout(Stdio::null()).stderr(std::fs::File::create(&errors).unwrap()).spawn().unwrap();
         let mut tshark = Process(child);
         let mut ended = false;
-        until("the capture", || {
+        wait_until("the capture", || {
             ended = tshark.0.try_wait().unwrap().is_some();
             ended || std::fs::metadata(&file).is_ok_and(|file| file.len() > 0)
         })
@@ -136,14 +136,14 @@ impl Capture {
         Some(Self { tshark, folder, ports: ports.to_vec() })
     }
 
-    /// Stops, and says for each port the Sametime messages seen there, by name, and those
-    /// among them that the dissector finds malformed.
+    /// Stops the capture. Returns for each port the names of the Sametime messages there, and those of the messages that
+    /// the dissector finds malformed.
     async fn messages(mut self) -> Vec<(Vec<String>, Vec<String>)> {
-        // The capture's own way to the file takes a moment.
+        // tshark needs a moment to write the last packets to its file.
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         let told = Command::new("kill").args(["-INT", &self.tshark.0.id().to_string()]).status().unwrap();
         assert!(told.success());
-        until("tshark's end", || self.tshark.0.try_wait().unwrap().is_some()).await;
+        wait_until("tshark's end", || self.tshark.0.try_wait().unwrap().is_some()).await;
         let mut all = Vec::new();
         for port in &self.ports {
             let (of_port, as_sametime) = (format!("tcp.port=={port}"), format!("tcp.port=={port},sametime"));
@@ -164,7 +164,7 @@ impl Capture {
     }
 }
 
-/// A log-in and a chat in which every field is there that the dissector looks for.
+/// A log-in and a chat with all fields that the dissector expects.
 #[tokio::test]
 async fn tshark_decodes_a_session_without_a_malformed_frame() {
     let community = Community::start(|mut connection| async move {
@@ -198,7 +198,7 @@ async fn tshark_decodes_a_session_without_a_malformed_frame() {
     .await;
     let mux = mux::start(&community.setting()).await;
     let Some(capture) = Capture::start(&[mux.raw().port()]).await else { return };
-    let mut client = Client::connect(Way::Raw, mux.raw()).await;
+    let mut client = Client::connect(Transport::Raw, mux.raw()).await;
     let mut body = [&[0xFF, 0xFF, 0, 0][..], &[0; 8], &[0x10, 0x03], &[127, 0, 0, 1], &[0; 6]].concat();
     body.extend([frames::string(b"host.example"), frames::opaque(&[0xCD; 64]), vec![0]].concat());
     client.send_frame(&Frame::new(frames::HANDSHAKE, 0, &body)).await;
@@ -207,7 +207,7 @@ async fn tshark_decodes_a_session_without_a_malformed_frame() {
     assert_eq!(client.recv().await.unwrap().kind, frames::LOGIN_ACK);
     let channel = client.open_chat("echo").await;
     for said in [&b"hello"[..], &[b'x'; 20_000], b"and good-bye"] {
-        client.say(channel, said).await;
+        client.send_text(channel, said).await;
         assert_eq!(client.recv().await.unwrap().text(), said);
     }
     client.log_out().await;
@@ -221,8 +221,8 @@ async fn tshark_decodes_a_session_without_a_malformed_frame() {
     assert_eq!(messages.last().unwrap(), "CHANNEL_DESTROY");
 }
 
-/// libmeanwhile leaves fields out that the dissector looks for; it sees the same of that with the
-/// multiplexer and without.
+/// libmeanwhile omits fields that the dissector expects. The dissector's result is the same with the multiplexer and
+/// without.
 #[tokio::test]
 async fn tshark_sees_the_same_with_the_multiplexer_and_without() {
     if meanwhile().is_none() {
@@ -236,8 +236,8 @@ async fn tshark_sees_the_same_with_the_multiplexer_and_without() {
     let without = alone.local_addr().unwrap();
     tokio::spawn(async move { Sandbox::new().serve(alone).await });
     let Some(capture) = Capture::start(&[mux.raw().port(), without.port()]).await else { return };
-    assert_chat(talk(&[], mux.raw(), "bob", "secret", CHAT).await);
-    assert_chat(talk(&[], without, "bob", "secret", CHAT).await);
+    assert_chat(run_meanwhile(&[], mux.raw(), "bob", "secret", CHAT).await);
+    assert_chat(run_meanwhile(&[], without, "bob", "secret", CHAT).await);
     let [with, without] = &capture.messages().await[..] else { panic!("two ports") };
     assert!(with.0.len() > 12, "{with:?}");
     assert_eq!(with, without);
@@ -261,7 +261,7 @@ async fn openssl_gets_tls_on_every_port() {
             );
             assert!(said.contains("BEGIN CERTIFICATE"), "{said}");
         }
-        // What is not safe today is refused.
+        // TLS 1.1 is refused, because it is not safe.
         let mut command = Command::new("openssl");
         let old = ["s_client", "-tls1_1", "-cipher", "ALL:@SECLEVEL=0", "-connect"];
         let output = run(command.args(old).arg(mux.port(section).to_string()).stdin(Stdio::null())).await;
@@ -270,7 +270,7 @@ async fn openssl_gets_tls_on_every_port() {
 }
 
 #[tokio::test]
-async fn curl_sees_the_face_for_browsers() {
+async fn curl_gets_the_pages_for_browsers() {
     if !has("curl", "curl") {
         return;
     }

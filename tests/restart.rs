@@ -1,5 +1,5 @@
-//! The multiplexer itself killed, and reloaded, under many clients: nobody stays away, and what was answered
-//! was not lost. The rows of `docs/reliability.md` come from here (`SAMETIME_MUX_RECORD=1`).
+//! The multiplexer is killed, or reloaded, under many clients: all of them return, and no message that was answered is
+//! lost. This file writes rows of `docs/reliability.md` (`SAMETIME_MUX_RECORD=1`).
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, clippy::cast_precision_loss, missing_docs)]
 
 mod support;
@@ -13,19 +13,20 @@ use std::{
 
 use serde_json::Value;
 use support::{
+    in_time,
     program::{PROGRAM, Program, Sandbox, Setup, local, servers},
-    record, soon,
+    record,
 };
 
 const CLIENTS: u64 = 2_000;
-const WAYS: [&str; 4] = ["raw", "tls", "polling", "hybrid"];
+const TRANSPORTS: [&str; 4] = ["raw", "tls", "polling", "hybrid"];
 
-/// Tunnel sessions that were left are over soon.
+/// The configuration of two Community servers. Abandoned tunnel sessions end after 20 s.
 fn settings(communities: &[Sandbox; 2]) -> String {
     servers(&communities.each_ref().map(|one| one.address), "[tunnel]\nsession_timeout = \"20s\"")
 }
 
-/// Clients as `sametime-mux load` plays them, on their way.
+/// Starts clients with `sametime-mux load`. The task returns the load generator's result.
 fn load(to: u16, folder: &Path, scenario: &str) -> tokio::task::JoinHandle<Value> {
     let file = folder.join("scenario.toml");
     fs::write(&file, scenario).unwrap();
@@ -39,11 +40,11 @@ fn load(to: u16, folder: &Path, scenario: &str) -> tokio::task::JoinHandle<Value
 }
 
 fn sum(outcome: &Value, field: &str) -> u64 {
-    WAYS.iter().map(|way| outcome["total"]["ways"][way][field].as_u64().unwrap_or(0)).sum()
+    TRANSPORTS.iter().map(|transport| outcome["total"]["ways"][transport][field].as_u64().unwrap_or(0)).sum()
 }
 
-/// Clients that were logged in at the end of each second.
-fn present(outcome: &Value) -> Vec<u64> {
+/// The number of clients that were logged in at the end of each second.
+fn logged_in_clients(outcome: &Value) -> Vec<u64> {
     let points = outcome["points"].as_array().unwrap();
     points
         .iter()
@@ -51,14 +52,14 @@ fn present(outcome: &Value) -> Vec<u64> {
         .collect()
 }
 
-fn nothing_is_lost(outcome: &Value) {
+fn assert_nothing_lost(outcome: &Value) {
     for field in ["lost", "disordered", "corrupt"] {
         assert_eq!(sum(outcome, field), 0, "{field}: {:#}", outcome["total"]["errors"]);
     }
 }
 
-async fn sessions_are(program: &Program, n: u64) {
-    soon("that many sessions", async {
+async fn wait_for_sessions(program: &Program, n: u64) {
+    in_time("that many sessions", async {
         while program.metric("sametime_mux_sessions").await != n as f64 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -71,7 +72,7 @@ fn row(fault: &str, tried: &str, seen: &str, lost: &str, well: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them_back() {
+async fn two_thousand_clients_return_after_the_multiplexer_is_killed_and_started_again() {
     let communities = [Sandbox::start().await, Sandbox::start().await];
     let setup = Setup::new(&settings(&communities));
     let (raw, folder) = (setup.raw, tempfile::tempdir().unwrap());
@@ -81,8 +82,8 @@ async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them
         "clients = {CLIENTS}\nramp_up = \"8s\"\nduration = \"44s\"\nthink_time = \"20s\"\n[mix]\nraw = 50\ntls = 20\npolling = 15\nhybrid = 15\n"
     );
     let load = load(raw, folder.path(), &scenario);
-    sessions_are(&program, CLIENTS).await;
-    // A moment later, in the middle of what they say.
+    wait_for_sessions(&program, CLIENTS).await;
+    // A moment later, while they send messages.
     tokio::time::sleep(Duration::from_secs(2)).await;
     program.child.kill().unwrap();
     program.child.wait().unwrap();
@@ -97,18 +98,18 @@ async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them
     };
     fs::copy(file, again.file()).unwrap();
     let again = again.start();
-    sessions_are(&again, CLIENTS).await;
+    wait_for_sessions(&again, CLIENTS).await;
     let took = killed.elapsed();
     let (refused, dropped) = (
         again.metric("sametime_mux_sessions_refused_total").await,
         again.metric("sametime_mux_connections_dropped_total").await,
     );
-    let outcome = soon("the load's end", load).await.unwrap();
-    nothing_is_lost(&outcome);
-    assert_eq!(*present(&outcome).iter().max().unwrap(), CLIENTS);
+    let outcome = in_time("the load's end", load).await.unwrap();
+    assert_nothing_lost(&outcome);
+    assert_eq!(*logged_in_clients(&outcome).iter().max().unwrap(), CLIENTS);
     assert!(sum(&outcome, "log_ins") >= 2 * CLIENTS, "each came back: {:#}", outcome["total"]["errors"]);
-    assert_eq!((refused, dropped), (0.0, 0.0), "none of them was turned away on coming back");
-    sessions_are(&again, 0).await;
+    assert_eq!((refused, dropped), (0.0, 0.0), "none of them was refused when it returned");
+    wait_for_sessions(&again, 0).await;
     row(
         "multiplexer killed (kill -9) and started again",
         &format!("under {CLIENTS} clients over every transport"),
@@ -127,7 +128,7 @@ async fn killed_under_two_thousand_clients_and_started_again_it_gets_all_of_them
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reload_each_second_is_noticed_by_nobody() {
+async fn a_reload_each_second_disturbs_no_client() {
     let communities = [Sandbox::start().await, Sandbox::start().await];
     let more = settings(&communities);
     let setup = Setup::new(&more);
@@ -138,7 +139,7 @@ async fn a_reload_each_second_is_noticed_by_nobody() {
     let mut reloads = 0u32;
     while !load.is_finished() {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // Another one each time: limits, and which servers there are.
+        // Each reload changes a limit, and some change the servers.
         let only = format!("servers = [\"{}\"]", communities[reloads as usize / 4 % 2].address);
         let line = text.lines().find(|line| line.starts_with("servers")).unwrap();
         let servers = if reloads.is_multiple_of(4) { text.replace(line, &only) } else { text.clone() };
@@ -147,12 +148,12 @@ async fn a_reload_each_second_is_noticed_by_nobody() {
         reloads += 1;
     }
     let outcome = load.await.unwrap();
-    nothing_is_lost(&outcome);
+    assert_nothing_lost(&outcome);
     assert!(outcome["total"]["errors"].as_object().unwrap().is_empty(), "{:#}", outcome["total"]["errors"]);
     assert_eq!(sum(&outcome, "cut_off"), 0);
     let done = program.metric("sametime_mux_reloads_total{reason=\"accepted\"}").await;
     assert!(done >= 10.0, "{done} reloads");
-    sessions_are(&program, 0).await;
+    wait_for_sessions(&program, 0).await;
     row(
         "reload every second under load",
         &format!(

@@ -1,8 +1,8 @@
-//! A soak: rounds of clients over every transport, who come, go and are cut off, while Community servers
-//! are killed and stopped and the configuration is reloaded each second. After each round all is as it
-//! was: no client, descriptor or task is left, and memory does not grow.
+//! A soak test: rounds of clients over every transport, which come, go and are cut off, while Community servers are
+//! killed and stopped and the configuration is reloaded each second. After each round no client, descriptor or task is
+//! left, and memory does not grow.
 //!
-//! 60 s; `SAMETIME_MUX_SOAK=1800` is half an hour. With `SAMETIME_MUX_RECORD=1` its figures go to
+//! It runs for 60 s, or for `SAMETIME_MUX_SOAK` seconds. With `SAMETIME_MUX_RECORD=1` it writes its figures to
 //! `docs/reliability.md` and its graph to `docs/soak.svg`.
 #![allow(
     clippy::cast_possible_truncation,
@@ -30,30 +30,35 @@ use std::{
 use parking_lot::Mutex;
 use serde_json::Value;
 use support::{
+    in_time,
     program::{PROGRAM, Program, Sandbox, Setup, servers},
-    record, soon,
+    record,
 };
 
-/// What there is at one moment.
+/// The state of the program at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
+    /// Seconds since the start.
     pub second: f64,
     pub sessions: f64,
     pub tasks: f64,
     pub descriptors: f64,
-    /// In MiB.
+    /// Own memory of the process, in MiB.
     pub memory: f64,
 }
 
-/// Round by round: 2 s in which clients come, 12 s more, and what it takes until all is quiet.
+/// One round: clients log in for 2 s and chat for 12 s more. Half of them are cut off after 10 s.
 const SCENARIO: &str =
     "clients = 80\nramp_up = \"2s\"\nduration = \"12s\"\nthink_time = \"400ms\"\nstay = \"6s\"\nhostile = 2
 [mix]\nraw = 1\ntls = 1\npolling = 1\nhybrid = 1\n[cut]\nat = \"10s\"\nshare = 0.5\n";
+/// The duration of the test in seconds, if none is given.
 const SHORTEST: u64 = 60;
-/// Allocators keep what they once had: rounds with more at once than the first may cost so much more.
+/// The share by which memory may grow after the first round. Allocators keep memory, and later rounds may need more at
+/// the same time than the first.
 const MARGIN: f64 = 0.25;
 
-/// The process's own: pages of the program's file are shared, with its clients here, too.
+/// The process's own memory in MiB. Pages of the program's file are not included: they are shared, also with the load
+/// generator.
 fn memory(program: &Program) -> f64 {
     let status = fs::read_to_string(format!("/proc/{}/status", program.child.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
@@ -70,9 +75,9 @@ async fn sample(program: &Program, since: Instant) -> Sample {
     }
 }
 
-/// Waits until nobody is left, then says what there is.
-async fn at_rest(program: &Program, since: Instant) -> Sample {
-    soon("rest", async {
+/// Waits until no client is left. Returns the state then.
+async fn wait_for_rest(program: &Program, since: Instant) -> Sample {
+    in_time("rest", async {
         loop {
             let mut left = 0.0;
             for gauge in ["sessions", "tunnel_sessions", "connections", "held_bytes", "sessions_logging_in"] {
@@ -85,7 +90,7 @@ async fn at_rest(program: &Program, since: Instant) -> Sample {
         }
     })
     .await;
-    // Connections that have just been closed may have a task and a descriptor for a moment.
+    // Connections that were just closed may have a task and a descriptor for a moment.
     let (mut best, mut waited) = (sample(program, since).await, 0);
     while waited < 20 {
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -97,7 +102,7 @@ async fn at_rest(program: &Program, since: Instant) -> Sample {
     best
 }
 
-/// What went over the wire in all rounds.
+/// The sums over all rounds.
 #[derive(Debug, Default)]
 struct Sums {
     log_ins: u64,
@@ -111,16 +116,16 @@ struct Sums {
 impl Sums {
     fn add(&mut self, outcome: &Value) {
         let sum = |field: &str| {
-            let ways = outcome["total"]["ways"].as_object().unwrap();
-            ways.values().map(|figures| figures[field].as_u64().unwrap()).sum::<u64>()
+            let transports = outcome["total"]["ways"].as_object().unwrap();
+            transports.values().map(|figures| figures[field].as_u64().unwrap()).sum::<u64>()
         };
         for field in ["lost", "disordered", "corrupt"] {
             assert_eq!(sum(field), 0, "{field}: {:#}", outcome["total"]["errors"]);
         }
-        for way in ["raw", "tls", "polling", "hybrid"] {
-            let figures = &outcome["total"]["ways"][way];
-            assert!(figures["log_ins"].as_u64().unwrap() >= 20, "{way}: {figures:#}");
-            assert!(figures["echoed"].as_u64().unwrap() > 0, "{way}: {figures:#}");
+        for transport in ["raw", "tls", "polling", "hybrid"] {
+            let figures = &outcome["total"]["ways"][transport];
+            assert!(figures["log_ins"].as_u64().unwrap() >= 20, "{transport}: {figures:#}");
+            assert!(figures["echoed"].as_u64().unwrap() > 0, "{transport}: {figures:#}");
         }
         self.log_ins += sum("log_ins");
         self.sent += sum("sent");
@@ -131,7 +136,7 @@ impl Sums {
     }
 }
 
-/// One round of clients, and what happens to the Community meanwhile.
+/// One round of clients, with the faults of the Community servers. Returns the load generator's result.
 async fn round(program: &Program, to: &str, scenario: &str, communities: &mut [Sandbox; 2]) -> Value {
     let mut load = tokio::process::Command::new(PROGRAM);
     load.args(["load", "--target", to, "--scenario", scenario, "--workers", "1", "--json", "-"]);
@@ -149,12 +154,12 @@ async fn round(program: &Program, to: &str, scenario: &str, communities: &mut [S
         }
         program.signal("HUP");
     }
-    let output = soon("the load's end", load).await.unwrap().unwrap();
+    let output = in_time("the load's end", load).await.unwrap().unwrap();
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_rounds_of_churn_faults_and_reloads_all_is_as_it_was() {
+async fn resources_are_as_before_after_rounds_of_churn_faults_and_reloads() {
     let asked = std::env::var("SAMETIME_MUX_SOAK").ok().map(|text| text.parse::<u64>().unwrap());
     let whole = Duration::from_secs(asked.unwrap_or(SHORTEST));
     let mut communities = [Sandbox::start().await, Sandbox::start().await];
@@ -178,14 +183,14 @@ async fn after_rounds_of_churn_faults_and_reloads_all_is_as_it_was() {
         }
     });
     let (mut sums, mut rests) = (Sums::default(), Vec::new());
-    // The first round warms up: allocators, tables, threads.
+    // The first round warms up allocators, tables and threads.
     while rests.len() < 3 || since.elapsed() < whole {
         sums.add(&round(&program, &to, &scenario, &mut communities).await);
-        rests.push(at_rest(&program, since).await);
+        rests.push(wait_for_rest(&program, since).await);
         println!("{:?}", rests.last().unwrap());
     }
     over.store(true, Relaxed);
-    soon("the last sample", sampling).await.unwrap();
+    in_time("the last sample", sampling).await.unwrap();
     let reloads = program.metric("sametime_mux_reloads_total").await;
     let (first, last) = (rests[0], *rests.last().unwrap());
     let samples = samples.lock().clone();
@@ -228,7 +233,7 @@ async fn after_rounds_of_churn_faults_and_reloads_all_is_as_it_was() {
     assert!(last.tasks <= first.tasks, "{rests:?}");
     assert!(last.descriptors <= first.descriptors, "{rests:?}");
     assert!(last.memory <= first.memory * (1.0 + MARGIN), "{rests:?}");
-    // Over a long time, none of the margin may be used up by and by.
+    // In a long test, memory may not grow slowly within the margin.
     if rests.len() >= 12 {
         let middle = |rests: &[Sample]| {
             let mut memory: Vec<f64> = rests.iter().map(|rest| rest.memory).collect();

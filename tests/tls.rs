@@ -1,5 +1,4 @@
-//! TLS against OpenSSL's own client: what is spoken and what no longer is, pairs that are not fit,
-//! client certificates.
+//! TLS, tested with OpenSSL's client: versions and ciphers, unusable certificates, client certificates.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -13,17 +12,18 @@ use std::{
 };
 
 use support::{
-    client::{Client, Way},
-    frames, has, http,
+    client::{Client, Transport},
+    frames, has, http, in_time,
     mux::{self, Mux},
     peer::{self, text},
     program::{Setup, local},
-    record, soon,
+    record,
 };
 use tokio::io::AsyncReadExt;
 
 const MISMATCH: u32 = 0x8000_0212;
 
+/// Runs an openssl command in `folder`. Returns its output.
 fn openssl(folder: &Path, arguments: &str) -> String {
     let mut command = Command::new("openssl");
     let output = command.args(arguments.split_whitespace()).current_dir(folder).stdin(Stdio::null()).output().unwrap();
@@ -31,7 +31,7 @@ fn openssl(folder: &Path, arguments: &str) -> String {
     text(&output.stdout)
 }
 
-/// What `openssl s_client` says of a handshake.
+/// The output of `openssl s_client` about a handshake.
 async fn s_client(to: SocketAddr, arguments: &str) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", &to.to_string(), "-servername", "localhost"]).stdin(Stdio::null());
@@ -39,13 +39,13 @@ async fn s_client(to: SocketAddr, arguments: &str) -> String {
     text(&output.stdout) + &text(&output.stderr)
 }
 
-/// The cipher that was agreed on.
+/// The cipher that was agreed on, from the output of `openssl s_client`; `None` if there is none.
 fn cipher(said: &str) -> Option<&str> {
     let line = said.lines().find(|line| line.starts_with("New, "))?;
     line.rsplit_once("Cipher is ").map(|(_, name)| name).filter(|name| *name != "(NONE)")
 }
 
-/// A pair of an RSA key, for `names`, in `folder`.
+/// Makes a self-signed certificate for `names` with an RSA key, in `folder`.
 fn rsa_pair(folder: &Path, name: &str, names: &str, days: &str) {
     openssl(
         folder,
@@ -56,12 +56,12 @@ fn rsa_pair(folder: &Path, name: &str, names: &str, days: &str) {
 }
 
 #[tokio::test]
-async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
+async fn only_tls_1_2_and_1_3_are_accepted_and_only_with_modern_ciphers() {
     if !has("openssl", "openssl") {
         return;
     }
     let (mut tried, mut agreed_on) = (0, 0);
-    // With a key of each kind: ciphers of TLS 1.2 are for one kind.
+    // With a key of each kind, because a cipher of TLS 1.2 works with one kind only.
     for kind in ["ECDSA", "RSA"] {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = mux::settings("", folder.path());
@@ -75,7 +75,7 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
         let to = mux.raw();
         for old in ["-tls1", "-tls1_1"] {
             let said = s_client(to, &format!("{old} -cipher ALL:@SECLEVEL=0")).await;
-            // An alert is the server's word: the client did ask.
+            // An alert comes from the server. So the client did offer the version.
             let refused =
                 ["alert protocol version", "alert handshake failure"].iter().any(|alert| said.contains(alert));
             assert!(refused, "{old}: {said}");
@@ -103,7 +103,7 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
         }
         let said = s_client(to, "-tls1_3 -ciphersuites TLS_AES_128_CCM_SHA256").await;
         assert_eq!(cipher(&said), None, "{said}");
-        // Neither renegotiation nor compression.
+        // There is no compression.
         let said = s_client(to, "-tls1_2").await;
         assert!(said.contains("Compression: NONE"), "{said}");
         assert!(mux.metric("sametime_mux_tls_handshakes_total{reason=\"failed\"}").await > 2.0);
@@ -113,12 +113,12 @@ async fn only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today() {
         &format!("both versions; {tried} ciphers of TLS 1.2 with two kinds of key: all that openssl can offer"),
         &format!("an alert for all except the {agreed_on} modern ones"),
         "nothing",
-        "only_tls_1_2_and_1_3_are_spoken_and_only_with_ciphers_of_today",
+        "only_tls_1_2_and_1_3_are_accepted_and_only_with_modern_ciphers",
     );
 }
 
 #[tokio::test]
-async fn testssl_finds_nothing_of_weight() {
+async fn testssl_finds_no_weakness() {
     if !has("testssl", "testssl.sh") || !has("hexdump", "bsdextrautils") {
         return;
     }
@@ -143,21 +143,22 @@ async fn testssl_finds_nothing_of_weight() {
         assert!(row[4].starts_with(finding), "{row:?}");
     }
     assert!(rows.len() > 15, "{found}");
-    let weighty: Vec<_> = rows.iter().filter(|row| ["LOW", "MEDIUM", "HIGH", "CRITICAL"].contains(&row[3])).collect();
-    assert!(weighty.is_empty(), "{weighty:?}");
+    let weaknesses: Vec<_> =
+        rows.iter().filter(|row| ["LOW", "MEDIUM", "HIGH", "CRITICAL"].contains(&row[3])).collect();
+    assert!(weaknesses.is_empty(), "{weaknesses:?}");
 }
 
-/// Starts with `pem` and `key` as the pair; says why it does not.
-fn fault(folder: &Path, pem: &str, key: &str) -> String {
+/// The error when the certificate `pem` and the private key `key` are loaded.
+fn load_error(folder: &Path, pem: &str, key: &str) -> String {
     let mut settings = mux::settings("", folder);
     settings.ingress.tls.certificate = folder.join(pem);
     settings.ingress.tls.private_key = folder.join(key);
     sametime_mux::ingress::tls::Acceptor::load(&settings.ingress.tls).err().expect("a fault").to_string()
 }
 
-/// A message names the file, what it is, and a command; the command makes of it what is needed.
+/// The message names the file, its format, and a command that converts it. The test runs this command.
 #[test]
-fn a_pair_that_is_not_fit_is_told_with_the_command_that_mends_it() {
+fn an_unusable_certificate_is_reported_with_the_command_that_fixes_it() {
     if !has("openssl", "openssl") {
         return;
     }
@@ -165,7 +166,7 @@ fn a_pair_that_is_not_fit_is_told_with_the_command_that_mends_it() {
     let folder = scratch.path();
     rsa_pair(folder, "a", "DNS:localhost", "-days 365");
     rsa_pair(folder, "b", "DNS:localhost", "-days 365");
-    let wrong = fault(folder, "a.pem", "b.key");
+    let wrong = load_error(folder, "a.pem", "b.key");
     assert!(wrong.contains("b.key does not belong to the certificate in") && wrong.contains("a.pem"), "{wrong}");
     openssl(folder, "pkcs12 -export -in a.pem -inkey a.key -out a.p12 -passout pass:secret");
     openssl(folder, "x509 -in a.pem -outform der -out a.der");
@@ -180,7 +181,7 @@ fn a_pair_that_is_not_fit_is_told_with_the_command_that_mends_it() {
         ("a.pem", "a.locked", "encrypted", "-passin pass:secret"),
         ("a.pem", "a.old", "encrypted", "-passin pass:secret"),
     ] {
-        let said = fault(folder, pem, key);
+        let said = load_error(folder, pem, key);
         let file = if pem == "a.pem" { key } else { pem };
         assert!(said.contains(&folder.join(file).display().to_string()) && said.contains(is), "{said}");
         let command = said.split_once("openssl ").expect("a command").1;
@@ -196,14 +197,14 @@ fn a_pair_that_is_not_fit_is_told_with_the_command_that_mends_it() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_ends_or_is_for_another_name_is_warned_of_at_start_and_reload() {
+async fn a_certificate_that_ends_or_is_for_another_name_gives_a_warning_at_start_and_reload() {
     if !has("openssl", "openssl") {
         return;
     }
     let setup = Setup::new("");
     let folder = setup.folder.path().to_owned();
     let (file, toml) = (setup.file(), setup.toml(&[setup.raw]));
-    // Its first day was long ago, and so was its last.
+    // This certificate ended in 2021.
     let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
     (parameters.not_before, parameters.not_after) =
         (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
@@ -213,25 +214,25 @@ async fn a_certificate_that_ends_or_is_for_another_name_is_warned_of_at_start_an
     let toml = toml.replacen("[client_connections]\n", "[client_connections]\nhost_name = \"localhost\"\n", 1);
     fs::write(&file, &toml).unwrap();
     let program = setup.start();
-    program.says("the TLS certificate has ended, clients refuse it");
+    program.wait_for_log("the TLS certificate has ended, clients refuse it");
     assert!(program.metric("sametime_mux_tls_certificate_expiry_seconds").await < 0.0);
     rsa_pair(&folder, "server", "DNS:sametime.example", "-days 20");
     assert_eq!(program.reload("open sesame").await.status, 200);
-    program.says("the TLS certificate ends within 30 days");
-    program.says("the TLS certificate is not for this name");
-    program.says("subjectAltName DNS:localhost");
+    program.wait_for_log("the TLS certificate ends within 30 days");
+    program.wait_for_log("the TLS certificate is not for this name");
+    program.wait_for_log("subjectAltName DNS:localhost");
     let left = program.metric("sametime_mux_tls_certificate_expiry_seconds").await;
     assert!((18.0 * 86_400.0..=20.0 * 86_400.0).contains(&left), "{left}");
     let before = program.log.lock().len();
     rsa_pair(&folder, "server", "DNS:localhost", "-days 365");
     assert_eq!(program.reload("open sesame").await.status, 200);
-    program.says("revision=3");
+    program.wait_for_log("revision=3");
     let log = program.log.lock();
     assert!(!log[before..].contains("the TLS certificate"), "{}", &log[before..]);
 }
 
-/// An authority, a client's pair signed by it, and one signed by nobody.
-fn authority(folder: &Path) {
+/// Makes a certificate authority, a client certificate signed by it, and one that is self-signed.
+fn make_authority(folder: &Path) {
     openssl(folder, "req -x509 -newkey rsa:2048 -noenc -keyout ca.key -out ca.pem -subj /CN=ca -days 30");
     openssl(
         folder,
@@ -246,14 +247,14 @@ async fn client_certificates_are_optional_or_required() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    authority(scratch.path());
+    make_authority(scratch.path());
     let folder = scratch.path().display();
     for how in ["optional", "required"] {
         let ca = scratch.path().join("ca.pem");
         let mux =
             mux::start(&format!("[tls]\nclient_certificates = \"{how}\"\nclient_ca = \"{}\"\n", ca.display())).await;
         for version in ["-tls1_2", "-tls1_3"] {
-            // In TLS 1.3 the client is done before the server has looked: it must read on.
+            // In TLS 1.3 the client finishes before the server checks its certificate. So the client must continue to read.
             let asked = |name: &str| format!("{version} -cert {folder}/{name}.pem -key {folder}/{name}.key -ign_eof");
             let before = mux.metric("sametime_mux_tls_handshakes_total{reason=\"accepted\"}").await;
             let bad = s_client(mux.raw(), &asked("bad")).await;
@@ -263,31 +264,31 @@ async fn client_certificates_are_optional_or_required() {
             assert!(cipher(&good).is_some() && !good.contains("alert"), "{how}, {version}: {good}");
         }
         if how == "optional" {
-            Client::connect(Way::Tls, mux.raw()).await.log_in("bob").await;
-            Client::connect(Way::Raw, mux.raw()).await.log_in("bob").await;
+            Client::connect(Transport::Tls, mux.raw()).await.log_in("bob").await;
+            Client::connect(Transport::Raw, mux.raw()).await.log_in("bob").await;
             continue;
         }
         let none = s_client(mux.raw(), "-tls1_3 -ign_eof").await;
         assert!(none.contains("alert certificate required"), "{none}");
-        let mut plain = Client::connect(Way::Raw, mux.raw()).await;
+        let mut plain = Client::connect(Transport::Raw, mux.raw()).await;
         plain.send_frame(&frames::handshake()).await;
         assert_eq!(plain.recv().await.expect("a DestroyCnl").reason(), MISMATCH);
         let mut plain = http::tcp(mux.raw()).await;
         let page = http::exchange(&mut plain, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         assert_eq!(page.status, 403);
-        assert_eq!(soon("the end", plain.read(&mut [0])).await.unwrap(), 0);
+        assert_eq!(in_time("the end", plain.read(&mut [0])).await.unwrap(), 0);
         assert_eq!(mux.metric("sametime_mux_connections_dropped_total{reason=\"no_certificate\"}").await, 2.0);
     }
 }
 
 #[tokio::test]
-async fn a_ticket_does_not_outlive_the_rule_that_it_was_given_under() {
+async fn a_session_ticket_is_not_accepted_after_client_certificates_become_required() {
     if !has("openssl", "openssl") {
         return;
     }
     let setup = Setup::new("");
     let folder = setup.folder.path().to_owned();
-    authority(&folder);
+    make_authority(&folder);
     let (raw, file, toml) = (setup.raw, setup.file(), setup.toml(&[setup.raw]));
     let program = setup.start();
     let ticket = folder.join("ticket");

@@ -1,5 +1,5 @@
-//! The recorded Java client, enacted again against the multiplexer: on its connections, in its
-//! order, with its lost responses.
+//! Replays the recorded Java client against the multiplexer: on the same connections, in the same order, with the same
+//! lost responses.
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used)]
 
 mod support;
@@ -12,14 +12,15 @@ use support::{
     frames::{self, Frame},
     hex,
     http::{self, Stream},
-    mux, soon,
+    in_time, mux,
     tunnel::{self, Chain, Kind, Session},
-    until,
+    wait_until,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/transcripts");
 
+/// One recording.
 struct Transcript {
     name: String,
     events: Vec<Value>,
@@ -60,7 +61,7 @@ impl Transcript {
         bytes(first, "body")[9]
     }
 
-    /// The payload of request `n` of the events, in the clear.
+    /// The payload of the request that is event `n`, decrypted.
     fn payload(&self, n: usize) -> Vec<u8> {
         let body = bytes(&self.events[n], "body");
         if self.version() == 0 || body.len() == 16 {
@@ -72,8 +73,8 @@ impl Transcript {
         clear
     }
 
-    /// The frames that the study Community read, those of repeated requests left out: a
-    /// multiplexer consumes once.
+    /// The frames that the recording Community server received, without those of repeated requests, which a multiplexer
+    /// does not pass on.
     fn frames(&self) -> Vec<Frame> {
         let (mut seen, mut again, mut frames) = (Vec::new(), false, Vec::new());
         for event in &self.events {
@@ -94,14 +95,14 @@ impl Transcript {
         frames
     }
 
-    /// What the client received, in order.
+    /// The payload that the client received, in order.
     fn received(&self) -> Vec<Vec<u8>> {
         let newest = self.events.iter().filter(|event| event["ev"] == "response" && event["newest"] == true);
         newest.map(|event| bytes(event, "payload")).filter(|payload| !payload.is_empty()).collect()
     }
 }
 
-/// Answers handshake and log-in as the study Community did.
+/// A script that answers Handshake and Login as the recording Community server did.
 async fn answer(mut connection: Connection, answers: Vec<Vec<u8>>) {
     let mut answers = answers.into_iter();
     while let Some(frame) = connection.recv().await {
@@ -113,7 +114,8 @@ async fn answer(mut connection: Connection, answers: Vec<Vec<u8>>) {
     }
 }
 
-async fn enact(transcript: &Transcript) {
+/// Replays one recording.
+async fn replay(transcript: &Transcript) {
     let name = &transcript.name;
     let answers = transcript.received();
     assert_eq!(answers.len(), 2, "{name}: HandshakeAck and LoginAck");
@@ -123,7 +125,7 @@ async fn enact(transcript: &Transcript) {
     let mux = mux::start(&toml).await;
     let mut session = Session::new(transcript.kind());
     let mut connections: HashMap<u64, Stream> = HashMap::new();
-    // What was sent for each recorded body: the same again is the same bytes.
+    // What was sent for each recorded body. A copy of a request has the same bytes.
     let mut sent: HashMap<String, Vec<u8>> = HashMap::new();
     let mut received = Vec::new();
     for (n, event) in transcript.events.iter().enumerate() {
@@ -146,12 +148,12 @@ async fn enact(transcript: &Transcript) {
                 sent.insert(recorded, body.clone());
                 let request = http::post(&session.path(), &body);
                 connections.get_mut(&connection).unwrap().write_all(&request).await.unwrap();
-                // The recorded requests are a second apart: the order in which they arrive is theirs.
+                // The recorded requests are a second apart. With this pause they arrive in the same order.
                 tokio::time::sleep(Duration::from_millis(60)).await;
             }
             "response" => {
                 let stream = connections.get_mut(&connection).unwrap();
-                let response = soon(name, http::read_response(stream)).await.unwrap();
+                let response = in_time(name, http::read_response(stream)).await.unwrap();
                 assert_eq!(response.status, 200, "{name}, event {n}: {}", response.head);
                 if session.name.is_empty() {
                     session.opened(&response.body);
@@ -159,13 +161,16 @@ async fn enact(transcript: &Transcript) {
                 } else if event["newest"] == true {
                     received.extend(session.response(&response.body));
                 } else {
-                    assert!(session.peek(&response.body).is_empty(), "{name}, event {n}: superseded, so empty");
+                    assert!(
+                        session.ignored_payload(&response.body).is_empty(),
+                        "{name}, event {n}: superseded, so empty"
+                    );
                 }
             }
             "drop" => {
-                // The response comes, and is lost.
+                // The response arrives, and the client does not read it.
                 let mut stream = connections.remove(&connection).unwrap();
-                soon(name, stream.read_u8()).await.unwrap();
+                in_time(name, stream.read_u8()).await.unwrap();
             }
             "close" => {
                 connections.remove(&connection);
@@ -176,18 +181,18 @@ async fn enact(transcript: &Transcript) {
     assert_eq!(received, answers.concat(), "{name}: every byte once and in order");
     let mut expected: Vec<u8> = transcript.frames().iter().flat_map(Frame::bytes).collect();
     expected[20..24].copy_from_slice(&[127, 0, 0, 1]);
-    until(name, || community.sessions() == 1 && community.seen(0).len() >= expected.len()).await;
-    assert_eq!(community.seen(0), expected, "{name}: every frame once and in order");
+    wait_until(name, || community.sessions() == 1 && community.received(0).len() >= expected.len()).await;
+    assert_eq!(community.received(0), expected, "{name}: every frame once and in order");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_recorded_client_is_served() {
     for transcript in transcripts() {
-        enact(&transcript).await;
+        replay(&transcript).await;
     }
 }
 
-/// The tests' own cryptography is that of the recorded client.
+/// The test kit's cryptography gives the same bytes as the recorded client's.
 #[test]
 fn every_recorded_acknowledgement_is_recomputed() {
     let mut count = 0;

@@ -1,5 +1,6 @@
-//! The far ends: a light Community server that echoes frames, and a bare HTTP server. Each is
-//! a process of its own, on one thread, so that nearly all work is the proxy's.
+//! The servers behind the contenders: a small Community server that echoes frames, and hyper alone as an HTTP server.
+//! Each is a process of its own. The Community server has one thread and does little, so that nearly all work is the
+//! proxy's.
 
 use std::{
     cell::RefCell,
@@ -31,16 +32,17 @@ const HANDSHAKE: u16 = 0x0000;
 const LOGIN: u16 = 0x0001;
 const HANDSHAKE_ACK: u16 = 0x8000;
 const LOGIN_ACK: u16 = 0x8001;
-/// Asks the echo to say something to every other client: `u32` microseconds between two.
+/// Asks the echo server to send a frame to every other client. The body is a `u32`: the microseconds between two of
+/// these frames.
 pub const WAKE_ALL: u16 = 0x7F01;
-/// What it says then: its time in nanoseconds since 1970, and filler.
+/// The frame that it sends then: the time in nanoseconds since 1970 as a `u64`, and filler.
 pub const WAKE: u16 = 0x7F02;
-/// Bytes of the messages that are measured, their length field counted.
+/// The bytes of the messages that are measured, with their length field.
 pub const MESSAGE: usize = 104;
 /// A frame's length field and header, in bytes.
 pub const HEAD: usize = 12;
 
-/// Nanoseconds since 1970. Both ends are on one machine.
+/// Nanoseconds since 1970. Both ends have the same clock, because they are on one machine.
 pub fn now_ns() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos()).unwrap_or(0)
 }
@@ -56,7 +58,7 @@ pub fn frame(kind: u16, body: &[u8]) -> Vec<u8> {
 
 type Clients = Rc<RefCell<BTreeMap<u64, Rc<OwnedWriteHalf>>>>;
 
-/// Serves until its parent is gone. Prints its port first.
+/// The echo server. It prints its port first, and serves until its parent process is gone.
 pub fn community() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let local = tokio::task::LocalSet::new();
@@ -72,7 +74,8 @@ pub fn community() {
     });
 }
 
-/// A listener with a backlog for thousands at once; says its port, and ends with the parent.
+/// Opens a listener with a listen queue for thousands of connections, prints its port, and ends the process when the
+/// parent process is gone.
 fn listen() -> TcpListener {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -87,6 +90,7 @@ fn listen() -> TcpListener {
 }
 
 thread_local! {
+    /// The bytes that were read and those that are to be written.
     static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = RefCell::new((vec![0; 256 * 1024], Vec::new()));
 }
 
@@ -95,7 +99,7 @@ async fn serve(tcp: TcpStream, id: u64, clients: Clients) {
     let into = Rc::new(into);
     clients.borrow_mut().insert(id, Rc::clone(&into));
     let mut frames = Frames::default();
-    while let Ok(Some((rest, wake))) = turn(&mut from, &into, &mut frames).await {
+    while let Ok(Some((rest, wake))) = read_and_answer(&mut from, &into, &mut frames).await {
         if write_all(&into, &rest).await.is_err() {
             break;
         }
@@ -106,9 +110,9 @@ async fn serve(tcp: TcpStream, id: u64, clients: Clients) {
     clients.borrow_mut().remove(&id);
 }
 
-/// Reads once and answers; what the client would not take, and whether it asked to wake all.
-/// `None` at the end.
-async fn turn(
+/// Reads once and answers. Returns the bytes that the client did not take, and the pause if the client asked for
+/// frames to all clients; `None` at the end of the stream.
+async fn read_and_answer(
     from: &mut OwnedReadHalf,
     into: &OwnedWriteHalf,
     frames: &mut Frames,
@@ -146,6 +150,7 @@ async fn write_all(into: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<(
     Ok(())
 }
 
+/// Sends a frame to every client except the one that asked for it.
 async fn wake_all(asker: u64, clients: Clients, pause: Duration) {
     let others: Vec<u64> = clients.borrow().keys().copied().filter(|id| *id != asker).collect();
     let mut ticks = tokio::time::interval(pause.max(Duration::from_micros(1)));
@@ -160,16 +165,21 @@ async fn wake_all(asker: u64, clients: Clients, pause: Duration) {
     }
 }
 
-/// Follows a client's frames: acknowledges the first two, echoes the others as they come.
+/// Follows a client's frames: acknowledges the first two, and echoes the others byte by byte.
 #[derive(Default)]
 struct Frames {
+    /// The head of a frame, until it is complete.
     head: Vec<u8>,
+    /// Bytes of the frame's body that are still to come.
     left: usize,
-    swallow: bool,
+    /// Whether the frame's body is not echoed.
+    is_swallowed: bool,
+    /// The body of a [`WAKE_ALL`] frame.
     wake: Vec<u8>,
 }
 
 impl Frames {
+    /// Takes bytes of the client and adds the response to `out`. Returns the pause of a [`WAKE_ALL`] frame.
     fn take(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Option<Duration> {
         let mut wake = None;
         while let Some(&first) = bytes.first() {
@@ -177,7 +187,7 @@ impl Frames {
                 let (body, rest) = bytes.split_at(self.left.min(bytes.len()));
                 self.left -= body.len();
                 bytes = rest;
-                if !self.swallow {
+                if !self.is_swallowed {
                     out.extend(body);
                 } else if self.wake.len() < 4 {
                     self.wake.extend(body);
@@ -196,7 +206,7 @@ impl Frames {
             }
             self.left = u32::from_be_bytes(self.head[..4].try_into().unwrap()) as usize - 8;
             let kind = u16::from_be_bytes([self.head[4], self.head[5]]);
-            self.swallow = matches!(kind, HANDSHAKE | LOGIN | WAKE_ALL);
+            self.is_swallowed = matches!(kind, HANDSHAKE | LOGIN | WAKE_ALL);
             self.wake.clear();
             match kind {
                 HANDSHAKE => out.extend(frame(HANDSHAKE_ACK, &[0; 32])),
@@ -206,17 +216,17 @@ impl Frames {
             }
             self.head.clear();
         }
-        // The request for it is the last frame of its read, and small.
+        // A WAKE_ALL frame is small and the last frame of its read, so its body is complete.
         wake.and_then(|()| self.wake.first_chunk::<4>())
             .map(|pause| Duration::from_micros(u32::from_be_bytes(*pause).into()))
     }
 }
 
-/// The tunnel's envelope around nothing: what an idle poll is answered with.
+/// The body of the response to an idle poll: an envelope without payload.
 pub const POLL_ANSWER: [u8; 10] = *b"0123token0";
 
-/// A bare HTTP server with the multiplexer's headers, which reads the request's body and
-/// answers as an idle poll is answered. On as many threads as the multiplexer has.
+/// An HTTP server of hyper alone. It reads the request's body and sends the response to an idle poll, with the same
+/// headers as the multiplexer. It has as many threads as the multiplexer.
 pub fn hyper() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -1,10 +1,10 @@
-//! What is measured: scenarios, figures with their targets, and the values of a run.
+//! What is measured: the scenarios, the figures with their targets, and the values of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::proxies::Contender::{self, HaProxy, Hyper, Mux, Nginx, Nothing};
 
-/// Something that contenders are put through.
+/// A measurement that each of its contenders runs through.
 pub struct Scenario {
     pub name: &'static str,
     pub contenders: &'static [Contender],
@@ -42,21 +42,21 @@ pub const SCENARIOS: &[Scenario] = &[
     memory("ceiling", &[Mux]),
 ];
 
-/// Which way is better.
+/// Whether lower or higher values are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
     Lower,
     Higher,
 }
 
-/// What the multiplexer's value is set against.
+/// What the multiplexer's value is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Against {
-    /// A number in the figure's unit.
+    /// With a number in the figure's unit.
     Number,
-    /// Another contender: the ratio to it, taken in each round.
+    /// With another contender, as the ratio in each round.
     To(Contender),
-    /// The better of HAProxy and nginx.
+    /// With the better of HAProxy and nginx, as the ratio in each round.
     TheBetter,
 }
 
@@ -70,12 +70,16 @@ impl Against {
     }
 }
 
+/// A target of a figure.
 pub struct Target {
     pub against: Against,
+    /// The bound that must be met.
     pub must: f64,
+    /// The bound that is aimed at.
     pub aim: f64,
 }
 
+/// Something that is measured.
 pub struct Figure {
     pub name: &'static str,
     pub title: &'static str,
@@ -194,14 +198,14 @@ pub const FIGURES: &[Figure] = &[
     low("ceiling idle", "CPU of all nine while the 80,000 are idle, in a second", "ms", &[]),
 ];
 
-/// Every value of a run, by figure and contender, in the order of the rounds.
+/// All values of a run, by figure and contender, in the order of the rounds.
 #[derive(Default)]
 pub struct Results {
     values: BTreeMap<&'static str, BTreeMap<Contender, Vec<f64>>>,
     missing: BTreeSet<String>,
 }
 
-/// Of an odd or even count; NaN of none.
+/// The median, for an odd or an even number of values; NaN for none.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -212,7 +216,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Digits as far as they mean something.
+/// A value as text, with as many digits as are meaningful.
 pub fn number(value: f64) -> String {
     match value.abs() {
         _ if value.is_nan() => String::new(),
@@ -235,12 +239,13 @@ pub fn number(value: f64) -> String {
 
 impl Results {
     pub fn add(&mut self, figure: &'static str, contender: Contender, value: f64) {
-        // Nothing has no CPU time.
+        // Without a proxy there is no CPU time of a proxy.
         if value.is_finite() {
             self.values.entry(figure).or_default().entry(contender).or_default().push(value);
         }
     }
 
+    /// Records why a contender could not take part.
     pub fn miss(&mut self, why: String) {
         eprintln!("MISSING: {why}");
         self.missing.insert(why);
@@ -250,21 +255,22 @@ impl Results {
         self.missing.iter()
     }
 
+    /// The values of a figure for a contender, one for each round.
     pub fn of(&self, figure: &str, contender: Contender) -> &[f64] {
         self.values.get(figure).and_then(|by| by.get(&contender)).map_or(&[], Vec::as_slice)
     }
 
-    /// Whether anything was measured of it.
+    /// Whether anything was measured for this contender.
     pub fn has(&self, contender: Contender) -> bool {
         self.values.values().any(|by| by.contains_key(&contender))
     }
 
-    /// Figures that have values.
+    /// The figures that have values.
     pub fn figures(&self) -> impl Iterator<Item = &'static Figure> {
         FIGURES.iter().filter(|figure| self.values.contains_key(figure.name))
     }
 
-    /// The multiplexer's value against a target's reference: median over the rounds.
+    /// The multiplexer's value compared with `against`: the median over the rounds.
     pub fn against(&self, figure: &Figure, against: Against) -> f64 {
         let mux = self.of(figure.name, Mux);
         let ratios = |to: &[f64]| median(&mux.iter().zip(to).map(|(mux, to)| mux / to).collect::<Vec<_>>());

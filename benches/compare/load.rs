@@ -1,4 +1,4 @@
-//! Clients on streams: idle ones, busy ones, ones that come and go.
+//! Raw and TLS clients: idle clients, busy clients, and clients that come and go.
 
 use std::{
     cell::RefCell,
@@ -29,19 +29,20 @@ pub trait Duplex: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 pub type Stream = Box<dyn Duplex>;
 
-/// Clients that connect at the same time, at the most.
+/// The most clients that connect at the same time.
 const AT_ONCE: usize = 64;
-/// Connections that carry bulk, and bytes of each frame on them.
+/// The number of connections that carry bulk data.
 const BULK_CONNECTIONS: usize = 4;
+/// The bytes of each frame of bulk data.
 const BULK_FRAME: usize = 16 * 1024;
 
-/// What a run of busy clients came to.
+/// What was measured with busy clients.
 pub struct Busy {
-    /// Per second.
+    /// Units of work in a second.
     pub rate: f64,
     /// The proxy's CPU seconds for each unit of work.
     pub cpu: f64,
-    /// Sorted, in microseconds.
+    /// Latencies in microseconds, sorted.
     pub latencies: Vec<f64>,
 }
 
@@ -51,13 +52,13 @@ impl Busy {
     }
 }
 
-/// Of values that are sorted: the nearest rank.
+/// The percentile of sorted values, by the nearest rank; NaN if there are none.
 pub fn percentile(sorted: &[f64], percent: f64) -> f64 {
     let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or(f64::NAN)
 }
 
-/// TLS 1.3 (what both ends offer first) without resumption: every handshake is a full one.
+/// TLS without resumption, so that every handshake is a full one. Both ends prefer TLS 1.3.
 pub fn tls() -> TlsConnector {
     let mut config = any_certificate();
     config.resumption = Resumption::disabled();
@@ -73,11 +74,12 @@ pub async fn connect(to: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<S
     }
 }
 
-/// The first frame of a client, and its log-in.
+/// The first frame of a client, with the size that real clients send.
 pub fn handshake_frame() -> Vec<u8> {
     frame(0, &[[0xFF; 2].as_slice(), &[0; 98]].concat())
 }
 
+/// The log-in frame of a client.
 pub fn login_frame() -> Vec<u8> {
     frame(1, &[0; 200])
 }
@@ -103,7 +105,7 @@ async fn log_in(to: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<Stream
     Ok(stream)
 }
 
-/// `n` clients that are logged in and say nothing.
+/// `n` clients that are logged in and send nothing.
 pub async fn idle(n: usize, to: SocketAddr, tls: Option<&TlsConnector>) -> Vec<Stream> {
     let (made, left) = (Rc::new(RefCell::new(Vec::with_capacity(n))), Rc::new(RefCell::new(n)));
     let mut makers = JoinSet::new();
@@ -120,14 +122,15 @@ pub async fn idle(n: usize, to: SocketAddr, tls: Option<&TlsConnector>) -> Vec<S
     made.take()
 }
 
+/// Takes one from a counter. Returns false if it is 0.
 pub fn take_one(left: &RefCell<usize>) -> bool {
     let mut left = left.borrow_mut();
-    let there = *left > 0;
-    *left -= usize::from(there);
-    there
+    let is_left = *left > 0;
+    *left -= usize::from(is_left);
+    is_left
 }
 
-/// `clients` each send a message and wait for its echo, over and over.
+/// Each of `clients` sends a message and waits for its echo, again and again.
 pub async fn messages(running: &Running, clients: usize, tls: Option<&TlsConnector>, window: Window) -> Busy {
     let streams = idle(clients, running.address, tls).await;
     let record = Rc::new(Record::new(window));
@@ -137,7 +140,7 @@ pub async fn messages(running: &Running, clients: usize, tls: Option<&TlsConnect
         workers.spawn_local(async move {
             let message = frame(4, &[b'm'; MESSAGE - HEAD]);
             let mut buffer = [0; 2 * MESSAGE];
-            while record.goes_on() {
+            while record.continues() {
                 let since = Instant::now();
                 stream.write_all(&message).await.expect("a message");
                 stream.flush().await.expect("a message");
@@ -148,17 +151,19 @@ pub async fn messages(running: &Running, clients: usize, tls: Option<&TlsConnect
                         n => have += n,
                     }
                 }
-                record.note(since);
+                record.add(since);
             }
         });
     }
     record.measure(|| running.cpu(), || workers.join_all()).await
 }
 
-/// When to measure: after a warm-up, for so long.
+/// The time in which is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
+    /// The time before it.
     pub warm_up: Duration,
+    /// The time in which is measured.
     pub length: Duration,
 }
 
@@ -175,19 +180,19 @@ impl Record {
         Self { begin, end: begin + window.length, latencies: RefCell::default() }
     }
 
-    /// Work goes on a little longer than is measured, so that all of it is under load.
-    pub fn goes_on(&self) -> bool {
+    /// Whether clients continue. They continue a little after the window, so that the load is the same in all of it.
+    pub fn continues(&self) -> bool {
         Instant::now() < self.end + Duration::from_millis(20)
     }
 
-    pub fn note(&self, since: Instant) {
+    pub fn add(&self, since: Instant) {
         let now = Instant::now();
         if now >= self.begin && now < self.end {
             self.latencies.borrow_mut().push((now - since).as_secs_f64() * 1e6);
         }
     }
 
-    /// `cpu` is the proxies' CPU time so far, in seconds.
+    /// Runs the workers and measures in the window. `cpu` returns the proxies' CPU time so far, in seconds.
     pub async fn measure<F: Future>(&self, cpu: impl Fn() -> f64, workers: impl FnOnce() -> F) -> Busy {
         let watch = async {
             tokio::time::sleep_until(self.begin.into()).await;
@@ -203,7 +208,7 @@ impl Record {
     }
 }
 
-/// `n` clients come one after another on 64 tasks, log in (or only shake hands), and leave.
+/// `n` clients log in and close their connections, one after the other on each of 64 tasks.
 pub async fn come_and_go(running: &Running, n: usize, tls: Option<&TlsConnector>) -> Busy {
     let left = Rc::new(RefCell::new(n));
     let (since, before) = (Instant::now(), running.cpu());
@@ -218,12 +223,12 @@ pub async fn come_and_go(running: &Running, n: usize, tls: Option<&TlsConnector>
     }
     workers.join_all().await;
     let rate = n as f64 / since.elapsed().as_secs_f64();
-    // The last of them are still being closed.
+    // The last connections are still being closed.
     tokio::time::sleep(Duration::from_millis(150)).await;
     Busy { rate, cpu: (running.cpu() - before) / n as f64, latencies: Vec::new() }
 }
 
-/// A few clients send as much as comes back; `rate` and `cpu` are by byte.
+/// A few clients send frames as fast as they receive the echoes. `rate` and `cpu` are for each byte.
 pub async fn bulk(running: &Running, window: Window) -> Busy {
     let streams = idle(BULK_CONNECTIONS, running.address, None).await;
     let record = Rc::new(Record::new(window));
@@ -235,7 +240,7 @@ pub async fn bulk(running: &Running, window: Window) -> Busy {
         let writing = Rc::clone(&record);
         let writer = spawn_local(async move {
             let frames = frame(4, &[b'b'; BULK_FRAME - HEAD]).repeat(4);
-            while writing.goes_on() && into.write_all(&frames).await.is_ok() {}
+            while writing.continues() && into.write_all(&frames).await.is_ok() {}
             let _ = into.shutdown().await;
         });
         workers.spawn_local(async move {
@@ -255,7 +260,7 @@ pub async fn bulk(running: &Running, window: Window) -> Busy {
         });
     }
     let length = window.length.as_secs_f64();
-    // `measure` divides by no message: CPU is read here.
+    // `Record::measure` divides by messages, and here are none. So CPU time is read here.
     let watch = async {
         tokio::time::sleep_until(record.begin.into()).await;
         let before = running.cpu();
@@ -267,7 +272,7 @@ pub async fn bulk(running: &Running, window: Window) -> Busy {
     Busy { rate: bytes / length, cpu: cpu / bytes, latencies: Vec::new() }
 }
 
-/// How long a frame of the Community takes to idle clients, in microseconds, sorted.
+/// How long a frame of the Community takes to idle clients. Returns microseconds, sorted.
 pub async fn wake_up(running: &Running, clients: usize, sweeps: usize, pause: Duration) -> Vec<f64> {
     let latencies = Rc::new(RefCell::new(Vec::new()));
     for mut stream in idle(clients, running.address, None).await {
@@ -287,7 +292,8 @@ pub fn since(body: &[u8]) -> f64 {
     now_ns().saturating_sub(sent) as f64 / 1e3
 }
 
-/// Has the Community wake all clients, a few times over, and waits until all are awake.
+/// Makes the Community send a frame to every client, `sweeps` times, and waits until all clients have it. Returns the
+/// latencies, sorted.
 pub async fn sweep(
     running: &Running,
     clients: usize,
@@ -301,10 +307,15 @@ pub async fn sweep(
         asker.write_all(&frame(WAKE_ALL, &pause)).await.unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while latencies.borrow().len() < swept * clients {
-            assert!(Instant::now() < deadline, "{} of {} woke", latencies.borrow().len(), swept * clients);
+            assert!(
+                Instant::now() < deadline,
+                "{} of {} clients have the frame",
+                latencies.borrow().len(),
+                swept * clients
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // Clients that ask again are to be held again.
+        // Tunnel clients send their next request, which must be held before the next sweep.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let mut sorted = latencies.borrow().clone();

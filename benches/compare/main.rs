@@ -1,14 +1,14 @@
-//! The multiplexer beside what would be picked instead: HAProxy, nginx, bare hyper, nothing.
+//! Compares the multiplexer with what could be used instead: HAProxy, nginx, hyper alone, and no proxy.
 //!
 //! ```text
 //! cargo bench --bench compare -- [--quick] [--out FOLDER] [--before PROGRAM] [SCENARIO...]
 //! ```
-//! `--before` sets another build of the multiplexer beside this one.
+//! `--before` adds another build of the multiplexer.
 //!
-//! Every contender stands, in turn, in front of the same echo; the turns alternate, so that a
-//! machine that is busy with other things is so for all of them. Medians and ratios of one
-//! run are what counts. Client, proxy and echo share the machine: a rate is the system's,
-//! and CPU time is the proxy's own. Nothing but loopback is used.
+//! All contenders run in front of the same echo server, one after the other. Their order changes from round to
+//! round, so that other work on the machine affects all of them. Medians and ratios within one run are meaningful,
+//! single values are not. Clients, proxy and echo server share the machine: a rate is that of the whole system, CPU
+//! time is the proxy's own. Only loopback is used.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, unreachable_pub)]
 
 mod echo;
@@ -24,22 +24,22 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use figures::{Results, SCENARIOS, Scenario};
 use load::{Busy, Window};
-use proxies::{Contender, Folder, Running, Way, start};
+use proxies::{Contender, Folder, Running, Workload, start};
 use tunnel::Kind;
 
-/// Idle clients: raw, and of the kinds that cost more.
+/// The number of idle clients: raw ones, and those of the other transports, which cost more.
 const IDLE_RAW: usize = 9_000;
 const IDLE_OTHER: usize = 4_000;
 const POLLING_CLIENTS: usize = 64;
 const WAKE_UP_CLIENTS: usize = 1_000;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// How long and how often.
+/// How long and how often each scenario is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     quick: bool,
     rounds: usize,
-    /// Memory hardly varies.
+    /// Rounds of the scenarios that measure memory, which varies little.
     memory_rounds: usize,
     window: Window,
     log_ins: usize,
@@ -63,7 +63,7 @@ impl Plan {
 
     fn rounds(&self, scenario: &Scenario) -> usize {
         match scenario.name {
-            // Long, and of no peer's.
+            // It takes long, and no other contender takes part.
             "ceiling" => 1,
             "growth" => self.memory_rounds.min(2),
             _ if scenario.is_memory => self.memory_rounds,
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
         }
         _ => (),
     }
-    // `cargo test --all-targets` runs this, too: it is no test.
+    // `cargo test --all-targets` starts this program, too, but it is not a test.
     if !arguments.contains(&"--bench") {
         println!("run by: cargo bench --bench compare -- [--quick] [--out FOLDER] [SCENARIO...]");
         return ExitCode::SUCCESS;
@@ -148,10 +148,10 @@ fn run(plan: &Plan, scenarios: &[&Scenario], before: Option<PathBuf>) -> Results
             present.push(Contender::Before);
         }
         for round in 0..plan.rounds(scenario) {
-            for turn in 0..present.len() {
-                let contender = present[(turn + round) % present.len()];
+            for position in 0..present.len() {
+                let contender = present[(position + round) % present.len()];
                 eprintln!("{} {}/{} {}", scenario.name, round + 1, plan.rounds(scenario), contender.name());
-                // A runtime for each turn: its clients end with it.
+                // Each measurement has its own runtime, so that its clients end with it.
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 let local = tokio::task::LocalSet::new();
                 let figures = local.block_on(&runtime, measure(scenario.name, contender, plan, &folder));
@@ -166,34 +166,34 @@ fn run(plan: &Plan, scenarios: &[&Scenario], before: Option<PathBuf>) -> Results
 
 type Figures = Vec<(&'static str, f64)>;
 
-/// One turn of one contender.
+/// Measures one contender in one scenario.
 async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Folder) -> Figures {
     let is_mux = matches!(contender, Contender::Mux | Contender::Before);
     let tunnel = is_mux.then_some(Kind::Polling);
     match scenario {
         "start" => {
-            let running = start(contender, Way::Raw, folder);
+            let running = start(contender, Workload::Raw, folder);
             tokio::time::sleep(Duration::from_millis(200)).await;
             vec![("start", running.started_in.as_secs_f64() * 1e3), ("memory", running.memory() / MIB)]
         }
         "idle-raw" => {
-            let running = start(contender, Way::Raw, folder);
+            let running = start(contender, Workload::Raw, folder);
             let bytes = memory_of(IDLE_RAW, &running, load::idle(IDLE_RAW, running.address, None)).await;
             vec![("idle-raw", bytes)]
         }
         "idle-tls" => {
-            let running = start(contender, Way::Tls, folder);
+            let running = start(contender, Workload::Tls, folder);
             let tls = load::tls();
             let bytes = memory_of(IDLE_OTHER, &running, load::idle(IDLE_OTHER, running.address, Some(&tls))).await;
             vec![("idle-tls", bytes)]
         }
         "idle-polling" => {
-            let running = start(contender, Way::Http, folder);
+            let running = start(contender, Workload::Http, folder);
             let bytes = memory_of(IDLE_OTHER, &running, tunnel::sessions(IDLE_OTHER, tunnel, running.address)).await;
             vec![("idle-polling", bytes)]
         }
         "idle-hybrid" => {
-            let running = start(contender, Way::Http, folder);
+            let running = start(contender, Workload::Http, folder);
             let held = async {
                 let sessions = tunnel::sessions(IDLE_OTHER, Some(Kind::Hybrid), running.address).await;
                 tunnel::hold(sessions, &std::rc::Rc::default());
@@ -201,22 +201,22 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
             vec![("idle-hybrid", memory_of(IDLE_OTHER, &running, held).await)]
         }
         "messages-1" | "messages-64" | "messages-1000" => {
-            let running = start(contender, Way::Raw, folder);
+            let running = start(contender, Workload::Raw, folder);
             let clients = scenario.trim_start_matches("messages-").parse().unwrap();
             let busy = load::messages(&running, clients, None, plan.window).await;
             message_figures(scenario, &busy)
         }
         "messages-tls" => {
-            let running = start(contender, Way::Tls, folder);
+            let running = start(contender, Workload::Tls, folder);
             let busy = load::messages(&running, 64, Some(&load::tls()), plan.window).await;
             message_figures(scenario, &busy)
         }
         "log-ins" => {
-            let running = start(contender, Way::Raw, folder);
+            let running = start(contender, Workload::Raw, folder);
             let busy = load::come_and_go(&running, plan.log_ins, None).await;
             drop(running);
             let quiet = if is_mux {
-                let running = start(contender, Way::Quiet, folder);
+                let running = start(contender, Workload::Quiet, folder);
                 load::come_and_go(&running, plan.log_ins, None).await.rate
             } else {
                 busy.rate
@@ -224,25 +224,25 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
             vec![("log-ins rate", busy.rate), ("log-ins cpu", busy.cpu * 1e3), ("log-ins quiet", quiet)]
         }
         "handshakes" => {
-            let running = start(contender, Way::Tls, folder);
+            let running = start(contender, Workload::Tls, folder);
             let busy = load::come_and_go(&running, plan.handshakes, Some(&load::tls())).await;
             vec![("handshakes rate", busy.rate), ("handshakes cpu", busy.cpu * 1e3)]
         }
         "polls" => {
-            let running = start(contender, Way::Http, folder);
+            let running = start(contender, Workload::Http, folder);
             let busy = tunnel::polls(&running, POLLING_CLIENTS, tunnel, plan.window).await;
             vec![("polls rate", busy.rate), ("polls cpu", busy.cpu * 1e6), ("polls p99", busy.percentile(99.0))]
         }
         "wake-up" => {
             let pause = Duration::from_micros(1_000);
-            let running = start(contender, Way::Raw, folder);
+            let running = start(contender, Workload::Raw, folder);
             let raw = load::wake_up(&running, WAKE_UP_CLIENTS, plan.sweeps, pause).await;
             let mut figures = vec![
                 ("wake-up raw p50", load::percentile(&raw, 50.0) / 1e3),
                 ("wake-up raw p99", load::percentile(&raw, 99.0) / 1e3),
             ];
             if is_mux {
-                let running = start(contender, Way::Http, folder);
+                let running = start(contender, Workload::Http, folder);
                 let hybrid = tunnel::wake_up(&running, WAKE_UP_CLIENTS, plan.sweeps, pause).await;
                 let p99 = load::percentile(&hybrid, 99.0) / 1e3;
                 figures.push(("wake-up hybrid p50", load::percentile(&hybrid, 50.0) / 1e3));
@@ -252,7 +252,7 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
             figures
         }
         "bulk" => {
-            let running = start(contender, Way::Raw, folder);
+            let running = start(contender, Workload::Raw, folder);
             let busy = load::bulk(&running, plan.window).await;
             vec![("bulk rate", busy.rate / 1e6), ("bulk cpu", busy.cpu * 1e9)]
         }
@@ -262,7 +262,8 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
     }
 }
 
-/// Bytes for each of `n` clients that `clients` makes, over what the proxy holds without any.
+/// The memory in bytes that the proxy needs for each of the `n` clients that `clients` connects, in addition to its
+/// memory without clients.
 async fn memory_of<T>(n: usize, running: &Running, clients: impl Future<Output = T>) -> f64 {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let before = running.memory();

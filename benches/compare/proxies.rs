@@ -1,5 +1,5 @@
-//! The contenders: each a process of its own, with a configuration that its own admins would
-//! write for this job, and two threads or workers.
+//! The contenders. Each runs as a process of its own, with two threads or workers and a configuration that is usual
+//! for it.
 
 use std::{
     fs,
@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The way to the far end.
+/// What is between the clients and the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Contender {
     Nothing,
     Mux,
-    /// Another build of the multiplexer, by `--before`.
+    /// Another build of the multiplexer, given by `--before`.
     Before,
     HaProxy,
     Nginx,
@@ -34,7 +34,7 @@ impl Contender {
         }
     }
 
-    /// Its program and Debian package, where it is not built here.
+    /// Its program and its Debian package, unless this crate builds it.
     fn program(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::HaProxy => Some(("haproxy", "haproxy")),
@@ -43,7 +43,7 @@ impl Contender {
         }
     }
 
-    /// Why it can't be had here.
+    /// Why it cannot run on this machine; `None`: it can.
     pub fn missing(self) -> Option<String> {
         let (program, package) = self.program()?;
         let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output().unwrap();
@@ -54,7 +54,7 @@ impl Contender {
             .then(|| "nginx has no stream module (Debian package libnginx-mod-stream)".to_owned())
     }
 
-    /// What it says of its version.
+    /// Its version, as it prints it.
     pub fn version(self) -> Option<String> {
         let (program, arguments) = match self {
             Self::Mux => (MUX, "--version"),
@@ -68,11 +68,11 @@ impl Contender {
     }
 }
 
-/// What a contender is to take.
+/// What clients do, which decides how a contender is configured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Workload {
     Raw,
-    /// Raw, and no line in the log for each client: none of the others writes one.
+    /// Raw, without a log line for each client, because the other contenders write none.
     Quiet,
     Tls,
     Http,
@@ -81,7 +81,7 @@ pub enum Way {
 pub const MUX: &str = env!("CARGO_BIN_EXE_sametime-mux");
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// Scratch files of a run, with one TLS pair for all.
+/// The temporary files of a run, with one certificate for all contenders.
 pub struct Folder {
     folder: tempfile::TempDir,
     /// The program of [`Contender::Before`].
@@ -112,7 +112,7 @@ pub struct Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // nginx ends its workers on SIGTERM; the others have nobody to end.
+        // On SIGTERM nginx ends its workers. The others have no child processes.
         let _ = Command::new("kill").arg(self.child.id().to_string()).stderr(Stdio::null()).status();
         let since = Instant::now();
         while since.elapsed() < Duration::from_millis(300) {
@@ -129,7 +129,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Starts this program in another role; it says its port and lives as long as this does.
+    /// Starts this program in another role. It prints its port, and ends when this value is dropped.
     pub fn role(role: &str) -> (Self, SocketAddr) {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--role", role])
@@ -144,7 +144,7 @@ impl Process {
         (Self { child, _alive: alive }, SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
-    /// It and its children: nginx's workers.
+    /// The ids of the process and of its children, which are nginx's workers.
     fn ids(&self) -> Vec<u32> {
         let id = self.child.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
@@ -152,12 +152,12 @@ impl Process {
         std::iter::once(id).chain(children).collect()
     }
 
-    /// CPU time so far, user and system, all threads and workers.
+    /// CPU time so far in seconds, user and system mode, of all threads and workers.
     pub fn cpu(&self) -> f64 {
         self.seconds(|user, system| user + system)
     }
 
-    /// That part of it that was not the system's.
+    /// The part of the CPU time in user mode.
     fn user(&self) -> f64 {
         self.seconds(|user, _| user)
     }
@@ -167,7 +167,7 @@ impl Process {
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64
     }
 
-    /// Proportional set size in bytes, all workers.
+    /// The proportional set size in bytes, of all workers.
     pub fn memory(&self) -> f64 {
         self.ids().iter().map(|id| pss(*id)).sum::<u64>() as f64
     }
@@ -177,7 +177,8 @@ impl Process {
     }
 }
 
-/// Fields 14 and 15 of /proc/PID/stat (proc(5)): the name in field 2 may hold spaces.
+/// User and system time in clock ticks: fields 14 and 15 of /proc/PID/stat (proc(5)). The name in field 2 may contain
+/// spaces.
 fn ticks(id: u32) -> (u64, u64) {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
     let fields = stat.rsplit_once(") ").unwrap().1;
@@ -191,15 +192,15 @@ fn pss(id: u32) -> u64 {
     1024 * line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
 }
 
-/// A contender in front of a fresh echo.
+/// A contender that runs in front of a new echo server.
 pub struct Running {
     pub proxy: Option<Process>,
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub address: SocketAddr,
-    /// The Community behind it.
+    /// The address of the echo server.
     pub community: SocketAddr,
     _community: Process,
-    /// From the start of the proxy's process until it took a connection.
+    /// The time from the start of the proxy's process until it accepted a connection.
     pub started_in: Duration,
 }
 
@@ -213,8 +214,8 @@ impl Running {
     }
 }
 
-/// Starts `contender` for `way`, and its echo. Returns once it takes connections.
-pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
+/// Starts `contender` for `workload`, and an echo server. Returns when the contender accepts connections.
+pub fn start(contender: Contender, workload: Workload, folder: &Folder) -> Running {
     let (community_process, community) = Process::role("community");
     let (proxy, address, started_in) = match contender {
         Contender::Nothing => (None, community, Duration::ZERO),
@@ -224,7 +225,7 @@ pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
         }
         _ => {
             let port = free_port();
-            let (mut command, address) = (command(contender, way, folder, port, community), local(port));
+            let (mut command, address) = (command(contender, workload, folder, port, community), local(port));
             let since = Instant::now();
             let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
             let mut proxy = Process { child, _alive: None };
@@ -239,7 +240,7 @@ pub fn start(contender: Contender, way: Way, folder: &Folder) -> Running {
     Running { proxy, address, community, _community: community_process, started_in }
 }
 
-/// Several multiplexers on the same ports.
+/// Several multiplexers on the same ports, or one other contender.
 pub struct Cluster {
     proxies: Vec<Process>,
     _community: Option<Process>,
@@ -247,8 +248,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `count` of them with so many ports in front of `communities`; returns once all are
-    /// ready.
+    /// Starts `count` multiplexers, which share `ports` ports, in front of `communities`. Returns when all are ready.
     pub fn start(folder: &Folder, count: usize, communities: &[SocketAddr], ports: usize) -> Self {
         let ports: Vec<u16> = (0..ports).map(|_| free_port()).collect();
         let file = folder.path("cluster.toml");
@@ -273,7 +273,7 @@ impl Cluster {
         }
     }
 
-    /// A peer alone; without one it is the echo that is looked at.
+    /// One other contender; without a proxy, the echo server, which is then measured instead.
     pub fn peer(running: Running) -> Self {
         let Running { proxy, address, _community: community, .. } = running;
         let (proxy, community) = match proxy {
@@ -308,16 +308,16 @@ fn log(folder: &Folder) -> String {
     fs::read_to_string(folder.path("log")).unwrap_or_default()
 }
 
-fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community: SocketAddr) -> Command {
+fn command(contender: Contender, workload: Workload, folder: &Folder, port: u16, community: SocketAddr) -> Command {
     let here = folder.path("");
     let here = here.display();
     let (file, text) = match contender {
         Contender::Mux | Contender::Before => {
             let text = mux_configuration(&here.to_string(), &[port], &[community], false);
-            ("mux.toml", if way == Way::Quiet { text + "[log]\nlevel = \"warn\"\n" } else { text })
+            ("mux.toml", if workload == Workload::Quiet { text + "[log]\nlevel = \"warn\"\n" } else { text })
         }
         Contender::HaProxy => {
-            let tls = if way == Way::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
+            let tls = if workload == Workload::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
             let text = format!(
                 "global\n nbthread 2\n maxconn 9900\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n\
                  frontend clients\n bind 127.0.0.1:{port} backlog 4096{tls}\n default_backend community\n\
@@ -325,7 +325,7 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
             );
             ("haproxy.cfg", text)
         }
-        Contender::Nginx => ("nginx.conf", nginx_configuration(&here.to_string(), way, port, community)),
+        Contender::Nginx => ("nginx.conf", nginx_configuration(&here.to_string(), workload, port, community)),
         Contender::Nothing | Contender::Hyper => unreachable!("not configured by a file"),
     };
     let file = folder.path(file);
@@ -345,7 +345,7 @@ fn command(contender: Contender, way: Way, folder: &Folder, port: u16, community
     command
 }
 
-/// As shipped, but for ports; tunnel sessions that are to be looked at stay.
+/// The default configuration, except ports and addresses, and time-outs that let idle tunnel sessions stay.
 fn mux_configuration(here: &str, ports: &[u16], communities: &[SocketAddr], share: bool) -> String {
     let servers: Vec<String> = communities.iter().map(|address| format!("\"{address}\"")).collect();
     let servers = servers.join(", ");
@@ -358,21 +358,21 @@ fn mux_configuration(here: &str, ports: &[u16], communities: &[SocketAddr], shar
     )
 }
 
-fn nginx_configuration(here: &str, way: Way, port: u16, community: SocketAddr) -> String {
+fn nginx_configuration(here: &str, workload: Workload, port: u16, community: SocketAddr) -> String {
     let main = format!(
         "daemon off;\nworker_processes 2;\nworker_rlimit_nofile 20000;\npid {here}nginx.pid;\nerror_log {here}log error;\n\
          load_module {NGINX_STREAM};\nevents {{ worker_connections 19000; }}\n"
     );
-    match way {
-        Way::Http => format!(
+    match workload {
+        Workload::Http => format!(
             "{main}http {{\n access_log off;\n keepalive_requests 100000000;\n keepalive_timeout 1h;\n client_body_temp_path {here}body;\n\
              proxy_temp_path {here}proxy;\n fastcgi_temp_path {here}fastcgi;\n uwsgi_temp_path {here}uwsgi;\n scgi_temp_path {here}scgi;\n\
              server {{\n listen 127.0.0.1:{port} backlog=4096;\n default_type application/octet-stream;\n\
              add_header Cache-Control \"no-cache, no-store\";\n add_header Pragma no-cache;\n return 200 \"{}\";\n }}\n}}\n",
             String::from_utf8_lossy(&super::echo::POLL_ANSWER)
         ),
-        Way::Raw | Way::Quiet | Way::Tls => {
-            let (ssl, pair) = if way == Way::Tls {
+        Workload::Raw | Workload::Quiet | Workload::Tls => {
+            let (ssl, pair) = if workload == Workload::Tls {
                 let pair = format!(" ssl_certificate {here}server.pem;\n ssl_certificate_key {here}server.key;\n");
                 (" ssl", pair)
             } else {

@@ -1,4 +1,4 @@
-//! Writes what a run came to: a table, its values, and plots.
+//! Writes the results of a run: a page with tables, all values as JSON, and plots.
 
 use std::{fmt::Write, fs, path::Path, process::Command};
 
@@ -14,7 +14,7 @@ use super::{
 
 const COLUMNS: [Contender; 6] = [Nothing, Mux, Before, HaProxy, Nginx, Hyper];
 
-/// Plots: file, title, and the figures in it, which have one unit.
+/// The plots: file, title, and figures, which all have the same unit.
 const PLOTS: &[(&str, &str, &[&str])] = &[
     ("memory", "Memory of an idle client", &["idle-raw", "idle-tls", "idle-polling", "idle-hybrid"]),
     ("cpu", "CPU of a million messages", &["1 cpu", "64 cpu", "1000 cpu", "tls cpu", "polls cpu"]),
@@ -29,7 +29,7 @@ const PLOTS: &[(&str, &str, &[&str])] = &[
     ),
 ];
 
-/// Writes README.md, results.json and the plots; returns the table.
+/// Writes README.md, results.json and the plots. Returns the tables.
 pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
     fs::create_dir_all(folder).unwrap();
     let (machine, table, targets) = (machine(), table(results), targets(results));
@@ -80,7 +80,7 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
     format!("{table}\n{targets}")
 }
 
-/// What a client and its messages cost, by how many there are.
+/// The plots of what a client and its messages cost, for each number of clients.
 fn growth_plots(results: &Results) -> Vec<(&'static str, &'static str, &'static str, Vec<svg::Group>)> {
     let of = |label: &'static str, name: fn(&growth::Size) -> &'static str| {
         let bars = growth::SIZES.iter().filter_map(|size| {

@@ -1,9 +1,10 @@
-//! Bar charts that need no program to be drawn.
+//! Bar charts as SVG, written without another program.
 
 use std::fmt::Write;
 
 use super::figures::number;
 
+/// One bar: a median, and the lowest and the highest value.
 pub struct Bar {
     pub label: &'static str,
     pub middle: f64,
@@ -12,6 +13,7 @@ pub struct Bar {
     pub colour: &'static str,
 }
 
+/// Bars that have a scale of their own.
 pub struct Group {
     pub label: &'static str,
     pub bars: Vec<Bar>,
@@ -23,8 +25,7 @@ const RIGHT: f64 = 90.0;
 const ROW: f64 = 20.0;
 const GAP: f64 = 34.0;
 
-/// Horizontal bars, in groups with a scale each: the median, and a line from the lowest to
-/// the highest.
+/// Horizontal bars in groups. Each bar shows the median, and a line from the lowest to the highest value.
 pub fn bars(title: &str, unit: &str, groups: &[Group]) -> String {
     let height = groups.iter().map(|group| GAP + ROW * group.bars.len() as f64).sum::<f64>() + 50.0;
     let mut out = format!(

@@ -1,4 +1,4 @@
-//! Clients in HTTP: polling ones, and hybrid ones whose request is held.
+//! Tunnel clients: polling clients, and hybrid clients whose request is held.
 
 use std::{
     cell::RefCell,
@@ -30,7 +30,7 @@ static PRIME: LazyLock<BigUint> = LazyLock::new(|| {
     let hex = b"CF84AFCE86DDFA527F136D10357528EEFBA0AFEF808F29174E3B6A9E970001717C8F106C41C161A6CE91057B34DA62CBB87BFDC1B35C1B910FEA72249D566B9F";
     BigUint::parse_bytes(hex, 16).unwrap()
 });
-/// The client's secret: tiny, so that its side of the agreement costs nothing here.
+/// The client's Diffie-Hellman secret. It is small, so that the client's side of the agreement costs almost nothing.
 const SECRET: u32 = 5;
 const FIRST_IV: [u8; 8] = [0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF];
 const AT_ONCE: usize = 32;
@@ -41,7 +41,7 @@ pub enum Kind {
     Hybrid,
 }
 
-/// A session on one keep-alive connection.
+/// A tunnel session on one keep-alive connection.
 pub struct Session {
     tcp: TcpStream,
     kind: Kind,
@@ -61,7 +61,7 @@ fn opaque(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
 }
 
-/// A head as a real Java client writes it, up to the body's length.
+/// The head of a request as a real Java client writes it, up to the value of Content-Length.
 fn head(kind: Kind, name: &str) -> String {
     let number = if kind == Kind::Polling { 35 } else { 39 };
     format!(
@@ -70,8 +70,8 @@ fn head(kind: Kind, name: &str) -> String {
 }
 
 impl Session {
-    /// A session of no multiplexer: a bare HTTP server gets the same requests.
-    pub async fn pretended(to: SocketAddr) -> io::Result<Self> {
+    /// A client that sends the same requests to an HTTP server without sessions.
+    pub async fn without_session(to: SocketAddr) -> io::Result<Self> {
         let tcp = TcpStream::connect(to).await?;
         tcp.set_nodelay(true)?;
         Ok(Self {
@@ -87,16 +87,16 @@ impl Session {
 
     /// Opens a session and logs in over it.
     pub async fn log_in(kind: Kind, to: SocketAddr) -> io::Result<Self> {
-        let mut this = Self::pretended(to).await?;
+        let mut this = Self::without_session(to).await?;
         this.kind = kind;
         this.head = head(kind, "");
         let mut body = [&[0, 0, 0, 0, 0, 0, 0, 1][..], &opaque(&padded(&BigUint::from(3u32).pow(SECRET)))].concat();
         if kind == Kind::Hybrid {
             body.extend(b"\0\0\0\0M\0\0\0\x06S\0\0\0\x01C");
         }
-        let answer = this.post(&body).await?;
-        // u32, an empty string, u32 version, the session's name, public value, token.
-        let mut rest = &answer[10..];
+        let response = this.post(&body).await?;
+        // The response is a u32, an empty String, the u32 version, then the session's name, public value and token.
+        let mut rest = &response[10..];
         let name_length = usize::from(u16::from_be_bytes([rest[0], rest[1]]));
         this.head = head(kind, std::str::from_utf8(&rest[2..2 + name_length]).unwrap());
         rest = &rest[2 + name_length..];
@@ -112,7 +112,7 @@ impl Session {
         Ok(this)
     }
 
-    /// One request with `data` for the Community; the Community's bytes in its answer.
+    /// Sends a request with `data` for the Community. Returns the Community's bytes in its response.
     pub async fn request(&mut self, data: &[u8]) -> io::Result<Vec<u8>> {
         let mut block: [u8; 8] = [0, 0, 0, 0, 0, 3, 3, 3];
         block[..5].copy_from_slice(&self.token);
@@ -125,9 +125,9 @@ impl Session {
         } else if !data.is_empty() {
             body.extend([&b"\0\0\0\x01M"[..], &opaque(data)].concat());
         }
-        let answer = self.post(&body).await?;
-        self.token = answer[4..9].try_into().unwrap();
-        let payload = &answer[10..];
+        let response = self.post(&body).await?;
+        self.token = response[4..9].try_into().unwrap();
+        let payload = &response[10..];
         Ok(match self.kind {
             Kind::Hybrid if !payload.is_empty() => payload[9..].to_vec(),
             _ => payload.to_vec(),
@@ -163,8 +163,8 @@ impl Session {
     }
 }
 
-/// `n` sessions that have said and heard what there was. `None`: connections that have had
-/// one answer of a server that knows no sessions.
+/// `n` sessions that are logged in and idle. With `None` for `kind`: connections to a server without sessions, after
+/// one response.
 pub async fn sessions(n: usize, kind: Option<Kind>, to: SocketAddr) -> Vec<Session> {
     let (made, left) = (Rc::new(RefCell::new(Vec::with_capacity(n))), Rc::new(RefCell::new(n)));
     let mut makers = JoinSet::new();
@@ -174,7 +174,7 @@ pub async fn sessions(n: usize, kind: Option<Kind>, to: SocketAddr) -> Vec<Sessi
             while take_one(&left) {
                 let session = match kind {
                     Some(kind) => Session::log_in(kind, to).await,
-                    None => Session::pretended(to).await,
+                    None => Session::without_session(to).await,
                 };
                 let mut session = session.expect("a session");
                 if kind != Some(Kind::Hybrid) {
@@ -188,7 +188,8 @@ pub async fn sessions(n: usize, kind: Option<Kind>, to: SocketAddr) -> Vec<Sessi
     made.take()
 }
 
-/// Lets every hybrid session be held. What comes is read and the next request is held.
+/// Sends a request on every hybrid session, which the server holds. After each response the next request is sent. The
+/// latencies of the Community's frames are added to `latencies`.
 pub fn hold(sessions: Vec<Session>, latencies: &Rc<RefCell<Vec<f64>>>) {
     for mut session in sessions {
         let latencies = Rc::clone(latencies);
@@ -202,7 +203,7 @@ pub fn hold(sessions: Vec<Session>, latencies: &Rc<RefCell<Vec<f64>>>) {
     }
 }
 
-/// How long a frame of the Community takes to clients that are held, in microseconds, sorted.
+/// How long a frame of the Community takes to clients whose request is held. Returns microseconds, sorted.
 pub async fn wake_up(running: &Running, clients: usize, sweeps: usize, pause: Duration) -> Vec<f64> {
     let latencies = Rc::new(RefCell::new(Vec::new()));
     hold(sessions(clients, Some(Kind::Hybrid), running.address).await, &latencies);
@@ -210,7 +211,7 @@ pub async fn wake_up(running: &Running, clients: usize, sweeps: usize, pause: Du
     sweep(running, clients, sweeps, pause, &latencies).await
 }
 
-/// Idle polls, one after the other on each of `clients` connections.
+/// Idle polls, one after the other on each of `clients` connections, for the time of `window`.
 pub async fn polls(running: &Running, clients: usize, kind: Option<Kind>, window: Window) -> Busy {
     let sessions = sessions(clients, kind, running.address).await;
     let record = Rc::new(Record::new(window));
@@ -218,10 +219,10 @@ pub async fn polls(running: &Running, clients: usize, kind: Option<Kind>, window
     for mut session in sessions {
         let record = Rc::clone(&record);
         workers.spawn_local(async move {
-            while record.goes_on() {
+            while record.continues() {
                 let since = Instant::now();
                 session.request(&[]).await.expect("a poll");
-                record.note(since);
+                record.add(since);
             }
         });
     }

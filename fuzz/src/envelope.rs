@@ -1,22 +1,23 @@
-//! The tunnel's envelope: what is read, written again, is the same bytes.
+//! The tunnel's envelope: what is read and written again has the same bytes.
 
 use sametime_mux::wire::{
     message::{Reader, Writer},
     tunnel::{
         cipher::{BLOCK, Cipher, FIRST_IV, agree_with},
-        envelope::{self, Address, Kind},
+        envelope::{self, Address, TunnelKind},
+        name::{SessionName, UrlName},
     },
 };
 
 use super::Choices;
 
-/// The first byte chooses what the rest is taken for.
+/// The first byte chooses how the rest is read.
 pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     match choices.below(6) {
         0 => path(&String::from_utf8_lossy(choices.0)),
-        1 => opening(Kind::Polling, choices.0),
-        2 => opening(Kind::Hybrid, choices.0),
+        1 => opening(TunnelKind::Polling, choices.0),
+        2 => opening(TunnelKind::Hybrid, choices.0),
         3 => later(choices.0),
         4 => response(&mut choices),
         _ => cipher(&mut choices),
@@ -28,26 +29,34 @@ fn path(path: &str) {
     match envelope::address(path) {
         Address::Other => assert!(!tunnels),
         Address::Tunnel(kind, name) => {
-            assert!(tunnels && name.len() <= 64 && !name.contains('/'));
-            let number = if kind == Kind::Polling { "35" } else { "39" };
-            let plain = format!("/CommunityCBR/CC.{number}.{name}/");
+            let number = if kind == TunnelKind::Polling { "35" } else { "39" };
+            assert!(tunnels);
+            let text = match name {
+                UrlName::Empty => String::new(),
+                UrlName::Session(name) => String::from_utf8(name.digits().to_vec()).expect("digits"),
+                UrlName::NotAName { length } => {
+                    assert!((1..=64).contains(&length));
+                    "-".repeat(length.into())
+                }
+            };
+            let plain = format!("/CommunityCBR/CC.{number}.{text}/");
             assert_eq!(envelope::address(&plain), Address::Tunnel(kind, name));
         }
         Address::Probe | Address::Malformed => assert!(tunnels),
     }
 }
 
-fn opening(kind: Kind, body: &[u8]) {
+fn opening(kind: TunnelKind, body: &[u8]) {
     let Ok(opening) = envelope::opening(kind, body) else { return };
     assert!(opening.public.len() <= 65);
-    assert_eq!(opening.connection != 0, kind == Kind::Hybrid);
+    assert_eq!(opening.connection != 0, kind == TunnelKind::Hybrid);
     let mut again = Writer::new();
     again.u32(0).u32(1).opaque(opening.public);
     assert!(body.starts_with(&again.0));
-    if kind == Kind::Hybrid {
+    if kind == TunnelKind::Hybrid {
         records(&body[again.0.len()..]);
     }
-    // Any value of a client's gives a key, or is refused.
+    // Every public value of a client gives a key or is refused.
     if let Some(agreement) = agree_with(opening.public, &[5; 4]) {
         assert_eq!(agreement.cipher.encrypt(&mut FIRST_IV.clone(), b"token").len(), BLOCK);
     }
@@ -66,12 +75,12 @@ fn records(payload: &[u8]) {
     let read = envelope::each_record(payload, |on, data| {
         again.u32(on).u8(b'M').opaque(data);
     });
-    // Whole records before a broken one were seen.
+    // The whole records before a broken one are reported.
     assert!(payload.starts_with(&again.0));
     assert_eq!(read.is_ok(), again.0.len() == payload.len());
 }
 
-/// What a client reads of a response is what was put in.
+/// A client reads from a response what was written into it.
 fn response(choices: &mut Choices<'_>) {
     let n = choices.below(20);
     let (token, payload) = (choices.bytes(n), choices.0);
@@ -84,14 +93,15 @@ fn response(choices: &mut Choices<'_>) {
     let mut seen = Vec::new();
     envelope::each_record(&record, |on, data| seen.push((on, data.to_vec()))).expect("a record of our own");
     assert_eq!(seen, if payload.is_empty() { vec![] } else { vec![(7, payload.to_vec())] });
-    let body = envelope::opened(1, "name", payload, token);
+    let name = SessionName::parse("0123456789abcdef0123456789abcdef").expect("a name");
+    let body = envelope::opened(1, &name, payload, token);
     let mut reader = Reader(&body);
     assert_eq!((reader.u32(), reader.string(), reader.u32()), (Some(0), Some(&b""[..]), Some(1)));
-    assert_eq!((reader.string(), reader.opaque()), (Some(&b"name"[..]), Some(payload)));
+    assert_eq!((reader.string(), reader.opaque()), (Some(&name.digits()[..]), Some(payload)));
     assert_eq!((reader.opaque(), reader.u8(), reader.0), (Some(token), Some(0), &b""[..]));
 }
 
-/// Encrypted and decrypted is the same; what does not decrypt leaves the chain alone.
+/// Encryption and decryption give the same bytes. Data that cannot be decrypted does not change the cipher's state.
 fn cipher(choices: &mut Choices<'_>) {
     let mut key = [0; 16];
     for byte in &mut key {

@@ -1,4 +1,4 @@
-//! Frames: the same heads and the same fault in any fragmentation, as a plain reader sees them.
+//! Frames: in any fragmentation, the scanner finds the same heads and the same error as a plain reader.
 
 use sametime_mux::wire::{
     frame::{self, First, FrameError, HEADER, Head, LENGTH, Scanner, first, is_keep_alive},
@@ -7,11 +7,12 @@ use sametime_mux::wire::{
 
 use super::Choices;
 
-/// A frame and where it begins.
+/// The offset and the head of a frame.
 type Found = (usize, Head);
 
-/// Reads a stream that lies there as a whole: frames, and the fault with its frame's place.
-fn plainly(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, FrameError)>, bool) {
+/// Reads a whole stream. Returns its frames, the error with the offset of its frame, and whether the stream ends
+/// where a frame ends.
+fn read_whole(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, FrameError)>, bool) {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
         if is_keep_alive(bytes[at]) {
@@ -35,13 +36,13 @@ fn plainly(bytes: &[u8], limit: u32) -> (Vec<Found>, Option<(usize, FrameError)>
     (found, None, at == bytes.len())
 }
 
-/// The first bytes choose limit and fragments, the rest is the stream.
+/// The first bytes choose the limit and the fragments; the rest is the stream.
 pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     let limit = [16, 300, 65_536, 1 << 20][choices.below(4)];
     let pieces: Vec<usize> = (0..4).map(|_| 1 + choices.below(40)).collect();
     let stream = choices.0;
-    let (found, fault, at_boundary) = plainly(stream, limit);
+    let (found, fault, at_boundary) = read_whole(stream, limit);
 
     let (mut scanner, mut seen, mut at, mut failed) = (Scanner::new(), Vec::new(), 0, None);
     for piece in pieces.iter().cycle() {
@@ -60,7 +61,7 @@ pub fn check(input: &[u8]) {
         (None, None) => assert_eq!(scanner.at_boundary(), at_boundary),
         (Some((place, fault)), Some((piece, before, seen))) => {
             assert_eq!(seen, fault);
-            // A frame that began in a piece before has nothing in front of it in this one.
+            // A frame that begins in an earlier piece has no bytes in front of it in this one.
             assert_eq!(before, place.saturating_sub(piece));
         }
         (expected, seen) => panic!("{expected:?}, but {seen:?}"),
@@ -70,7 +71,7 @@ pub fn check(input: &[u8]) {
         (Ok(First::Whole { head, start, end }), Some(found), _) => {
             assert_eq!((start, head), *found);
             assert_eq!(end, start + LENGTH + head.length as usize);
-            stamp(&stream[start..end]);
+            check_stamp(&stream[start..end]);
         }
         (Ok(First::Partial), found, fault) => {
             let whole = found.is_some_and(|(at, head)| at + LENGTH + head.length as usize <= stream.len());
@@ -81,8 +82,8 @@ pub fn check(input: &[u8]) {
     }
 }
 
-/// Writing the client's address into a frame touches nothing else.
-fn stamp(frame: &[u8]) {
+/// Writing the client's address into a frame changes only that field.
+fn check_stamp(frame: &[u8]) {
     let mut stamped = frame.to_vec();
     message::stamp_client_address(&mut stamped, [192, 0, 2, 7].into());
     assert_eq!(stamped.len(), frame.len());
@@ -90,7 +91,7 @@ fn stamp(frame: &[u8]) {
     for (at, (now, before)) in stamped.iter().zip(frame).enumerate() {
         assert!(field.contains(&at) || now == before, "byte {at}");
     }
-    // And it is still a frame of the same head.
+    // The frame still has the same head.
     assert_eq!(first(&stamped, u32::MAX), first(frame, u32::MAX));
     let _ = frame::build(0, 0, frame);
 }

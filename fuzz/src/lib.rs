@@ -1,5 +1,5 @@
-//! What must hold for any input, as functions that panic where it does not. The fuzz targets
-//! call them with what libFuzzer makes up, `tests/hostile.rs` with what proptest makes up.
+//! Invariants that hold for any input. Each module has a function `check` that panics when its invariants do not
+//! hold. The fuzz targets call it with inputs of libFuzzer, `tests/hostile.rs` with inputs of proptest.
 
 pub mod client;
 pub mod config;
@@ -11,30 +11,30 @@ pub mod proxy_protocol;
 pub mod session;
 pub mod tunnel;
 
-/// Reads choices off the input; zeros once it has run out.
+/// Reads choices from the beginning of the input. Numbers are 0 when the input has run out.
 pub struct Choices<'a>(pub &'a [u8]);
 
 impl<'a> Choices<'a> {
-    /// One byte.
+    /// The next byte.
     pub fn byte(&mut self) -> u8 {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         *first
     }
 
-    /// A number below `bound`, or 0.
+    /// A number from 0 up to but not including `bound`; 0 if `bound` is 0. It takes one byte.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::from(self.byte()) % bound.max(1)
     }
 
-    /// Up to `n` bytes.
+    /// The next `n` bytes, or as many as are left.
     pub fn bytes(&mut self, n: usize) -> &'a [u8] {
         let (now, rest) = self.0.split_at(n.min(self.0.len()));
         self.0 = rest;
         now
     }
 
-    /// Whether it has run out.
+    /// Whether the input has run out.
     pub fn is_over(&self) -> bool {
         self.0.is_empty()
     }

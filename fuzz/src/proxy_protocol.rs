@@ -1,4 +1,4 @@
-//! PROXY headers: what is read is what was written, whatever stands behind, in any fragmentation.
+//! PROXY headers: what was written is read, whatever follows it, in any fragmentation.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,11 +6,11 @@ use sametime_mux::wire::proxy_protocol::{Parsed, could_be, is_header, parse, v2}
 
 use super::Choices;
 
-/// The longest header that is put up with.
+/// The longest header that is accepted.
 const LONGEST: usize = 16 + 4096;
 
-/// The first byte chooses: read the rest as it is, behind the beginning of one of the two
-/// versions, or build a header of it.
+/// The first byte chooses what the rest is: the bytes to read, what follows the beginning of one of the two versions, or
+/// the addresses of a header that is written.
 pub fn check(input: &[u8]) {
     let Some((choice, bytes)) = input.split_first() else { return };
     match choice % 4 {
@@ -27,14 +27,14 @@ fn read(bytes: &[u8]) {
     match whole {
         Ok(Parsed::Whole { length, source }) => {
             assert!(is_header(bytes) && length <= bytes.len() && length <= LONGEST);
-            // What stands behind the header changes nothing.
+            // Bytes behind the header change nothing.
             assert_eq!(parse(&bytes[..length]), whole);
             if bytes[0] == b'P' {
                 assert!(length <= 107 && bytes[..length].ends_with(b"\r\n"));
                 let line = std::str::from_utf8(&bytes[..length]).expect("version 1 is text");
                 assert_eq!(line.matches("\r\n").count(), 1);
                 if let Some(source) = source {
-                    // The standard library's own form, or one that it reads as the same address.
+                    // The standard library reads the fields as the same address.
                     let fields: Vec<&str> = line.trim_end().split(' ').collect();
                     assert_eq!(fields.len(), 6);
                     assert_eq!(fields[2].parse::<IpAddr>().expect("an address"), source.ip());

@@ -1,5 +1,5 @@
-//! The tunnel's service, as it runs: requests that are held, superseded and hung up on, and the
-//! Community's stream behind them. The clock stands still but where a step moves it.
+//! The tunnel's service as it runs: requests that are held, superseded or whose connection closes, and the
+//! Community's stream behind them. Time passes only in the steps that advance the clock.
 
 use std::{
     cell::Cell,
@@ -13,10 +13,10 @@ use std::{
 };
 
 use sametime_mux::{
-    ingress::tunnel::{Answer, Outcome, Service, Settings},
+    ingress::tunnel::{Service, TunnelResponse, TunnelSettings},
     stream::{Arrival, Core, Stream},
     telemetry::outcome::{Refusal, TunnelOutcome},
-    wire::tunnel::envelope::Kind,
+    wire::tunnel::{envelope::TunnelKind, name::SessionName},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -25,18 +25,20 @@ use super::{
     client::{Client, carries_payload},
 };
 
-const WAYS: [(Kind, u32); 4] = [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)];
-/// Requests at the server at once, at the most.
+/// The tunnels and their versions.
+const TUNNELS: [(TunnelKind, u32); 4] =
+    [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)];
+/// The most requests that are at the server at the same time.
 const HELD: usize = 8;
-/// What a session puts up with between two responses that the client reads; see `session`.
+/// The limits between two responses that the client reads; see the module `session`.
 const UNREAD: usize = 60;
 const OVERTAKING: usize = 6;
-/// More than any run says: what happens beyond the window is another matter.
-/// Where clients come from.
+/// The address of the clients.
 const FROM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+/// More bytes than any run sends: what happens when the window is full is not tested here.
 const WINDOW: usize = 1 << 20;
 
-/// Keeps the one stream that arrives.
+/// A core that keeps the one stream that arrives.
 #[derive(Default)]
 struct Community(Mutex<Option<Stream>>);
 
@@ -47,33 +49,41 @@ impl Core for Community {
     }
 }
 
+/// A request that the service holds.
 struct Held {
     connection: usize,
-    answer: Pin<Box<dyn Future<Output = Outcome>>>,
+    response: Pin<Box<dyn Future<Output = TunnelResponse>>>,
 }
 
+/// Client, network, service and Community.
 struct World {
-    kind: Kind,
+    kind: TunnelKind,
     service: Arc<Service>,
-    name: String,
+    name: SessionName,
     client: Client,
     stream: Stream,
-    /// The request in hand, and whether a copy of it has arrived.
+    /// The newest request, which has no response yet, and whether a copy of it has arrived.
     current: Option<(Vec<u8>, bool)>,
+    /// The connection that the client reads: the one that it opened last.
     connection: usize,
-    /// Requests, and late copies, since a response was read.
+    /// Requests since a response was read.
     unread: usize,
+    /// Late copies since a response was read.
     overtaking: usize,
-    /// Copies that arrive late.
+    /// Copies that are still on their way.
     late: VecDeque<Vec<u8>>,
     held: Vec<Held>,
-    sent: Vec<u8>,
-    consumed: Vec<u8>,
-    said: Vec<u8>,
-    words: u16,
+    /// The bytes that the client sent.
+    client_sent: Vec<u8>,
+    /// The bytes of the client that the Community received.
+    community_received: Vec<u8>,
+    /// The bytes that the Community sent.
+    community_sent: Vec<u8>,
+    /// The number of texts so far.
+    texts: u16,
 }
 
-/// The first byte chooses the tunnel, each further one a step.
+/// The first byte chooses the tunnel; the others choose the steps.
 pub fn check(input: &[u8]) {
     thread_local! {
         static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread()
@@ -81,7 +91,7 @@ pub fn check(input: &[u8]) {
             .start_paused(true)
             .build()
             .expect("a runtime");
-        /// The service's own task ends with it, at its next tick.
+        /// The number of runs. A service's own task ends at its next tick, so every 64 runs the clock advances.
         static RUNS: Cell<u32> = const { Cell::new(0) };
     }
     RUNTIME.with(|runtime| {
@@ -95,8 +105,8 @@ pub fn check(input: &[u8]) {
 
 async fn run(input: &[u8]) {
     let mut choices = Choices(input);
-    let (kind, version) = WAYS[choices.below(WAYS.len())];
-    let settings = Settings {
+    let (kind, version) = TUNNELS[choices.below(TUNNELS.len())];
+    let settings = TunnelSettings {
         hold: Duration::from_secs(25),
         reply_wait: Duration::from_millis(100),
         // Longer than all steps of a run together.
@@ -110,7 +120,9 @@ async fn run(input: &[u8]) {
     };
     let core = Arc::new(Community::default());
     let service = Service::start(settings, Arc::clone(&core) as Arc<dyn Core>);
-    let (Answer::Body(body), _) = service.open(kind, &Client::opening(kind), FROM, 1533) else { panic!("refused") };
+    let TunnelResponse::Body(body, _) = service.open(kind, &Client::opening(kind), FROM, 1533) else {
+        panic!("refused")
+    };
     let (client, name) = Client::opened(kind, &body);
     let stream = core.0.lock().expect("one thread").take().expect("an arrival");
     let mut world = World {
@@ -125,41 +137,43 @@ async fn run(input: &[u8]) {
         overtaking: 0,
         late: VecDeque::new(),
         held: Vec::new(),
-        sent: Vec::new(),
-        consumed: Vec::new(),
-        said: Vec::new(),
-        words: 0,
+        client_sent: Vec::new(),
+        community_received: Vec::new(),
+        community_sent: Vec::new(),
+        texts: 0,
     };
     while !choices.is_over() {
         match choices.below(8) {
             0..=2 => world.post(&mut choices),
-            3 => world.a_late_copy(&mut choices),
-            4 => world.community_says(&mut choices),
-            5 => world.hang_up(&mut choices),
+            3 => world.late_copy_arrives(&mut choices),
+            4 => world.community_sends(&mut choices),
+            5 => world.connection_breaks(&mut choices),
             6 => tokio::time::advance(Duration::from_millis(10 << choices.below(12))).await,
-            _ => world.stranger(&mut choices),
+            _ => world.stranger_posts(&mut choices),
         }
         world.settle();
     }
-    world.heals().await;
+    world.network_recovers().await;
 }
 
 impl World {
-    fn words(&mut self, n: usize) -> Vec<u8> {
-        self.words += 1;
-        let [a, b] = self.words.to_be_bytes();
+    /// A text that was not sent before, so that no two requests are the same by chance.
+    fn new_text(&mut self, n: usize) -> Vec<u8> {
+        self.texts += 1;
+        let [a, b] = self.texts.to_be_bytes();
         [a, b].into_iter().chain((0..n).map(|i| (i % 251) as u8)).collect()
     }
 
+    /// The client sends a new request, or a copy of the newest one.
     fn post(&mut self, choices: &mut Choices<'_>) {
         let choice = choices.byte();
-        let beside = self.kind == Kind::Hybrid && choice & 1 == 1;
+        let in_parallel = self.kind == TunnelKind::Hybrid && choice & 1 == 1;
         match &self.current {
-            Some((_, arrived)) if !(beside && *arrived && self.unread < UNREAD) => (),
+            Some((_, arrived)) if !(in_parallel && *arrived && self.unread < UNREAD) => (),
             current => {
                 let data =
-                    if current.is_some() || choice & 2 == 2 { self.words((choice >> 4).into()) } else { Vec::new() };
-                self.sent.extend_from_slice(&data);
+                    if current.is_some() || choice & 2 == 2 { self.new_text((choice >> 4).into()) } else { Vec::new() };
+                self.client_sent.extend_from_slice(&data);
                 self.current = Some((self.client.request(&data), false));
                 self.unread += 1;
             }
@@ -170,7 +184,7 @@ impl World {
         if choice & 4 == 4 {
             self.late.push_back(body.clone());
         }
-        // Else it is lost, and comes again by a retry, or late.
+        // Otherwise this copy is lost, and a retry or a late copy arrives instead.
         if choice & 8 == 0 {
             *arrived = true;
             let connection = self.connection;
@@ -178,17 +192,18 @@ impl World {
         }
     }
 
+    /// A request arrives at the service.
     fn arrive(&mut self, connection: usize, body: Vec<u8>) {
         if self.held.len() == HELD {
             self.held.remove(0);
         }
-        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
-        let answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
-        self.held.push(Held { connection, answer });
+        let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
+        let response = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
+        self.held.push(Held { connection, response });
         self.settle();
     }
 
-    fn a_late_copy(&mut self, choices: &mut Choices<'_>) {
+    fn late_copy_arrives(&mut self, choices: &mut Choices<'_>) {
         let at = choices.below(self.late.len());
         if self.overtaking == OVERTAKING {
             return;
@@ -198,59 +213,60 @@ impl World {
             if let Some((current, arrived)) = &mut self.current {
                 *arrived |= *current == body;
             }
-            // Nobody reads its response.
+            // The client does not read the response on this connection.
             self.arrive(usize::MAX, body);
         }
     }
 
-    fn community_says(&mut self, choices: &mut Choices<'_>) {
+    fn community_sends(&mut self, choices: &mut Choices<'_>) {
         let n = choices.below(60);
-        let data = self.words(n);
+        let data = self.new_text(n);
         let mut cx = Context::from_waker(Waker::noop());
         let written = Pin::new(&mut self.stream).poll_write(&mut cx, &data);
         assert!(matches!(written, Poll::Ready(Ok(n)) if n == data.len()), "{written:?}");
-        self.said.extend(data);
+        self.community_sent.extend(data);
     }
 
-    /// A connection breaks: its request is forgotten, as a server forgets it.
-    fn hang_up(&mut self, choices: &mut Choices<'_>) {
+    /// A connection breaks. The server drops its request.
+    fn connection_breaks(&mut self, choices: &mut Choices<'_>) {
         if !self.held.is_empty() {
             let at = choices.below(self.held.len());
             self.held.remove(at);
         }
     }
 
-    fn stranger(&mut self, choices: &mut Choices<'_>) {
+    /// Someone who knows the session's name, but not its acknowledgement, sends a request.
+    fn stranger_posts(&mut self, choices: &mut Choices<'_>) {
         let n = choices.below(40);
         let mut body = choices.bytes(n).to_vec();
-        // A right acknowledgement, the request's bytes 8..16, is beyond a stranger.
+        // With the length 0 in bytes 4..8 the body has no acknowledgement, so it cannot have the right one.
         for byte in body.iter_mut().skip(4).take(4) {
             *byte = 0;
         }
-        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
-        let mut answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
-        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((Answer::Unknown, _)) => (),
+        let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
+        let mut response = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
+        match response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(response) if response.status() == 404 => (),
             other => panic!("{other:?}"),
         }
     }
 
-    /// Lets everything that can happen happen.
+    /// Polls the requests and the stream until nothing changes any more, and checks the order of the bytes.
     fn settle(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        // A request that supersedes others lets them end: until nothing does any more.
+        // A request that supersedes others lets them end.
         loop {
             let before = self.held.len();
             let mut answered = Vec::new();
-            self.held.retain_mut(|held| match held.answer.as_mut().poll(&mut cx) {
+            self.held.retain_mut(|held| match held.response.as_mut().poll(&mut cx) {
                 Poll::Pending => true,
-                Poll::Ready((answer, outcome)) => {
-                    answered.push((held.connection, answer, outcome));
+                Poll::Ready(response) => {
+                    answered.push((held.connection, response));
                     false
                 }
             });
-            for (connection, answer, outcome) in answered {
-                self.answered(connection, answer, outcome);
+            for (connection, response) in answered {
+                self.answered(connection, response);
             }
             if self.held.len() == before {
                 break;
@@ -260,18 +276,27 @@ impl World {
         loop {
             let mut read = ReadBuf::new(&mut buffer);
             match Pin::new(&mut self.stream).poll_read(&mut cx, &mut read) {
-                Poll::Ready(Ok(())) if !read.filled().is_empty() => self.consumed.extend_from_slice(read.filled()),
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {
+                    self.community_received.extend_from_slice(read.filled())
+                }
                 Poll::Ready(Err(error)) => panic!("{error}"),
                 _ => break,
             }
         }
-        assert!(self.sent.starts_with(&self.consumed), "the Community got what was not said, or not in order");
-        assert!(self.said.starts_with(&self.client.received), "the client got what was not said, or not in order");
+        assert!(
+            self.client_sent.starts_with(&self.community_received),
+            "the Community received bytes that were not sent, or not in order"
+        );
+        assert!(
+            self.community_sent.starts_with(&self.client.received),
+            "the client received bytes that were not sent, or not in order"
+        );
     }
 
-    fn answered(&mut self, connection: usize, answer: Answer, outcome: TunnelOutcome) {
-        match answer {
-            Answer::Body(body) => {
+    /// A request has its response.
+    fn answered(&mut self, connection: usize, response: TunnelResponse) {
+        match response {
+            TunnelResponse::Body(body, outcome) => {
                 let superseded = matches!(outcome, TunnelOutcome::Superseded | TunnelOutcome::Stale);
                 assert!(!superseded || !carries_payload(&body), "payload in a {outcome} response");
                 if connection == self.connection && self.current.take().is_some() {
@@ -279,15 +304,16 @@ impl World {
                     (self.unread, self.overtaking) = (0, 0);
                 }
             }
-            // A late copy of an epoch long over.
-            Answer::Unknown => assert_ne!(connection, self.connection, "{outcome}"),
+            // A late copy of a request from a much older epoch.
+            failed if failed.status() == 404 => assert_ne!(connection, self.connection, "{failed:?}"),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn heals(&mut self) {
+    /// The network works again: every byte arrives, and the session ends after the last one.
+    async fn network_recovers(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        // The session ends when the client has it all: a last word in between shows that it has.
+        // Each round completes one request, after the hold time if the Community has nothing to send.
         for _ in 0..4 {
             self.connection += 1;
             let body = match &self.current {
@@ -302,20 +328,20 @@ impl World {
             }
             assert!(self.current.is_none(), "no answer");
         }
-        assert_eq!(self.consumed, self.sent, "lost on the way to the Community");
-        assert_eq!(self.client.received, self.said, "lost on the way to the client");
-        // The Community says its last byte; the client fetches it, and then the session is gone.
+        assert_eq!(self.community_received, self.client_sent, "lost on the way to the Community");
+        assert_eq!(self.client.received, self.community_sent, "lost on the way to the client");
+        // The Community sends its last bytes and closes. The client fetches them, and then the session is gone.
         let _ = Pin::new(&mut self.stream).poll_write(&mut cx, b"bye");
         let _ = Pin::new(&mut self.stream).poll_shutdown(&mut cx);
-        self.said.extend(b"bye");
+        self.community_sent.extend(b"bye");
         self.held.clear();
         let body = self.client.request(&[]);
         self.current = Some((body.clone(), true));
         self.connection += 1;
         self.arrive(self.connection, body);
-        assert_eq!(self.client.received, self.said);
+        assert_eq!(self.client.received, self.community_sent);
         let body = self.client.request(&[]);
-        let (answer, outcome) = self.service.request(self.kind, &self.name, &body, FROM.ip()).await;
-        assert!(matches!(answer, Answer::Unknown), "{outcome}");
+        let response = self.service.request(self.kind, self.name, &body, FROM.ip()).await;
+        assert_eq!(response.status(), 404, "{response:?}");
     }
 }

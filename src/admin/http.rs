@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 
 use super::{
     ServerControl, pages,
-    seats::{MAX_CONNECTIONS, Seat, Seats},
+    slots::{ConnectionSlot, ConnectionSlots, MAX_CONNECTIONS},
 };
 use crate::{
     log::Throttle,
@@ -46,7 +46,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
 /// The admin endpoint at one address.
-pub struct Endpoint {
+pub struct AdminEndpoint {
     /// What it accepts on.
     pub sockets: Vec<Arc<TcpListener>>,
     /// Whether its address is a loopback one. Then everybody may read.
@@ -67,10 +67,10 @@ pub struct LastSockets {
 
 /// Serves the endpoint until it is closed; its sockets are closed when this returns. If this future is dropped, its
 /// connections end, too.
-pub async fn serve(endpoint: Endpoint, mut closing: oneshot::Receiver<LastSockets>) {
-    let Endpoint { mut sockets, is_on_loopback, server, telemetry } = endpoint;
-    let mut connections = Connections {
-        shared: Arc::new(Shared {
+pub async fn serve(endpoint: AdminEndpoint, mut closing: oneshot::Receiver<LastSockets>) {
+    let AdminEndpoint { mut sockets, is_on_loopback, server, telemetry } = endpoint;
+    let mut connections = AdminConnections {
+        context: Arc::new(AdminContext {
             is_on_loopback,
             server,
             telemetry,
@@ -79,7 +79,7 @@ pub async fn serve(endpoint: Endpoint, mut closing: oneshot::Receiver<LastSocket
             unreadable_tokens: Throttle::default(),
         }),
         tasks: JoinSet::new(),
-        seats: Seats::default(),
+        slots: ConnectionSlots::default(),
         leaving: watch::Sender::new(false),
         accept_errors: Throttle::default(),
     };
@@ -118,7 +118,7 @@ async fn accept(sockets: &[Arc<TcpListener>]) -> io::Result<(TcpStream, SocketAd
 }
 
 /// What the connections of an endpoint share.
-struct Shared {
+struct AdminContext {
     is_on_loopback: bool,
     server: Arc<dyn ServerControl>,
     telemetry: Arc<Telemetry>,
@@ -127,11 +127,11 @@ struct Shared {
     unreadable_tokens: Throttle,
 }
 
-impl Shared {
+impl AdminContext {
     /// Notes a connection that is closed for this reason.
-    fn closed(&self, reason: AdminClose, seat: &Seat) {
+    fn closed(&self, reason: AdminClose, slot: &ConnectionSlot) {
         self.telemetry.server.admin_closed.count(reason);
-        let client = seat.peer;
+        let client = slot.peer;
         if reason == AdminClose::Idle {
             debug!(%client, %reason, "admin: a connection was closed");
         } else if let Some(more) = self.closed.pass() {
@@ -141,35 +141,37 @@ impl Shared {
 }
 
 /// The connections of an endpoint.
-struct Connections {
-    shared: Arc<Shared>,
+struct AdminConnections {
+    context: Arc<AdminContext>,
     tasks: JoinSet<()>,
-    seats: Seats,
+    slots: ConnectionSlots,
     /// Whether each connection is to end after the request that it has.
     leaving: watch::Sender<bool>,
     accept_errors: Throttle,
 }
 
-impl Connections {
+impl AdminConnections {
     async fn accepted(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         while self.tasks.try_join_next().is_some() {}
         let (tcp, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.shared.telemetry.listeners.accept_errors.count(AcceptError::of(&error));
+                self.context.telemetry.listeners.accept_errors.count(AcceptError::of(&error));
                 if let Some(more) = self.accept_errors.pass() {
                     warn!(%error, more, "admin: can't accept");
                 }
                 return tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         };
-        if let Some(evicted) = self.seats.make_room() {
-            self.shared.closed(AdminClose::Evicted, &evicted);
+        if let Some(evicted) = self.slots.make_room() {
+            self.context.closed(AdminClose::Evicted, &evicted);
         }
-        let seat = Arc::new(Seat::new(peer.ip(), Instant::now()));
-        let serving = serve_connection(tcp, Arc::clone(&seat), Arc::clone(&self.shared), self.leaving.subscribe());
+        let slot = Arc::new(ConnectionSlot::new(peer.ip(), Instant::now()));
+        let serving = serve_connection(tcp, Arc::clone(&slot), Arc::clone(&self.context), self.leaving.subscribe());
         let task = self.tasks.spawn(serving);
-        self.seats.take(seat, task);
+        self.slots.take(slot, task);
+        // It runs before more connections are accepted: of many that come at once, none loses its place unserved.
+        tokio::task::yield_now().await;
     }
 
     /// Lets each connection end after the request that it has.
@@ -181,19 +183,26 @@ impl Connections {
     }
 }
 
-async fn serve_connection(tcp: TcpStream, seat: Arc<Seat>, shared: Arc<Shared>, mut leaving: watch::Receiver<bool>) {
+async fn serve_connection(
+    tcp: TcpStream,
+    slot: Arc<ConnectionSlot>,
+    context: Arc<AdminContext>,
+    mut leaving: watch::Receiver<bool>,
+) {
     let service = service_fn(|request: Request<Incoming>| {
-        let (seat, shared) = (&seat, &shared);
+        let (slot, context) = (&slot, &context);
         async move {
-            seat.answers();
+            slot.answers();
             let (head, _body) = request.into_parts();
             // It is held while the request is answered.
-            let permit = shared.requests.try_acquire();
+            let permit = context.requests.try_acquire();
             let response = match pages::is_probe(&head) || permit.is_ok() {
-                true => pages::respond(&*shared.server, &head, shared.is_on_loopback, &shared.unreadable_tokens).await,
+                true => {
+                    pages::respond(&*context.server, &head, context.is_on_loopback, &context.unreadable_tokens).await
+                }
                 false => pages::busy(),
             };
-            seat.waits(Instant::now());
+            slot.waits(Instant::now());
             Ok::<_, Infallible>(response)
         }
     });
@@ -208,11 +217,11 @@ async fn serve_connection(tcp: TcpStream, seat: Arc<Seat>, shared: Arc<Shared>, 
             ended = connection.as_mut() => {
                 return match ended {
                     Ok(()) => (),
-                    Err(error) if error.is_timeout() => shared.closed(AdminClose::Idle, &seat),
+                    Err(error) if error.is_timeout() => context.closed(AdminClose::Idle, &slot),
                     Err(error) => debug!(%error, "admin: connection ended"),
                 };
             }
-            () = seat.stalled() => return shared.closed(AdminClose::Stalled, &seat),
+            () = slot.stalled() => return context.closed(AdminClose::Stalled, &slot),
             _ = leaving.wait_for(|leaving| *leaving), if !is_leaving => {
                 is_leaving = true;
                 connection.as_mut().graceful_shutdown();

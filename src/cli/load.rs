@@ -11,8 +11,8 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{BAD_USAGE, FAILED, table};
-use crate::load::{self, Outcome, Plan, Proxies, Route, Scenario};
+use super::{BAD_USAGE, FAILED, output, table};
+use crate::load::{self, LoadPlan, LoadResult, LoadRoute, Proxies, Scenario};
 
 /// Where stderr is not a terminal: seconds between two lines of progress.
 const SHOW_EVERY: u64 = 5;
@@ -97,7 +97,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
     if arguments.worker {
-        return match load::work().await {
+        return match load::run_worker().await {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => failed(&why),
         };
@@ -105,7 +105,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
     let plan = match plan(&arguments) {
         Ok(plan) => plan,
         Err(why) => {
-            eprintln!("sametime-mux load: {why}");
+            output::complain(format_args!("sametime-mux load: {why}"));
             return ExitCode::from(BAD_USAGE);
         }
     };
@@ -115,7 +115,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
             progress.end();
             show(&arguments, &outcome)
         }
-        Err(load::Fault(why)) => {
+        Err(load::LoadError(why)) => {
             progress.end();
             failed(&why)
         }
@@ -123,12 +123,12 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    eprintln!("sametime-mux load: {why}");
+    output::complain(format_args!("sametime-mux load: {why}"));
     ExitCode::from(FAILED)
 }
 
 /// The plan of the run: the scenario, by its file and the arguments that override it, and the addresses.
-fn plan(arguments: &Arguments) -> Result<Plan, String> {
+fn plan(arguments: &Arguments) -> Result<LoadPlan, String> {
     let mut scenario = match &arguments.scenario {
         None => Scenario::default(),
         Some(file) => {
@@ -144,13 +144,13 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
     let weights = [arguments.raw, arguments.tls, arguments.polling, arguments.hybrid];
     if weights.iter().any(Option::is_some) {
         let [raw, tls, polling, hybrid] = weights.map(Option::unwrap_or_default);
-        scenario.mix = load::Mix { raw, tls, polling, hybrid };
+        scenario.mix = load::TransportMix { raw, tls, polling, hybrid };
     }
     scenario.check()?;
     let target = resolve(&arguments.target)?;
     let or_target = |given: &Option<String>| given.as_deref().map_or(Ok(target), resolve);
     let proxy = |given: &Option<String>| given.as_deref().map(resolve).transpose();
-    let route = Route {
+    let route = LoadRoute {
         raw: target,
         tls: or_target(&arguments.tls_target)?,
         http: or_target(&arguments.http_target)?,
@@ -167,7 +167,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
             "{address} is not on loopback, and load can take a server down: add --yes-i-own-this-server if it is yours"
         ));
     }
-    Ok(Plan { scenario, route, workers: arguments.workers, seed: arguments.seed })
+    Ok(LoadPlan { scenario, route, workers: arguments.workers, seed: arguments.seed })
 }
 
 fn resolve(name: &str) -> Result<SocketAddr, String> {
@@ -176,31 +176,27 @@ fn resolve(name: &str) -> Result<SocketAddr, String> {
 }
 
 /// Writes the result where the arguments ask for it. Returns the exit code.
-fn show(arguments: &Arguments, outcome: &Outcome) -> ExitCode {
+fn show(arguments: &Arguments, outcome: &LoadResult) -> ExitCode {
     let json = match serde_json::to_string_pretty(outcome) {
         Ok(json) => json,
         Err(error) => return failed(&error.to_string()),
     };
-    let to_stdout = arguments.json.as_deref().is_some_and(|file| file.as_os_str() == "-");
+    let tables = || load::table(outcome).iter().map(|rows| table(rows) + "\n").collect::<String>();
     let mut files = Vec::new();
-    match &arguments.json {
-        Some(_) if to_stdout => println!("{json}"),
-        Some(file) => files.push((file, json)),
-        None => (),
-    }
+    let result = match &arguments.json {
+        Some(file) if file.as_os_str() == "-" => json + "\n",
+        json_file => {
+            files.extend(json_file.as_ref().map(|file| (file, json)));
+            tables() + &load::verdict(outcome) + "\n"
+        }
+    };
     files.extend(arguments.html.as_ref().map(|file| (file, load::html(outcome))));
     for (file, text) in files {
         if let Err(error) = fs::write(file, text) {
             return failed(&format!("{}: {error}", file.display()));
         }
     }
-    if !to_stdout {
-        for rows in load::table(outcome) {
-            println!("{}", table(&rows));
-        }
-        println!("{}", load::verdict(outcome));
-    }
-    if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    output::print(&result, if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// Shows the progress of a run on stderr: as a bar on a terminal, else as a line every [`SHOW_EVERY`] seconds.
@@ -218,7 +214,7 @@ impl LoadProgress {
         Self(bar)
     }
 
-    fn show(&self, outcome: &Outcome) {
+    fn show(&self, outcome: &LoadResult) {
         let Some(point) = outcome.points.last() else { return };
         let all = outcome.total.all();
         let errors: u64 = outcome.total.errors.values().sum();
@@ -234,7 +230,9 @@ impl LoadProgress {
                 bar.set_position(outcome.seconds);
                 bar.set_message(text);
             }
-            None if outcome.seconds.is_multiple_of(SHOW_EVERY) => eprintln!("{} s: {text}", outcome.seconds),
+            None if outcome.seconds.is_multiple_of(SHOW_EVERY) => {
+                output::complain(format_args!("{} s: {text}", outcome.seconds))
+            }
             None => (),
         }
     }

@@ -1,90 +1,69 @@
-//! One Community server and what is known of it.
+//! One Community server: its health, its sessions, and opening a link to it.
 
 use std::{
-    future::poll_fn,
-    io,
+    fmt,
+    future::{Future, poll_fn},
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use parking_lot::Mutex;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify, time::timeout};
+use tokio::{io::AsyncWriteExt, sync::Notify, time::timeout};
 use tracing::{info, warn};
 
 use super::{
-    Check, Settings,
-    direct::{self, Target},
+    Check, CommunitySettings,
+    direct::{self, OpenedStream},
+    failure::{ConnectError, HandshakeError, OpenError},
+    health::{Health, HealthView},
 };
 use crate::{
     limits::budget::LITTLE,
+    net::{lookup::RemoteHost, own::OwnListeners},
     runtime::scratch,
-    stream::{Lease, SpeaksOn},
-    wire::{message, reason::Reason},
+    stream::{Lease, MoreFromClient, Stream},
+    wire::message,
 };
 
-/// First wait before a server that is down is tried again; doubled each time.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
-const LAST_BACK_OFF: Duration = Duration::from_secs(5);
-
-/// Whether a server takes clients.
+/// Whether a server gets clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It answered last time.
+pub enum ServerState {
+    /// It answered, or accepted a connection, the last time.
     Up,
-    /// It did not, or has not been tried yet.
+    /// It failed the last time, or was not tried yet.
     Down,
-    /// It is no longer in the configuration; its sessions go on.
+    /// It is no longer in the configuration, and sessions on it continue.
     Draining,
 }
 
-#[derive(Debug, Clone)]
-struct Health {
-    up: bool,
-    /// Whether it was tried at all.
-    tried: bool,
-    /// It has left a Handshake unanswered: connections to it prove nothing until it answers one.
-    suspect: bool,
-    last_error: Option<String>,
-    /// When it may be tried next, and how long to wait after that.
-    next_try: Instant,
-    back_off: Duration,
-}
-
-/// One server.
-pub(super) struct Known {
-    /// As configured; the sandbox's is "sandbox".
+/// One server. See [`Health`] for what is known of it.
+pub(super) struct Endpoint {
+    /// As in the configuration; "sandbox" for the sandbox.
     pub(super) name: Arc<str>,
-    target: Target,
+    host: RemoteHost,
     health: Mutex<Health>,
     sessions: AtomicU64,
-    draining: AtomicBool,
-    /// Asks for a look before the next one is due.
-    pub(super) look: Notify,
+    is_draining: AtomicBool,
+    /// Wakes [`Endpoint::keep_checking`] before the next check is due.
+    check_now: Notify,
 }
 
-impl Known {
-    pub(super) fn new(name: &str, address: &str) -> Arc<Self> {
+impl Endpoint {
+    /// A server that was not tried yet. `address` is `host:port`; it must not be one of the listeners of `own`.
+    pub(super) fn new(name: &str, address: &str, own: OwnListeners) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            target: Target::new(address),
-            health: Mutex::new(Health {
-                up: false,
-                tried: false,
-                suspect: false,
-                last_error: None,
-                next_try: Instant::now(),
-                back_off: FIRST_BACK_OFF,
-            }),
+            host: RemoteHost::new(address, own),
+            health: Mutex::new(Health::untried()),
             sessions: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
-            look: Notify::new(),
+            is_draining: AtomicBool::new(false),
+            check_now: Notify::new(),
         })
     }
 
@@ -93,215 +72,200 @@ impl Known {
     }
 
     pub(super) fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Relaxed);
+        self.is_draining.store(draining, Relaxed);
     }
 
-    pub(super) fn state(&self) -> State {
-        match (self.draining.load(Relaxed), self.health.lock().up) {
-            (true, _) => State::Draining,
-            (false, true) => State::Up,
-            (false, false) => State::Down,
+    pub(super) fn state(&self) -> ServerState {
+        if self.is_draining.load(Relaxed) {
+            ServerState::Draining
+        } else if self.health.lock().is_up() {
+            ServerState::Up
+        } else {
+            ServerState::Down
         }
     }
 
+    /// Why it is down; `None` if it is not.
     pub(super) fn last_error(&self) -> Option<String> {
-        self.health.lock().last_error.clone()
+        self.health.lock().last_error().map(str::to_owned)
     }
 
-    /// Whether a client may be sent there: it is up, or was not tried yet.
-    pub(super) fn is_hopeful(&self) -> bool {
-        let health = self.health.lock();
-        health.up || !health.tried
+    /// Its health, as the choice of a server needs it.
+    pub(super) fn view(&self, now: Instant) -> HealthView {
+        self.health.lock().view(now)
     }
 
-    /// Whether it has left a Handshake unanswered.
-    pub(super) fn is_suspect(&self) -> bool {
-        self.health.lock().suspect
-    }
-
-    /// Whether it is time to try it again although it is down. One that hangs is tried without
-    /// clients, who would wait in vain.
-    pub(super) fn may_be_tried(&self) -> bool {
-        let health = self.health.lock();
-        health.up || !health.tried || (!health.suspect && Instant::now() >= health.next_try)
-    }
-
-    /// How long until it is to be looked at, when nothing else happens.
-    pub(super) fn until_look(&self, check_interval: Option<Duration>) -> Option<Duration> {
-        let health = self.health.lock();
-        match (health.up, health.tried) {
-            (true, _) => check_interval,
-            (false, true) => Some(health.next_try.saturating_duration_since(Instant::now())),
-            (false, false) => Some(Duration::ZERO),
-        }
-    }
-
-    /// Opens a connection for `client` and sends its `hello`; waits for an answer, whose first bytes it
-    /// returns, unless the client speaks on. Notes how that went.
+    /// Opens the stream of a link for `client`; `None`: for this program itself.
     ///
-    /// # Errors
-    /// What went wrong, and the reason for the client.
+    /// This is the only place that opens streams to a server. Today each client gets its own TCP connection. A trunk
+    /// would return the stream of one of its channels here.
+    async fn open_stream(
+        &self,
+        client: Option<SocketAddr>,
+        settings: &CommunitySettings,
+    ) -> Result<OpenedStream, ConnectError> {
+        direct::open(&self.host, client, settings).await
+    }
+
+    /// Opens a link for `client`, sends `hello`, and waits for the answer until `more` is ready. Returns the stream and
+    /// the first bytes of the answer, none if there is no answer yet. Updates the health.
     pub(super) async fn open(
         &self,
         client: SocketAddr,
         hello: &[u8],
-        speaks_on: SpeaksOn<'_>,
-        settings: &Settings,
-    ) -> Result<(TcpStream, Vec<u8>), (Reason, io::Error)> {
-        let mut tcp = match self.target.connect(settings.connect_timeout).await {
-            Ok(tcp) => tcp,
-            Err(error) if is_ours(&error) => return Err((Reason::ServerFull, error)),
-            Err(error) => {
-                self.note_down(&error.to_string());
-                let timed_out = error.kind() == io::ErrorKind::TimedOut;
-                return Err((if timed_out { Reason::NotResponding } else { Reason::CannotConnect }, error));
-            }
+        more: MoreFromClient<'_>,
+        settings: &CommunitySettings,
+    ) -> Result<(Stream, Vec<u8>), OpenError> {
+        let opening = async {
+            let opened = self.open_stream(Some(client), settings).await?;
+            let address = opened.address;
+            let answered = handshake(opened, hello, more, settings).await;
+            self.host.note_use(address, answered.is_ok());
+            Ok(answered?)
         };
-        match greet(&mut tcp, client, hello, speaks_on, settings).await {
-            Ok(answer) => {
-                self.note_up(!answer.is_empty());
-                Ok((tcp, answer))
-            }
+        let result: Result<(Stream, Vec<u8>), OpenError> = opening.await;
+        match &result {
+            Ok((_, answer)) => self.note_success(!answer.is_empty()),
             Err(error) => {
-                // It may be the client's fault: our own Handshake will tell.
-                self.note_suspect(&error.to_string());
-                Err((Reason::NotResponding, error))
-            }
-        }
-    }
-
-    /// Looks whether it answers, by a connection that is closed, and notes it.
-    pub(super) async fn look_at(&self, settings: &Settings) {
-        let by_handshake = settings.check == Check::Handshake || self.is_suspect();
-        let looked = async {
-            let mut tcp = self.target.connect(settings.connect_timeout).await?;
-            if by_handshake {
-                let us = tcp.local_addr()?;
-                let never = std::pin::pin!(std::future::pending());
-                if let Err(error) = greet(&mut tcp, us, &message::handshake(), never, settings).await {
-                    self.health.lock().suspect = true;
-                    return Err(error);
+                let verdict = error.verdict_of_client();
+                if verdict.is_suspect {
+                    self.note_unanswered(error);
+                }
+                if verdict.is_down {
+                    self.note_down(error);
                 }
             }
-            Ok(())
+        }
+        result
+    }
+
+    /// Checks whether it answers, on a connection that is closed again. Updates the health.
+    async fn check(&self, settings: &CommunitySettings) {
+        let by_handshake = settings.check == Check::Handshake || self.health.lock().is_suspect();
+        let checked = async {
+            let opened = self.open_stream(None, settings).await?;
+            if by_handshake {
+                let never = std::future::pending();
+                let address = opened.address;
+                let answered = handshake(opened, &message::handshake(), never, settings).await;
+                self.host.note_use(address, answered.is_ok());
+                answered?;
+            }
+            Ok::<_, OpenError>(())
         };
-        match looked.await {
-            Ok(()) => self.note_up(by_handshake),
-            Err(error) if is_ours(&error) => warn!(server = %self.name, %error, "Community server not looked at"),
-            Err(error) => self.note_down(&error.to_string()),
+        match checked.await {
+            Ok(()) => self.note_success(by_handshake),
+            Err(error) => {
+                let verdict = error.verdict_of_check();
+                if verdict.is_suspect {
+                    self.health.lock().unanswered();
+                }
+                if verdict.is_down {
+                    self.note_down(&error);
+                } else {
+                    warn!(server = %self.name, %error, "Community server not checked");
+                }
+            }
         }
     }
 
-    /// It took a connection; or has `answered` on one, which is worth more.
-    fn note_up(&self, answered: bool) {
-        let was_up = {
-            let mut health = self.health.lock();
-            health.suspect &= !answered;
-            if health.suspect {
-                return;
+    /// Checks the server for as long as it is configured. If it was not tried yet, or is down, it is checked when its
+    /// next try is due. If it is up, it is checked every `check_interval`, and at once when a link to it broke or a
+    /// Handshake was not answered.
+    pub(super) async fn keep_checking(self: Arc<Self>, settings: CommunitySettings) {
+        let next_check = || self.health.lock().next_check(Instant::now(), settings.check_interval);
+        loop {
+            match next_check() {
+                Some(wait) => {
+                    let _ = timeout(wait, self.check_now.notified()).await;
+                    // If it was woken because the server went down, the next try is later.
+                    let is_early = next_check().is_some_and(|wait| !wait.is_zero());
+                    if is_early && self.state() != ServerState::Up {
+                        continue;
+                    }
+                }
+                None => self.check_now.notified().await,
             }
-            health.tried = true;
-            health.back_off = FIRST_BACK_OFF;
-            if !health.up {
-                health.last_error = None;
-            }
-            std::mem::replace(&mut health.up, true)
-        };
-        if !was_up {
+            self.check(&settings).await;
+        }
+    }
+
+    /// Notes that the server accepted a connection, and whether it answered a Handshake on it.
+    fn note_success(&self, has_answered: bool) {
+        let mut health = self.health.lock();
+        let is_up_now = if has_answered { health.answered() } else { health.accepted() };
+        drop(health);
+        if is_up_now {
             info!(server = %self.name, "Community server is up");
         }
     }
 
-    /// It took a connection and left a Handshake unanswered.
-    fn note_suspect(&self, error: &str) {
-        let was_suspect = std::mem::replace(&mut self.health.lock().suspect, true);
-        if !was_suspect {
-            warn!(server = %self.name, error, "Community server does not answer: others are tried first");
+    /// Notes that the server did not answer a client's Handshake, and has it checked.
+    fn note_unanswered(&self, error: &OpenError) {
+        let is_suspect_now = self.health.lock().unanswered();
+        if is_suspect_now {
+            warn!(server = %self.name, %error, "Community server does not answer: others are tried first");
         }
-        self.look.notify_one();
+        self.check_now.notify_one();
     }
 
-    fn note_down(&self, error: &str) {
-        let (was_up, wait) = {
-            let mut health = self.health.lock();
-            let was_up = health.up || !health.tried;
-            let wait = health.back_off;
-            health.up = false;
-            health.tried = true;
-            health.last_error = Some(error.to_owned());
-            // Of many clients that fail at once, the first sets the next try.
-            if was_up || Instant::now() >= health.next_try {
-                health.next_try = Instant::now() + wait;
-                health.back_off = (wait * 2).min(LAST_BACK_OFF);
-            }
-            (was_up, wait)
-        };
-        if was_up {
-            warn!(server = %self.name, error, "Community server is down; next try in {wait:?}");
-            self.look.notify_one();
+    fn note_down(&self, error: &OpenError) {
+        let went_down = self.health.lock().failed(error.to_string(), Instant::now());
+        if let Some(next_try) = went_down {
+            warn!(server = %self.name, %error, "Community server is down; next try in {next_try:?}");
+            self.check_now.notify_one();
         }
     }
 
-    /// Counts a session in.
-    pub(super) fn lease(self: &Arc<Self>) -> Box<Leased> {
+    /// Counts a session until the lease is dropped.
+    pub(super) fn lease(self: &Arc<Self>) -> Box<EndpointLease> {
         self.sessions.fetch_add(1, Relaxed);
-        Box::new(Leased(Arc::clone(self)))
+        Box::new(EndpointLease(Arc::clone(self)))
     }
 }
 
-/// Sends `hello`, and waits for an answer; returns its first bytes, none where the client speaks on
-/// before they have come.
-async fn greet(
-    tcp: &mut TcpStream,
-    client: SocketAddr,
+/// Sends `hello`, and waits for an answer until `more` is ready.
+async fn handshake(
+    OpenedStream { mut stream, preamble, .. }: OpenedStream,
     hello: &[u8],
-    speaks_on: SpeaksOn<'_>,
-    settings: &Settings,
-) -> io::Result<Vec<u8>> {
+    more: impl Future<Output = ()>,
+    settings: &CommunitySettings,
+) -> Result<(Stream, Vec<u8>), HandshakeError> {
     let within = settings.handshake_timeout;
-    let greeting = async {
-        if settings.send_proxy_protocol {
-            direct::introduce(tcp, client).await?;
+    let exchange = async {
+        if !preamble.is_empty() {
+            stream.write_all(&preamble).await?;
         }
-        tcp.write_all(hello).await?;
-        let closed = || io::Error::new(io::ErrorKind::UnexpectedEof, "closed before it answered the Handshake");
+        stream.write_all(hello).await?;
+        stream.flush().await?;
         tokio::select! {
             biased;
-            answer = poll_fn(|cx| scratch::poll_read_some(tcp, cx, LITTLE, |bytes, _| bytes.to_vec())) => {
-                answer?.ok_or_else(closed)
+            answer = poll_fn(|cx| scratch::poll_read_some(&mut stream, cx, LITTLE, |bytes, _| bytes.to_vec())) => {
+                answer?.ok_or(HandshakeError::Closed)
             }
-            () = speaks_on => Ok(Vec::new()),
+            () = more => Ok(Vec::new()),
         }
     };
-    timeout(within, greeting).await.unwrap_or_else(|_| {
-        let what = format!("no answer to the Handshake within {}", humantime::format_duration(within));
-        Err(io::Error::new(io::ErrorKind::TimedOut, what))
-    })
-}
-
-/// Whether an error of connecting is this machine's: out of descriptors, memory or ports. It says
-/// nothing of the server.
-fn is_ours(error: &io::Error) -> bool {
-    let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| ours.contains(&Errno::from_raw_os_error(code)))
+    let answer = timeout(within, exchange).await.map_err(|_| HandshakeError::NoAnswer(within))??;
+    Ok((stream, answer))
 }
 
 /// A session's place on a server.
-pub(super) struct Leased(Arc<Known>);
+pub(super) struct EndpointLease(Arc<Endpoint>);
 
-impl std::fmt::Debug for Leased {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Leased({})", self.0.name)
+impl fmt::Debug for EndpointLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EndpointLease({})", self.0.name)
     }
 }
 
-impl Lease for Leased {
-    fn broken(&self, _why: &str) {
-        self.0.look.notify_one();
+impl Lease for EndpointLease {
+    fn broken(&self) {
+        self.0.check_now.notify_one();
     }
 }
 
-impl Drop for Leased {
+impl Drop for EndpointLease {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Relaxed);
     }

@@ -1,228 +1,178 @@
-//! Chooses a server for each client, and looks after those that are down.
+//! The set of Community servers: reconfiguration, status, and a link for each client.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-use super::{Balance, Server, Settings, State, endpoint::Known};
+use super::{
+    CommunitySettings, ServerAddress, ServerState,
+    balance::{Balancer, Candidate},
+    endpoint::Endpoint,
+};
 use crate::{
-    stream::{Community, Link, LinkError, Linking, SpeaksOn, Stream},
-    wire::reason::Reason,
+    net::own::OwnListeners,
+    stream::{Community, Link, LinkError, LinkFailure, Linking, MoreFromClient},
 };
 
-/// The servers in force and how they are chosen from.
-struct Present {
-    settings: Settings,
-    servers: Vec<Arc<Known>>,
-}
-
-/// Least-sessions: the server that was found, and for how many more log-ins it stands.
-#[derive(Default)]
-struct Choice {
-    server: Option<Arc<Known>>,
-    log_ins_left: u32,
+/// The servers of one configuration.
+struct ServerSet {
+    settings: CommunitySettings,
+    endpoints: Vec<Arc<Endpoint>>,
+    balancer: Balancer,
 }
 
 /// The Community servers.
 pub struct Pool {
-    present: ArcSwap<Present>,
-    /// Servers that are no longer configured but have sessions.
-    leaving: Mutex<Vec<Arc<Known>>>,
-    turn: AtomicUsize,
-    choice: Mutex<Choice>,
-    watchers: Mutex<Vec<(Arc<str>, AbortHandle)>>,
+    current: ArcSwap<ServerSet>,
+    /// Servers that are no longer configured and still have sessions.
+    leaving: Mutex<Vec<Arc<Endpoint>>>,
+    /// The tasks that check the configured servers.
+    checks: Mutex<Vec<AbortHandle>>,
+    own: OwnListeners,
 }
 
 /// A server, as the status shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerStatus {
-    /// As configured.
+    /// As in the configuration; "sandbox" for the sandbox.
     pub address: Arc<str>,
-    /// Whether it takes clients.
-    pub state: State,
-    /// Clients that it has through us.
+    /// Whether it gets clients.
+    pub state: ServerState,
+    /// The sessions of this program on it.
     pub sessions: u64,
-    /// What was wrong when it was tried last; none when it is up.
+    /// The last error; `None` if the server is up or was not tried yet.
     pub last_error: Option<String>,
 }
 
 impl Pool {
-    /// A pool whose servers are tried from now on; `sandbox` is where the embedded one listens.
-    /// Must be called on a tokio runtime.
-    pub fn start(settings: Settings, sandbox: Option<SocketAddr>) -> Arc<Self> {
-        let pool = Arc::new(Self {
-            present: ArcSwap::from_pointee(Present { settings: settings.clone(), servers: Vec::new() }),
-            leaving: Mutex::default(),
-            turn: AtomicUsize::new(0),
-            choice: Mutex::default(),
-            watchers: Mutex::default(),
-        });
+    /// Starts to check the servers of `settings`. `sandbox` is the address of the sandbox Community server, if it runs.
+    /// A server whose address is that of a listener in `own` is not used. Must be called on a tokio runtime.
+    pub fn start(settings: CommunitySettings, sandbox: Option<SocketAddr>, own: OwnListeners) -> Arc<Self> {
+        let balancer = Balancer::new(settings.balance, settings.recalculate_after, None);
+        let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), balancer };
+        let current = ArcSwap::from_pointee(none);
+        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own });
         pool.reconfigure(settings, sandbox);
         pool
     }
 
-    /// Takes up new settings: servers that stay keep their state and counts, those that go get
-    /// no more clients.
-    pub fn reconfigure(&self, settings: Settings, sandbox: Option<SocketAddr>) {
-        let before = self.present.load_full();
+    /// Puts new settings into force. Servers that stay keep their health and sessions. Servers that leave get no more
+    /// clients.
+    pub fn reconfigure(&self, settings: CommunitySettings, sandbox: Option<SocketAddr>) {
+        let before = self.current.load_full();
         let mut leaving = self.leaving.lock();
-        let servers: Vec<Arc<Known>> = settings
+        let endpoints: Vec<Arc<Endpoint>> = settings
             .servers
             .iter()
             .filter_map(|server| {
                 let (name, address) = match server {
-                    Server::Sandbox => ("sandbox", sandbox?.to_string()),
-                    Server::Address(address) => (address.as_str(), address.clone()),
+                    ServerAddress::Sandbox => ("sandbox", sandbox?.to_string()),
+                    ServerAddress::Address(address) => (address.as_str(), address.clone()),
                 };
-                let known = before.servers.iter().chain(&*leaving).find(|known| *known.name == *name);
-                Some(known.cloned().unwrap_or_else(|| Known::new(name, &address)))
+                let known = before.endpoints.iter().chain(&*leaving).find(|endpoint| *endpoint.name == *name);
+                Some(known.cloned().unwrap_or_else(|| Endpoint::new(name, &address, self.own.clone())))
             })
             .collect();
-        let stays = |known: &Arc<Known>| servers.iter().any(|server| Arc::ptr_eq(server, known));
-        leaving.extend(before.servers.iter().cloned());
-        leaving.retain(|known| !stays(known) && known.sessions() > 0);
-        leaving.iter().for_each(|known| known.set_draining(true));
-        servers.iter().for_each(|known| known.set_draining(false));
-        let mut watchers = self.watchers.lock();
-        for (_, watcher) in watchers.drain(..) {
-            watcher.abort();
+        let stays = |endpoint: &Arc<Endpoint>| endpoints.iter().any(|other| Arc::ptr_eq(other, endpoint));
+        leaving.extend(before.endpoints.iter().cloned());
+        leaving.retain(|endpoint| !stays(endpoint) && endpoint.sessions() > 0);
+        leaving.iter().for_each(|endpoint| endpoint.set_draining(true));
+        endpoints.iter().for_each(|endpoint| endpoint.set_draining(false));
+        let mut checks = self.checks.lock();
+        checks.drain(..).for_each(|check| check.abort());
+        for endpoint in &endpoints {
+            let check = tokio::spawn(Arc::clone(endpoint).keep_checking(settings.clone()));
+            checks.push(check.abort_handle());
         }
-        for known in &servers {
-            let watcher = tokio::spawn(watch(Arc::clone(known), settings.clone()));
-            watchers.push((Arc::clone(&known.name), watcher.abort_handle()));
-        }
-        *self.choice.lock() = Choice::default();
-        self.present.store(Arc::new(Present { settings, servers }));
+        let balancer = Balancer::new(settings.balance, settings.recalculate_after, Some(&before.balancer));
+        self.current.store(Arc::new(ServerSet { settings, endpoints, balancer }));
     }
 
-    /// Every server, those that are leaving last.
+    /// Every server. Those that are leaving are the last ones.
     pub fn status(&self) -> Vec<ServerStatus> {
-        let present = self.present.load();
+        let current = self.current.load();
         let mut leaving = self.leaving.lock();
-        leaving.retain(|known| known.sessions() > 0);
-        let all = present.servers.iter().chain(&*leaving);
-        all.map(|known| ServerStatus {
-            address: Arc::clone(&known.name),
-            state: known.state(),
-            sessions: known.sessions(),
-            last_error: known.last_error(),
+        leaving.retain(|endpoint| endpoint.sessions() > 0);
+        let all = current.endpoints.iter().chain(&*leaving);
+        all.map(|endpoint| ServerStatus {
+            address: Arc::clone(&endpoint.name),
+            state: endpoint.state(),
+            sessions: endpoint.sessions(),
+            last_error: endpoint.last_error(),
         })
         .collect()
     }
 
-    /// Whether a server answers.
+    /// Whether a configured server is up.
     pub fn any_up(&self) -> bool {
-        self.present.load().servers.iter().any(|known| known.state() == State::Up)
+        self.current.load().endpoints.iter().any(|endpoint| endpoint.state() == ServerState::Up)
     }
 
-    /// The servers in the order in which a client tries them.
-    fn order(&self, present: &Present) -> Vec<Arc<Known>> {
-        let servers = &present.servers;
-        let first = match present.settings.balance {
-            Balance::Failover => 0,
-            Balance::RoundRobin => self.turn.fetch_add(1, Relaxed) % servers.len().max(1),
-            Balance::LeastSessions => self.least(present),
-        };
-        let mut order: Vec<_> = servers[first.min(servers.len())..].iter().chain(&servers[..first]).cloned().collect();
-        // Those that do not answer come late; those that are down last, and only when it is time to try
-        // them again.
-        order.sort_by_key(|known| (!known.is_hopeful(), known.is_suspect()));
-        order.retain(|known| known.may_be_tried());
-        order
-    }
-
-    /// The least loaded server that is up. It stands for some log-ins: the counts of others lag
-    /// behind when many clients come at once, and a recalculation for each would be for nothing.
-    fn least(&self, present: &Present) -> usize {
-        let mut choice = self.choice.lock();
-        let stands =
-            choice.log_ins_left > 0 && choice.server.as_ref().is_some_and(|server| server.state() == State::Up);
-        if !stands {
-            let up = present.servers.iter().filter(|known| known.is_hopeful());
-            choice.server = up.min_by_key(|known| (known.is_suspect(), known.sessions())).cloned();
-            choice.log_ins_left = present.settings.recalculate_after;
-        }
-        choice.log_ins_left = choice.log_ins_left.saturating_sub(1);
-        let chosen = choice.server.as_ref();
-        chosen.and_then(|chosen| present.servers.iter().position(|known| Arc::ptr_eq(known, chosen))).unwrap_or(0)
-    }
-
+    /// Tries the servers in the order of the balancer. See [`Community::connect`].
     async fn open(
         &self,
         client: SocketAddr,
         hello: &[u8],
-        mut speaks_on: SpeaksOn<'_>,
+        mut more: MoreFromClient<'_>,
     ) -> Result<(Link, Vec<u8>), LinkError> {
-        let present = self.present.load_full();
-        let (mut failures, mut reason) = (Vec::new(), Reason::CannotConnect);
-        for known in self.order(&present) {
-            // Counted while connecting: others see that it has one more.
-            let lease = known.lease();
-            match known.open(client, hello, speaks_on.as_mut(), &present.settings).await {
-                Ok((tcp, answer)) => {
-                    let link = Link { stream: Stream::Tcp(tcp), server: Arc::clone(&known.name), lease };
-                    return Ok((link, answer));
+        let current = self.current.load_full();
+        let ServerSet { settings, endpoints, .. } = &*current;
+        let (mut details, mut failure) = (Vec::new(), LinkFailure::CannotConnect);
+        for candidate in current.order() {
+            let endpoint = &endpoints[candidate.index];
+            // The session is counted while the link is opened, so that the choices for other clients include it.
+            let lease = endpoint.lease();
+            match endpoint.open(client, hello, more.as_mut(), settings).await {
+                Ok((stream, answer)) => {
+                    return Ok((Link { stream, server: Arc::clone(&endpoint.name), lease }, answer));
                 }
-                Err((why, error)) => {
-                    if why != Reason::CannotConnect {
-                        reason = why;
+                Err(error) => {
+                    // An unreachable server is only the reason if nothing else went wrong.
+                    if error.link_failure() != LinkFailure::CannotConnect {
+                        failure = error.link_failure();
                     }
-                    failures.push(format!("{}: {error}", known.name));
+                    details.push(format!("{}: {error}", endpoint.name));
                 }
             }
         }
-        if failures.is_empty() {
-            if present.servers.iter().any(|known| known.is_suspect()) {
-                reason = Reason::NotResponding;
+        if details.is_empty() {
+            let now = Instant::now();
+            if endpoints.iter().any(|endpoint| endpoint.view(now).is_suspect) {
+                failure = LinkFailure::NotResponding;
             }
-            let down = present.servers.iter();
-            failures = down
-                .map(|known| format!("{}: down ({})", known.name, known.last_error().unwrap_or_default()))
-                .collect();
+            let down = |endpoint: &Arc<Endpoint>| {
+                format!("{}: down ({})", endpoint.name, endpoint.last_error().unwrap_or_default())
+            };
+            details = endpoints.iter().map(down).collect();
         }
-        Err(LinkError { reason, detail: failures.join("; ") })
+        Err(LinkError { failure, detail: details.join("; ") })
+    }
+}
+
+impl ServerSet {
+    /// The servers in the order in which a client tries them.
+    fn order(&self) -> Vec<Candidate> {
+        let now = Instant::now();
+        let candidate = |(index, endpoint): (usize, &Arc<Endpoint>)| Candidate {
+            index,
+            health: endpoint.view(now),
+            sessions: endpoint.sessions(),
+        };
+        self.balancer.order(self.endpoints.iter().enumerate().map(candidate).collect())
     }
 }
 
 impl Community for Pool {
-    fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], speaks_on: SpeaksOn<'a>) -> Linking<'a> {
-        Box::pin(self.open(client, hello, speaks_on))
+    fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a> {
+        Box::pin(self.open(client, hello, more))
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        for (_, watcher) in self.watchers.lock().drain(..) {
-            watcher.abort();
-        }
-    }
-}
-
-/// Looks at a server now and then: one that is down until it is up again, one that is up every
-/// `check_interval`, and whenever a link to it broke or a Handshake went unanswered.
-async fn watch(known: Arc<Known>, settings: Settings) {
-    loop {
-        match known.until_look(settings.check_interval) {
-            Some(wait) => {
-                let _ = tokio::time::timeout(wait, known.look.notified()).await;
-                // Woken because it went down: the wait is a different one now.
-                if known.until_look(settings.check_interval).is_some_and(|wait| !wait.is_zero())
-                    && known.state() != State::Up
-                {
-                    continue;
-                }
-            }
-            None => known.look.notified().await,
-        }
-        known.look_at(&settings).await;
+        self.checks.lock().drain(..).for_each(|check| check.abort());
     }
 }
 

@@ -8,7 +8,7 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use super::{ConfigError, ConfigKey, ConfigPlace, ENV_PREFIX};
+use super::{ConfigError, ConfigKey, ConfigPlace, ENV_PREFIX, FileForm};
 
 /// How similar to an unknown name a known name must be to be suggested: a Jaro-Winkler similarity from 0 to 1.
 const MIN_SIMILARITY: f64 = 0.75;
@@ -107,19 +107,50 @@ impl<'t> KeyReader<'t> {
         legal: &'static str,
         check: impl Fn(T) -> Result<U, String>,
     ) -> U {
-        self.keys.push(ConfigKey { section, name, legal });
-        match self.value::<T>(section, name).and_then(|value| value.map(&check).transpose()) {
-            Ok(Some(value)) => return value,
-            Ok(None) => (),
-            Err(what) => {
-                // Where "" is not a legal string, the variable is empty by mistake.
-                let is_empty = self.variables.get(&variable(section, name)).is_some_and(|text| text.trim().is_empty());
-                let what = if is_empty && !what.starts_with(EMPTY) { EMPTY.to_owned() } else { what };
-                let place = self.place(section, name);
-                self.fault(place, &format!("{section}.{name}"), what, legal);
-            }
+        self.optional(section, name, legal, &check).unwrap_or_else(|| check(default).expect("a default is legal"))
+    }
+
+    /// Reads a key that has no default: it is an error that it is absent.
+    ///
+    /// Returns `U::default()` if the key is absent or wrong, so that the other keys are read and all errors are found.
+    pub(super) fn required<T: DeserializeOwned, U: Default>(
+        &mut self,
+        section: &'static str,
+        name: &'static str,
+        legal: &'static str,
+        check: impl Fn(T) -> Result<U, String>,
+    ) -> U {
+        let faults = self.faults.len();
+        let value = self.optional(section, name, legal, check);
+        if value.is_none() && self.faults.len() == faults {
+            self.conflict(section, name, "the key is missing, and it has no default");
         }
-        check(default).expect("a default is legal")
+        value.unwrap_or_default()
+    }
+
+    /// Reads a key. Returns `None` if it is absent, or if it is wrong, which is an error of the configuration.
+    fn optional<T: DeserializeOwned, U>(
+        &mut self,
+        section: &'static str,
+        name: &'static str,
+        legal: &'static str,
+        check: impl Fn(T) -> Result<U, String>,
+    ) -> Option<U> {
+        self.keys.push(ConfigKey { section, name, legal });
+        self.value::<T>(section, name).and_then(|value| value.map(check).transpose()).unwrap_or_else(|what| {
+            // Where "" is not a legal string, the variable is empty by mistake.
+            let is_empty = self.variables.get(&variable(section, name)).is_some_and(|text| text.trim().is_empty());
+            let what = if is_empty && !what.starts_with(EMPTY) { EMPTY.to_owned() } else { what };
+            let place = self.place(section, name);
+            self.fault(place, &format!("{section}.{name}"), what, legal);
+            None
+        })
+    }
+
+    /// The form of the file.
+    pub(super) fn form(&self) -> FileForm {
+        let sections = self.sections.iter().map(|section| (section.name.clone(), self.line(section.span.start)));
+        FileForm { sections: sections.collect(), has_last_line_end: self.text.ends_with('\n') }
     }
 
     /// The value of a key by its variable, else by the file; `None` if both are absent.

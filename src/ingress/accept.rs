@@ -1,5 +1,8 @@
 //! Accepting connections on the bound ports.
 //!
+//! Each worker has its own socket on each port, and the kernel spreads connections over them: a worker does not wake
+//! for a connection that another one accepts, and few connections have to be handed over to another worker.
+//!
 //! ```text
 //!  accept ──▶ open ── close at a moment ──▶ accepts until then ──▶ empties the kernel's queue ──▶ closed
 //! ```
@@ -26,16 +29,31 @@ use tracing::{debug, error, warn};
 
 use super::{Ingress, connection};
 use crate::{
+    log::Throttle,
     net::{
         Port,
         keepalive::watch_for_vanished,
         listen::{accept_queued, listen_beside},
     },
+    runtime::Workers,
     telemetry::outcome::AcceptError,
 };
 
 /// How long accepting pauses when descriptors or memory have run out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// What accepting needs beside the rest of the ingress.
+pub(super) struct Accepting {
+    workers: Workers,
+    pauses: Throttle,
+    errors: Throttle,
+}
+
+impl Accepting {
+    pub(super) fn new(workers: Workers) -> Self {
+        Self { workers, pauses: Throttle::default(), errors: Throttle::default() }
+    }
+}
 
 /// A port on which connections are accepted.
 pub struct OpenPort {
@@ -69,13 +87,10 @@ impl OpenPort {
     }
 }
 
-/// Accepts on `listener`, with a task on each of the workers' threads, until the port is closed. The one accept loop of
-/// all ports.
+/// Accepts connections on a port with one task on each worker, until the port is closed.
 ///
-/// Each thread has a socket of its own on the port, and the kernel spreads connections over them: no
-/// thread is woken for what another has taken, and few connections have to be handed over. That the
-/// port is free of others has been seen when the first one was bound: only then do more follow. From
-/// then on another process of the same user that shares ports can join.
+/// `listener` was bound alone, which detects a port that is in use. The sockets of the other workers are bound here.
+/// From then on, another process of the same user that shares ports can bind the port, too.
 ///
 /// # Errors
 /// Descriptors have run out.
@@ -85,16 +100,17 @@ pub fn accept(
     ingress: &Arc<Ingress>,
     accepted: &Arc<AtomicU64>,
 ) -> io::Result<OpenPort> {
-    if ingress.workers.runtimes().len() > 1 {
+    let workers = &ingress.accepting.workers;
+    if workers.runtimes().len() > 1 {
         SockRef::from(&listener).set_reuse_port(true)?;
     }
     let address = listener.local_addr()?;
     let (closes, closing) = watch::channel(None);
     let sockets = RefCell::new(Vec::new());
-    let tasks = ingress.workers.spawn_on_each(|worker| {
+    let tasks = workers.spawn_on_each(|worker| {
         let another = if worker > 0 { listen_beside(address).map(Some) } else { Ok(None) };
         let another = another.unwrap_or_else(|error| {
-            warn!(port = port.number, %error, "a thread has no socket of its own on the port: it accepts on the first one's");
+            warn!(port = port.number, %error, "a worker has no socket of its own on the port: it uses the first worker's");
             None
         });
         let own = match another {
@@ -116,10 +132,11 @@ async fn accept_on(
     accepted: Arc<AtomicU64>,
     closing: watch::Receiver<Option<Instant>>,
 ) {
-    let (mut vanished, mut closed) = (None, pin!(closed(closing)));
+    let (mut vanished_timeout, mut closed) = (None, pin!(closed(closing)));
     loop {
+        // Accepted sockets inherit it. It is set again after a reload has changed it.
         let after = ingress.settings.load().vanished_timeout;
-        if vanished.replace(after) != Some(after)
+        if vanished_timeout.replace(after) != Some(after)
             && let Err(failed) = watch_for_vanished(SockRef::from(&*listener), after)
         {
             warn!(port = port.number, %failed, "limits.vanished_timeout is not in force");
@@ -132,26 +149,16 @@ async fn accept_on(
             Ok((tcp, peer)) => {
                 accepted.fetch_add(1, Relaxed);
                 let pause = ingress.counters.pause(&ingress.settings.load().limits);
+                apply_vanished_timeout(&ingress, &tcp);
                 if let Some(pause) = pause {
-                    ingress.paused(port.number);
+                    report_pause(&ingress, port.number);
                     tokio::time::sleep(pause).await;
                 }
                 serve(&ingress, worker, tcp, peer, port);
             }
-            Err(failed) => {
-                let class = AcceptError::of(&failed);
-                ingress.telemetry.listeners.accept_errors.count(class);
-                if let Some(more) = ingress.accept_errors.pass() {
-                    let port = port.number;
-                    match class {
-                        AcceptError::Connection => {
-                            warn!(port, %failed, more, "a connection was gone before it was accepted")
-                        }
-                        AcceptError::Exhausted => error!(port, %failed, more,
-                            "out of descriptors or memory: accepting pauses; raise the limit (LimitNOFILE, ulimit -n) or lower limits.capacity"),
-                        AcceptError::Listener => error!(port, %failed, more, "the port can't accept"),
-                    }
-                }
+            Err(error) => {
+                let class = AcceptError::of(&error);
+                report_error(&ingress, class, &error, port.number);
                 if class != AcceptError::Connection {
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
@@ -161,7 +168,18 @@ async fn accept_on(
     // For their clients, these connections were accepted before the port was closed.
     while let Ok(Some((tcp, peer))) = accept_queued(&listener) {
         accepted.fetch_add(1, Relaxed);
+        apply_vanished_timeout(&ingress, &tcp);
         serve(&ingress, worker, tcp, peer, port);
+    }
+}
+
+/// Gives a connection `limits.vanished_timeout`. It has the time that the listener had when the kernel accepted it: the
+/// former one after a reload.
+fn apply_vanished_timeout(ingress: &Ingress, tcp: &TcpStream) {
+    let (after, socket) = (ingress.settings.load().vanished_timeout, SockRef::from(tcp));
+    let inherited = socket.tcp_user_timeout().ok().flatten().map(|time| time.as_millis());
+    if inherited != Some(after.as_millis()) {
+        let _ = watch_for_vanished(socket, after);
     }
 }
 
@@ -173,19 +191,38 @@ async fn closed(mut closing: watch::Receiver<Option<Instant>>) {
     }
 }
 
-/// Serves a connection on the thread that accepted it, or on one with less to do, which watches it
-/// from then on.
+/// Counts and logs a connection that has to wait because of `limits.connection_rate`.
+fn report_pause(ingress: &Ingress, port: u16) {
+    ingress.telemetry.connections.delayed();
+    if let Some(more) = ingress.accepting.pauses.pass() {
+        warn!(port, more, "more connections than limits.connection_rate: they wait");
+    }
+}
+
+/// Counts and logs an error of accept.
+fn report_error(ingress: &Ingress, class: AcceptError, failed: &io::Error, port: u16) {
+    ingress.telemetry.listeners.accept_errors.count(class);
+    let Some(more) = ingress.accepting.errors.pass() else { return };
+    match class {
+        AcceptError::Connection => warn!(port, %failed, more, "a connection was gone before it was accepted"),
+        AcceptError::Exhausted => error!(port, %failed, more,
+            "out of descriptors or memory: accepting pauses; raise the limit (LimitNOFILE, ulimit -n) or lower limits.capacity"),
+        AcceptError::Listener => error!(port, %failed, more, "the port can't accept"),
+    }
+}
+
+/// Serves a connection on the worker that accepted it, or hands it over to a worker that is less busy.
 fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, port: Port) {
     let serving = Arc::clone(ingress);
-    let Some(other) = ingress.workers.idler_than(worker) else {
-        tokio::spawn(connection::serve(serving, tcp, peer, port));
-        return;
+    let Some(other) = ingress.accepting.workers.less_busy_than(worker) else {
+        return connection::start(serving, tcp, peer, port);
     };
+    // A socket belongs to the I/O driver of one runtime: it is deregistered here and registered there.
     let handed_over = tcp.into_std().map(|tcp| {
         other.spawn(async move {
             match TcpStream::from_std(tcp) {
-                Ok(tcp) => connection::serve(serving, tcp, peer, port).await,
-                Err(error) => debug!(client = %peer, port = port.number, %error, "the connection can't be watched"),
+                Ok(tcp) => connection::start(serving, tcp, peer, port),
+                Err(error) => debug!(client = %peer, port = port.number, %error, "the connection can't be registered"),
             }
         });
     });

@@ -1,392 +1,266 @@
-//! One client's life: log in, chat with `echo`, leave, come back.
+//! The life of one client: it logs in, chats with `echo`, leaves and comes back.
+//!
+//! ```text
+//!   waiting ── planned time ──▶ logging in ──▶ opening a chat ──▶ chatting
+//!      ▲                            │                │            │  │  │
+//!      │                            │                │            │  │  └─ time to leave, end of the run
+//!      ├◀───── an error ────────────┴────────────────┴────────────┘  │             │
+//!      ├◀───── a cut of the network ─────────────────────────────────┘             ▼
+//!      └◀───── logged out ◀─────────────────────────────────────── waiting for the last echoes
+//! ```
+//!
+//! A client that left logs in again at once. One whose session failed or was cut waits first.
 
-use std::{
-    collections::VecDeque,
-    future::poll_fn,
-    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
-    io,
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    io::AsyncWriteExt,
     sync::watch,
-    task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
 
 use super::{
-    Way,
-    connect::connect_failure,
-    random::Random,
-    setup::{Setup, Signal, over},
-    tunnel,
+    frame_connection::{FrameConnection, ReceivedFrame},
+    messages,
+    pending::{Echo, PendingMessages},
+    random::SeededRandom,
+    scenario::LoadTransport,
+    setup::{RunState, WorkerSetup, wait_for_end},
 };
-use crate::{
-    runtime::scratch,
-    stream::Stream,
-    wire::{
-        frame::{self, First},
-        message::{Reader, Writer, destroy, kind},
-        tunnel::envelope::Kind,
-    },
-};
+use crate::wire::message::{Reader, destroy, handshake, kind};
 
-/// The user that sends back what it is told.
-const ECHO: &[u8] = b"echo";
-const LOGIN_TYPE: u16 = 0x1003;
-const INSTANT_MESSAGES: u32 = 0x1000;
-const TEXT: u16 = 0x0064;
-const CHANNEL: u32 = 1;
-/// The longest frame that is taken.
-const MAX_FRAME: u32 = 16 * 1024 * 1024;
 /// How long connection and log-in may take.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(60);
-/// How long echoes are waited for when a client leaves.
-const LAST_ECHOES: Duration = Duration::from_secs(15);
-/// Bytes between a client and its tunnel.
-const PIPE: usize = 256 * 1024;
-/// Coming back: the first wait is up to this, each further one up to twice the one before.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client that leaves waits for the echoes of its messages.
+const LAST_ECHOES_TIMEOUT: Duration = Duration::from_secs(15);
+/// The longest wait before a log-in that follows one failed session; each further failure doubles it.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
+/// The longest wait before a log-in after any number of failures.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// Longer than any run.
+const NEVER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// How a session ended.
-enum Ended {
+enum ClientSessionEnd {
     /// The run is over.
-    Over,
+    RunOver,
     /// The client logged out, to log in again.
-    Left,
-    /// The network was cut.
+    LoggedOut,
+    /// The network was cut, as the scenario has it.
     Cut,
+    /// An error, with its text for the report.
     Failed(String),
 }
 
-/// Lives until the run is over; `planned` is when the log-in is to begin.
-pub(super) async fn live(setup: Arc<Setup>, n: u64, mut planned: Instant, mut signal: watch::Receiver<Signal>) {
-    let (way, mut random) = (setup.scenario.mix.way(n), Random::new(setup.seed ^ n));
+/// One client, over all of its sessions.
+struct LoadClient {
+    setup: Arc<WorkerSetup>,
+    /// Its number among the clients of the run.
+    number: u64,
+    transport: LoadTransport,
+    random: SeededRandom,
+    run_state: watch::Receiver<RunState>,
+}
+
+/// Runs client `number` until the run is over. Its first log-in begins at `planned`.
+pub(super) async fn live(
+    setup: Arc<WorkerSetup>,
+    number: u64,
+    mut planned: Instant,
+    run_state: watch::Receiver<RunState>,
+) {
+    let transport = setup.scenario.mix.transport_of(number);
+    let random = SeededRandom::new(setup.seed ^ number);
+    let mut client = LoadClient { setup, number, transport, random, run_state };
     let mut failures = 0;
     loop {
         tokio::select! {
             () = sleep_until(planned) => (),
-            () = over(&mut signal) => return,
+            () = wait_for_end(&mut client.run_state) => return,
         }
-        let mut pending = VecDeque::new();
-        let ended = Box::pin(session(&setup, way, n, planned, &mut random, &mut signal, &mut pending)).await;
-        setup.counters.update(way, |figures| match ended {
-            Ended::Over | Ended::Left => figures.lost += pending.len() as u64,
-            Ended::Cut | Ended::Failed(_) => figures.cut_off += pending.len() as u64,
+        let mut pending = PendingMessages::default();
+        let end = Box::pin(client.session(planned, &mut pending)).await;
+        client.setup.counters.update(transport, |figures| match end {
+            ClientSessionEnd::RunOver | ClientSessionEnd::LoggedOut => figures.lost += pending.count(),
+            ClientSessionEnd::Cut | ClientSessionEnd::Failed(_) => figures.cut_off += pending.count(),
         });
-        failures = match ended {
-            Ended::Over => return,
-            Ended::Left => 0,
-            Ended::Cut => 1,
-            Ended::Failed(reason) => {
-                setup.counters.error(reason);
+        failures = match end {
+            ClientSessionEnd::RunOver => return,
+            ClientSessionEnd::LoggedOut => 0,
+            ClientSessionEnd::Cut => 1,
+            ClientSessionEnd::Failed(reason) => {
+                client.setup.counters.count_error(reason);
                 failures + 1
             }
         };
-        planned = Instant::now() + wait_after(failures, &mut random);
+        planned = Instant::now() + wait_after(failures, &mut client.random);
     }
 }
 
-/// Spread, so that those who left together do not come back together.
-fn wait_after(failures: u32, random: &mut Random) -> Duration {
+/// How long a client waits before it logs in again: a random share of a limit that grows with the failures
+/// in a row, so that clients that failed together do not come back together.
+fn wait_after(failures: u32, random: &mut SeededRandom) -> Duration {
     if failures == 0 {
         return Duration::ZERO;
     }
-    let at_most = (FIRST_WAIT * 2u32.saturating_pow((failures - 1).min(10))).min(LONGEST_WAIT);
-    at_most.mul_f64(random.share())
+    let longest = (FIRST_WAIT * 2u32.saturating_pow((failures - 1).min(10))).min(LONGEST_WAIT);
+    longest.mul_f64(random.share())
 }
 
-/// True when the run is over, false when `other` holds.
-async fn over_or(signal: &mut watch::Receiver<Signal>, other: impl Fn(&Signal) -> bool) -> bool {
-    signal.wait_for(|signal| signal.over || other(signal)).await.map_or(true, |signal| signal.over)
+/// Waits until the run is over (returns true) or `is_cut` holds (returns false).
+async fn over_or_cut(run_state: &mut watch::Receiver<RunState>, is_cut: impl Fn(&RunState) -> bool) -> bool {
+    run_state.wait_for(|state| state.is_over || is_cut(state)).await.map_or(true, |state| state.is_over)
 }
 
-/// A message that has no echo yet.
-struct Pending {
-    number: u64,
-    digest: u64,
-    planned: Instant,
-}
-
-fn digest(data: &[u8]) -> u64 {
-    BuildHasherDefault::<DefaultHasher>::default().hash_one(data)
-}
-
-/// A connection that frames go over.
-struct Link {
-    stream: Stream,
-    /// A tunnel's driver, which knows why it ended.
-    driver: Option<JoinHandle<Result<(), String>>>,
-    read: Vec<u8>,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        if let Some(driver) = &self.driver {
-            driver.abort();
+impl LoadClient {
+    /// One session, from the connection to its end. Messages without an echo stay in `pending`.
+    async fn session(&mut self, planned: Instant, pending: &mut PendingMessages) -> ClientSessionEnd {
+        match self.try_session(planned, pending).await {
+            Ok(end) => end,
+            Err(reason) => ClientSessionEnd::Failed(reason),
         }
     }
-}
 
-impl Link {
-    async fn open(setup: &Setup, way: Way) -> Result<Self, String> {
-        let (stream, driver) = match way {
-            Way::Raw => (setup.route.direct(None).await.map_err(|error| connect_failure(&error))?, None),
-            Way::Tls => (setup.route.direct(Some(&setup.tls)).await.map_err(|error| connect_failure(&error))?, None),
-            Way::Polling | Way::Hybrid => {
-                let kind = if way == Way::Polling { Kind::Polling } else { Kind::Hybrid };
-                let (near, far) = tokio::io::duplex(PIPE);
-                let driver = tokio::spawn(tunnel::drive(kind, Arc::clone(&setup.route), setup.scenario.poll, far));
-                (Stream::other(near), Some(driver))
+    async fn try_session(
+        &mut self,
+        planned: Instant,
+        pending: &mut PendingMessages,
+    ) -> Result<ClientSessionEnd, String> {
+        let (setup, transport) = (Arc::clone(&self.setup), self.transport);
+        setup.counters.update(transport, |figures| figures.attempts += 1);
+        let cuts = self.run_state.borrow().cuts;
+        let has_cut = is_cut_client(&setup, self.number);
+        let is_cut = |state: &RunState| has_cut && state.cuts > cuts;
+        let mut connection = tokio::select! {
+            connection = timeout(LOGIN_TIMEOUT, log_in(&setup, transport, self.number)) => {
+                connection.map_err(|_| "log-in: no answer within 60 s".to_owned())??
             }
+            () = wait_for_end(&mut self.run_state) => return Ok(ClientSessionEnd::RunOver),
         };
-        Ok(Self { stream, driver, read: Vec::new() })
-    }
-
-    async fn send(&mut self, frame: &[u8]) -> Result<(), String> {
-        let sent = async {
-            self.stream.write_all(frame).await?;
-            self.stream.flush().await
-        };
-        match sent.await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.why(Some(error)).await),
+        let latency = planned.elapsed();
+        setup.counters.update(transport, |figures| {
+            figures.log_ins += 1;
+            figures.login.record(latency);
+        });
+        let _logged_in = setup.counters.logged_in(transport);
+        if !setup.scenario.think_time.is_zero() {
+            let opened = timeout(LOGIN_TIMEOUT, open_chat(&mut connection)).await;
+            opened.map_err(|_| "channel: no answer within 60 s".to_owned())??;
         }
-    }
-
-    /// The next frame: type, channel, body. Can be dropped and asked again.
-    async fn recv(&mut self) -> Result<(u16, u32, Vec<u8>), String> {
-        loop {
-            match frame::first(&self.read, MAX_FRAME).map_err(|fault| format!("protocol: {fault}"))? {
-                First::Whole { head, start, end } => {
-                    let body = self.read[start + frame::LENGTH + frame::HEADER..end].to_vec();
-                    self.read.drain(..end);
-                    if self.read.is_empty() {
-                        self.read = Vec::new();
-                    }
-                    return Ok((head.kind, head.channel, body));
+        let leave = self.random_time(setup.scenario.stay);
+        let (mut next, mut number) = (self.random_time(setup.scenario.think_time), 0);
+        let end = loop {
+            tokio::select! {
+                received = connection.recv() => take_echo(&setup, transport, pending, &received?)?,
+                () = sleep_until(next) => {
+                    let text = messages::numbered_text(number, self.random.size(setup.scenario.sizes));
+                    let body = messages::text_body(&text);
+                    pending.add(number, &body, next);
+                    setup.counters.update(transport, |figures| {
+                        figures.sent += 1;
+                        figures.bytes += text.len() as u64;
+                    });
+                    connection.send(&messages::send(&body)).await?;
+                    number += 1;
+                    // Counted from the planned time: the schedule does not wait for the server.
+                    next += self.random.pause(setup.scenario.think_time);
                 }
-                First::Partial => (),
-            }
-            let (stream, into) = (&mut self.stream, &mut self.read);
-            match poll_fn(|cx| scratch::poll_read(stream, cx, |bytes, _| into.extend_from_slice(bytes))).await {
-                Ok(Some(())) => (),
-                Ok(None) => return Err(self.why(None).await),
-                Err(error) => return Err(self.why(Some(error)).await),
-            }
-        }
-    }
-
-    /// Why the stream has ended: a tunnel's driver knows more than the pipe to it.
-    async fn why(&mut self, error: Option<io::Error>) -> String {
-        if let Some(driver) = self.driver.take()
-            && let Ok(Err(failure)) = driver.await
-        {
-            return failure;
-        }
-        error.map_or_else(|| "closed by the server".to_owned(), |error| format!("broken: {}", error.kind()))
-    }
-}
-
-fn unexpected(kind: u16, channel: u32, body: &[u8]) -> String {
-    if kind == kind::DESTROY_CNL && channel == 0 {
-        let code = Reader(body).u32().unwrap_or_default();
-        return format!("refused: {code:#010x}");
-    }
-    format!("protocol: an unexpected message of type {kind:#06x}")
-}
-
-/// Handshake, log-in, a channel to `echo`.
-async fn log_in(setup: &Setup, way: Way, n: u64) -> Result<Link, String> {
-    let mut link = Link::open(setup, way).await?;
-    let mut hello = Writer::new();
-    hello.u16(0xFFFF).u16(0).u32(0).u32(0).u16(LOGIN_TYPE).u32(0);
-    link.send(&frame::build(kind::HANDSHAKE, 0, &hello.0)).await?;
-    expect(&mut link, kind::HANDSHAKE_ACK).await?;
-    let (name, mut login) = (format!("load-{n}"), Writer::new());
-    login.u16(LOGIN_TYPE).string(name.as_bytes()).opaque(b"load").u16(0).u16(0);
-    link.send(&frame::build(kind::LOGIN, 0, &login.0)).await?;
-    expect(&mut link, kind::LOGIN_ACK).await?;
-    Ok(link)
-}
-
-async fn expect(link: &mut Link, wanted: u16) -> Result<(), String> {
-    let (kind, channel, body) = link.recv().await?;
-    if kind == wanted { Ok(()) } else { Err(unexpected(kind, channel, &body)) }
-}
-
-async fn open_chat(link: &mut Link) -> Result<(), String> {
-    let mut create = Writer::new();
-    create.u32(0).u32(CHANNEL).string(ECHO).string(b"");
-    create.u32(INSTANT_MESSAGES).u32(INSTANT_MESSAGES).u32(3).u32(0).opaque(&[0, 0, 0, 1, 0, 0, 0, 1]);
-    create.u8(0).u16(0).opaque(b"");
-    link.send(&frame::build(kind::CREATE_CNL, 0, &create.0)).await?;
-    expect(link, kind::ACCEPT_CNL).await
-}
-
-/// A text of `size` bytes or a few more, which begins with its number.
-fn text(number: u64, size: usize) -> Vec<u8> {
-    let mut text = format!("{number:x} ").into_bytes();
-    let filler = (number..).map(|i| b'a' + u8::try_from(i * 7 % 26).unwrap_or_default());
-    text.extend(filler.take(size.saturating_sub(text.len())));
-    text
-}
-
-#[allow(clippy::too_many_arguments)]
-async fn session(
-    setup: &Setup,
-    way: Way,
-    n: u64,
-    planned: Instant,
-    random: &mut Random,
-    signal: &mut watch::Receiver<Signal>,
-    pending: &mut VecDeque<Pending>,
-) -> Ended {
-    setup.counters.update(way, |figures| figures.attempts += 1);
-    let cuts = signal.borrow().cuts;
-    let takes_part = |signal: &Signal| signal.cuts > cuts && cut_share(setup, n);
-    let mut link = tokio::select! {
-        link = timeout(LOGIN_PATIENCE, log_in(setup, way, n)) => match link {
-            Ok(Ok(link)) => link,
-            Ok(Err(reason)) => return Ended::Failed(reason),
-            Err(_) => return Ended::Failed("log-in: no answer within 60 s".to_owned()),
-        },
-        () = over(signal) => return Ended::Over,
-    };
-    let login = planned.elapsed();
-    setup.counters.update(way, |figures| {
-        figures.log_ins += 1;
-        figures.login.record(login);
-    });
-    let _present = setup.counters.present(way);
-    if !setup.scenario.think_time.is_zero() {
-        match timeout(LOGIN_PATIENCE, open_chat(&mut link)).await {
-            Ok(Ok(())) => (),
-            Ok(Err(reason)) => return Ended::Failed(reason),
-            Err(_) => return Ended::Failed("channel: no answer within 60 s".to_owned()),
-        }
-    }
-    let never = Instant::now() + Duration::from_secs(30 * 24 * 60 * 60);
-    let after = |random: &mut Random, mean: Duration| match mean.is_zero() {
-        true => never,
-        false => Instant::now() + random.pause(mean),
-    };
-    let (leave, mut next, mut number) =
-        (after(random, setup.scenario.stay), after(random, setup.scenario.think_time), 0);
-    let ended = loop {
-        tokio::select! {
-            received = link.recv() => match received {
-                Ok(frame) => if let Err(reason) = echoed(setup, way, pending, &frame) {
-                    return Ended::Failed(reason);
+                () = sleep_until(leave) => break ClientSessionEnd::LoggedOut,
+                is_over = over_or_cut(&mut self.run_state, is_cut) => match is_over {
+                    false => return Ok(ClientSessionEnd::Cut),
+                    true => break ClientSessionEnd::RunOver,
                 },
-                Err(reason) => return Ended::Failed(reason),
-            },
-            () = sleep_until(next) => {
-                let said = text(number, random.size(setup.scenario.sizes));
-                if let Err(reason) = say(&mut link, setup, way, &said, number, next, pending).await {
-                    return Ended::Failed(reason);
-                }
-                number += 1;
-                // The plan does not wait for the server.
-                next += random.pause(setup.scenario.think_time);
             }
-            () = sleep_until(leave) => break Ended::Left,
-            is_over = over_or(signal, takes_part) => match is_over {
-                false => return Ended::Cut,
-                true => break Ended::Over,
-            },
-        }
-    };
+        };
+        log_out(&setup, transport, &mut connection, pending).await?;
+        Ok(end)
+    }
+
+    /// A random time from now, `mean` from now on average; never if `mean` is zero.
+    fn random_time(&mut self, mean: Duration) -> Instant {
+        Instant::now() + if mean.is_zero() { NEVER } else { self.random.pause(mean) }
+    }
+}
+
+/// Whether client `number` is among those whose connections the scenario cuts.
+fn is_cut_client(setup: &WorkerSetup, number: u64) -> bool {
+    setup.scenario.cut.is_some_and(|cut| SeededRandom::new(number.wrapping_add(7)).share() < cut.share)
+}
+
+/// Connects, and sends Handshake and Login.
+async fn log_in(setup: &WorkerSetup, transport: LoadTransport, number: u64) -> Result<FrameConnection, String> {
+    let mut connection = FrameConnection::open(setup, transport).await?;
+    connection.send(&handshake()).await?;
+    expect(&mut connection, kind::HANDSHAKE_ACK).await?;
+    connection.send(&messages::login(&format!("load-{number}"), b"load")).await?;
+    expect(&mut connection, kind::LOGIN_ACK).await?;
+    Ok(connection)
+}
+
+/// Opens a channel to `echo`.
+async fn open_chat(connection: &mut FrameConnection) -> Result<(), String> {
+    connection.send(&messages::create_chat()).await?;
+    expect(connection, kind::ACCEPT_CNL).await
+}
+
+/// Waits for the last echoes and logs out. Echoes that do not arrive in time stay in `pending`.
+async fn log_out(
+    setup: &WorkerSetup,
+    transport: LoadTransport,
+    connection: &mut FrameConnection,
+    pending: &mut PendingMessages,
+) -> Result<(), String> {
     let last = async {
         while !pending.is_empty() {
-            let frame = link.recv().await?;
-            echoed(setup, way, pending, &frame)?;
+            let frame = connection.recv().await?;
+            take_echo(setup, transport, pending, &frame)?;
         }
-        link.send(&destroy(0, 0)).await
+        connection.send(&destroy(0, 0)).await
     };
-    match timeout(LAST_ECHOES, last).await {
-        Ok(Err(reason)) => return Ended::Failed(reason),
-        Ok(Ok(())) if link.driver.is_some() => {
-            // A tunnel's last words go with a request of their own.
-            let _ = timeout(LAST_ECHOES, link.recv()).await;
+    match timeout(LAST_ECHOES_TIMEOUT, last).await {
+        Ok(Err(reason)) => return Err(reason),
+        Ok(Ok(())) if connection.is_tunnel() => {
+            // The tunnel sends the log-out with a request of its own, and needs time for it.
+            let _ = timeout(LAST_ECHOES_TIMEOUT, connection.recv()).await;
         }
-        _ => (),
+        Ok(Ok(())) | Err(_) => (),
     }
-    ended
-}
-
-fn cut_share(setup: &Setup, n: u64) -> bool {
-    setup.scenario.cut.is_some_and(|cut| Random::new(n.wrapping_add(7)).share() < cut.share)
-}
-
-async fn say(
-    link: &mut Link,
-    setup: &Setup,
-    way: Way,
-    text: &[u8],
-    number: u64,
-    planned: Instant,
-    pending: &mut VecDeque<Pending>,
-) -> Result<(), String> {
-    let (mut data, mut body) = (Writer::new(), Writer::new());
-    data.u32(1).string(text);
-    body.u16(TEXT).opaque(&data.0);
-    pending.push_back(Pending { number, digest: digest(&body.0), planned });
-    setup.counters.update(way, |figures| {
-        figures.sent += 1;
-        figures.bytes += text.len() as u64;
-    });
-    link.send(&frame::build(kind::SEND_ON_CNL, CHANNEL, &body.0)).await
-}
-
-/// Takes an echo in: once, in order, whole.
-fn echoed(
-    setup: &Setup,
-    way: Way,
-    pending: &mut VecDeque<Pending>,
-    (kind, channel, body): &(u16, u32, Vec<u8>),
-) -> Result<(), String> {
-    if *kind != kind::SEND_ON_CNL {
-        return Err(unexpected(*kind, *channel, body));
-    }
-    let whole = digest(body);
-    let Some(front) = pending.front() else {
-        setup.counters.update(way, |figures| figures.disordered += 1);
-        return Ok(());
-    };
-    if front.digest == whole {
-        let latency = front.planned.elapsed();
-        pending.pop_front();
-        setup.counters.update(way, |figures| {
-            figures.echoed += 1;
-            figures.bytes += body.len() as u64;
-            figures.echo.record(latency);
-        });
-        return Ok(());
-    }
-    // Another one of ours, out of its turn; or none that was sent.
-    let later = pending.iter().position(|other| other.digest == whole);
-    let repeated = said_number(body).is_some_and(|number| number < front.number);
-    match later {
-        Some(at) => drop(pending.remove(at)),
-        None if repeated => (),
-        None => drop(pending.pop_front()),
-    }
-    setup.counters.update(way, |figures| match (later, repeated) {
-        (None, false) => figures.corrupt += 1,
-        _ => figures.disordered += 1,
-    });
     Ok(())
 }
 
-fn said_number(body: &[u8]) -> Option<u64> {
-    let mut reader = Reader(body);
-    reader.u16()?;
-    let mut data = Reader(reader.opaque()?);
-    data.u32()?;
-    let text = std::str::from_utf8(data.string()?).ok()?;
-    u64::from_str_radix(text.split(' ').next()?, 16).ok()
+/// The next frame must be of type `wanted`.
+async fn expect(connection: &mut FrameConnection, wanted: u16) -> Result<(), String> {
+    let frame = connection.recv().await?;
+    if frame.kind == wanted { Ok(()) } else { Err(unexpected(&frame)) }
+}
+
+/// The error for a frame that is not the expected one. A DestroyCnl on the master channel is a refusal.
+fn unexpected(frame: &ReceivedFrame) -> String {
+    if frame.kind == kind::DESTROY_CNL && frame.channel == 0 {
+        let code = Reader(&frame.body).u32().unwrap_or_default();
+        return format!("refused: {code:#010x}");
+    }
+    format!("protocol: an unexpected message of type {:#06x}", frame.kind)
+}
+
+/// Takes a frame that must be an echo, and counts it.
+fn take_echo(
+    setup: &WorkerSetup,
+    transport: LoadTransport,
+    pending: &mut PendingMessages,
+    frame: &ReceivedFrame,
+) -> Result<(), String> {
+    if frame.kind != kind::SEND_ON_CNL {
+        return Err(unexpected(frame));
+    }
+    let (echo, now) = (pending.take_echo(&frame.body), Instant::now());
+    setup.counters.update(transport, |figures| match echo {
+        Echo::InOrder { planned } => {
+            figures.echoed += 1;
+            figures.bytes += frame.body.len() as u64;
+            figures.echo.record(now.duration_since(planned));
+        }
+        Echo::OutOfOrder => figures.disordered += 1,
+        Echo::Corrupt => figures.corrupt += 1,
+    });
+    Ok(())
 }

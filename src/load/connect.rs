@@ -1,4 +1,4 @@
-//! A client's connections: straight, or through a proxy.
+//! A client's connections: direct, or through a proxy.
 
 use std::{
     io,
@@ -21,37 +21,38 @@ use tokio_rustls::{
 
 use crate::stream::Stream;
 
-/// The longest head of a CONNECT's answer, in bytes.
+/// The longest head of a response to CONNECT, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// Proxies on the way, each where it is set.
+/// The proxies between clients and the multiplexer. `None`: no proxy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Proxies {
-    /// For raw and TLS clients.
+    /// A SOCKS5 proxy for raw and TLS clients.
     pub socks5: Option<SocketAddr>,
-    /// For raw and TLS clients: CONNECT.
+    /// An HTTP proxy for raw and TLS clients, which send it a CONNECT request.
     pub https: Option<SocketAddr>,
-    /// For tunnels: requests in absolute form.
+    /// An HTTP proxy for tunnels, which send it requests in absolute form (RFC 9112, section 3.2.2).
     pub http: Option<SocketAddr>,
 }
 
 /// Where clients connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Route {
+pub struct LoadRoute {
     /// The multiplexer's port for raw clients.
     pub raw: SocketAddr,
-    /// For TLS clients.
+    /// The port for TLS clients.
     pub tls: SocketAddr,
-    /// For tunnels.
+    /// The port for tunnels.
     pub http: SocketAddr,
-    /// Proxies on the way.
+    /// The proxies on the way.
     pub proxies: Proxies,
-    /// Loopback only: where connections come from, so that each worker has ports of its own.
+    /// The source address of connections on loopback, so that each worker has all ephemeral ports.
+    /// `None`: the system chooses.
     pub source: Option<Ipv4Addr>,
 }
 
-impl Route {
-    /// Every address that is connected to.
+impl LoadRoute {
+    /// Every address that clients connect to, proxies included.
     pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         let Self { raw, tls, http, proxies, .. } = *self;
         [Some(raw), Some(tls), Some(http), proxies.socks5, proxies.https, proxies.http].into_iter().flatten()
@@ -67,7 +68,7 @@ impl Route {
         Ok(tcp)
     }
 
-    /// A connection for frames, through a proxy where one is set, with TLS inside.
+    /// Opens a connection for frames, through a proxy if one is set, with TLS if `tls` is given.
     pub(super) async fn direct(&self, tls: Option<&TlsConnector>) -> io::Result<Stream> {
         let to = if tls.is_some() { self.tls } else { self.raw };
         let tcp = match (self.proxies.socks5, self.proxies.https) {
@@ -81,7 +82,8 @@ impl Route {
         }
     }
 
-    /// A connection for requests, and what stands in front of their paths.
+    /// Opens a connection for HTTP requests. Returns it with the prefix of each request's path: empty, or
+    /// scheme and host for a proxy.
     pub(super) async fn http(&self) -> io::Result<(TcpStream, String)> {
         match self.proxies.http {
             None => Ok((self.tcp(self.http).await?, String::new())),
@@ -90,10 +92,12 @@ impl Route {
     }
 }
 
+/// The error for a proxy that does not open the connection.
 fn refused(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionRefused, what)
 }
 
+/// Asks the SOCKS5 proxy on `tcp` for a connection to `to` (RFC 1928), without authentication.
 async fn socks5(mut tcp: TcpStream, to: SocketAddr) -> io::Result<TcpStream> {
     tcp.write_all(&[5, 1, 0]).await?;
     let mut chosen = [0; 2];
@@ -108,12 +112,13 @@ async fn socks5(mut tcp: TcpStream, to: SocketAddr) -> io::Result<TcpStream> {
     }
     request.extend(to.port().to_be_bytes());
     tcp.write_all(&request).await?;
-    let mut answer = [0; 4];
-    tcp.read_exact(&mut answer).await?;
-    if answer[1] != 0 {
-        return Err(refused(format!("the SOCKS5 proxy answers {}", answer[1])));
+    let mut reply = [0; 4];
+    tcp.read_exact(&mut reply).await?;
+    if reply[1] != 0 {
+        return Err(refused(format!("the SOCKS5 proxy answers {}", reply[1])));
     }
-    let rest = match answer[3] {
+    // The address and the port that the proxy uses, by the type of the address: IPv4, IPv6, name.
+    let rest = match reply[3] {
         1 => 6,
         4 => 18,
         _ => usize::from(tcp.read_u8().await?) + 2,
@@ -122,6 +127,7 @@ async fn socks5(mut tcp: TcpStream, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(tcp)
 }
 
+/// Asks the HTTP proxy on `tcp` for a connection to `to`, in the form that real clients use.
 async fn connect(mut tcp: TcpStream, to: SocketAddr) -> io::Result<TcpStream> {
     tcp.write_all(format!("CONNECT {to} HTTP/1.0\r\n\r\n").as_bytes()).await?;
     let mut head = Vec::new();
@@ -129,7 +135,7 @@ async fn connect(mut tcp: TcpStream, to: SocketAddr) -> io::Result<TcpStream> {
         if head.len() == MAX_HEAD {
             return Err(refused("the HTTPS proxy's answer has no end".to_owned()));
         }
-        // What follows the head is the client's.
+        // Byte by byte: what follows the head belongs to the client's stream.
         head.push(tcp.read_u8().await?);
     }
     let status = head.split(|&b| b == b' ').nth(1).unwrap_or_default();
@@ -139,11 +145,13 @@ async fn connect(mut tcp: TcpStream, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(tcp)
 }
 
-/// TLS that takes any certificate: what is tested here is a server of one's own, and load.
+/// A TLS configuration that accepts any certificate, because a load test concerns the user's own server and
+/// not its identity.
 pub fn any_certificate() -> ClientConfig {
     ClientConfig::builder().dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate)).with_no_client_auth()
 }
 
+/// Accepts every certificate and every signature.
 #[derive(Debug)]
 struct AnyCertificate;
 
@@ -182,7 +190,7 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// A failed connection, as an error is counted: the same for all that fail in the same way.
+/// The text under which a failed connection is counted: the same text for the same kind of failure.
 pub(super) fn connect_failure(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(_) => format!("connect: {}", error.kind()),

@@ -1,16 +1,18 @@
-//! What is counted, and how workers' counts become one.
+//! What is counted, and how the counts of several workers become one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::Way;
+use super::scenario::LoadTransport;
 
-/// Latencies in microseconds, to three digits, up to an hour. As large as its longest.
+/// Latencies in microseconds, with a precision of three digits, from 1 µs to an hour. Its memory grows with
+/// the longest latency.
 #[derive(Debug, Clone)]
 pub struct Latencies(Histogram<u64>);
 
+/// The longest latency in microseconds; a longer one counts as this.
 const LONGEST: u64 = 3_600_000_000;
 
 impl Default for Latencies {
@@ -20,32 +22,33 @@ impl Default for Latencies {
 }
 
 impl Latencies {
-    /// Counts one.
-    pub fn record(&mut self, latency: std::time::Duration) {
+    /// Counts one latency.
+    pub fn record(&mut self, latency: Duration) {
         let micros = u64::try_from(latency.as_micros()).unwrap_or(LONGEST);
-        // It grows as needed: nothing up to an hour is out of its range.
+        // The histogram grows as needed, so no value up to an hour is out of its range.
         let _ = self.0.record(micros.clamp(1, LONGEST));
     }
 
-    /// Counts another's in.
+    /// Adds the latencies of another histogram.
     pub fn add(&mut self, other: &Self) {
-        // Both grow as needed.
+        // The histogram grows as needed.
         let _ = self.0.add(&other.0);
     }
 
-    /// How many there are.
+    /// The number of latencies.
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The latency that `share` (0 to 1) of all do not exceed, in milliseconds.
+    /// The latency in milliseconds that a `share` of all latencies (0 to 1) does not exceed; 0 if there are
+    /// none. `quantile(0.99)` is the 99th percentile, `quantile(1.0)` the longest.
     #[allow(clippy::cast_precision_loss)]
     pub fn quantile(&self, share: f64) -> f64 {
         if self.0.is_empty() { 0.0 } else { self.0.value_at_quantile(share) as f64 / 1e3 }
     }
 }
 
-/// On the wire: values that occurred and how often.
+/// In JSON, latencies are pairs of a value in microseconds and how often it occurred.
 impl Serialize for Latencies {
     fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
         out.collect_seq(self.0.iter_recorded().map(|at| (at.value_iterated_to(), at.count_at_value())))
@@ -62,35 +65,35 @@ impl<'de> Deserialize<'de> for Latencies {
     }
 }
 
-/// What happened on one way, or on all.
+/// What happened on one transport, or on all of them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Figures {
+pub struct TransportFigures {
     /// Log-ins that were begun.
     pub attempts: u64,
     /// Log-ins that succeeded.
     pub log_ins: u64,
     /// Messages that were sent.
     pub sent: u64,
-    /// Echoes that came, each once, in order and whole.
+    /// Echoes that arrived once, in order and unchanged.
     pub echoed: u64,
-    /// Messages whose session was cut by the generator itself, or by an error that is counted.
+    /// Messages without an echo whose session the scenario cut, or an error ended that is counted itself.
     pub cut_off: u64,
-    /// Messages without an echo at the end of a session that was fine.
+    /// Messages without an echo in a session that ended without an error.
     pub lost: u64,
-    /// Echoes out of order, or twice.
+    /// Echoes that arrived out of order, or twice.
     pub disordered: u64,
-    /// Echoes that are not what was sent.
+    /// Echoes that differ from every message that was sent.
     pub corrupt: u64,
-    /// Bytes of messages, both ways.
+    /// Bytes of messages in both directions.
     pub bytes: u64,
-    /// From the planned start to the LoginAck.
+    /// Time from the planned start of a log-in to its LoginAck.
     pub login: Latencies,
-    /// From the planned time of a message to its echo.
+    /// Time from the planned time of a message to its echo.
     pub echo: Latencies,
 }
 
-impl Figures {
-    /// Adds another's.
+impl TransportFigures {
+    /// Adds other figures.
     pub fn add(&mut self, other: &Self) {
         self.attempts += other.attempts;
         self.log_ins += other.log_ins;
@@ -105,44 +108,45 @@ impl Figures {
         self.echo.add(&other.echo);
     }
 
-    /// Whether every message came once, in order and whole.
+    /// Whether no message was lost, out of order, doubled or changed.
     pub fn is_whole(&self) -> bool {
         self.lost == 0 && self.disordered == 0 && self.corrupt == 0
     }
 }
 
-/// What happened since the last line, as a worker tells it.
+/// What happened in a span of time: in one worker since its last report, or in the whole run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Second {
-    /// By way.
-    pub ways: BTreeMap<Way, Figures>,
-    /// What went wrong, by reason.
+pub struct LoadFigures {
+    /// The figures of each transport that was used.
+    #[serde(rename = "ways")]
+    pub transports: BTreeMap<LoadTransport, TransportFigures>,
+    /// How often each error occurred, by its text.
     pub errors: BTreeMap<String, u64>,
-    /// Clients that are logged in at its end, by way.
-    pub sessions: BTreeMap<Way, u64>,
+    /// Clients that are logged in at the end of the span, by transport.
+    pub sessions: BTreeMap<LoadTransport, u64>,
     /// Connections of hostile clients.
     pub hostile: u64,
 }
 
-impl Second {
-    /// Adds another worker's of the same time.
+impl LoadFigures {
+    /// Adds the figures of another worker for the same span.
     pub fn add(&mut self, other: &Self) {
-        for (way, figures) in &other.ways {
-            self.ways.entry(*way).or_default().add(figures);
+        for (transport, figures) in &other.transports {
+            self.transports.entry(*transport).or_default().add(figures);
         }
         for (reason, count) in &other.errors {
             *self.errors.entry(reason.clone()).or_default() += count;
         }
-        for (way, count) in &other.sessions {
-            *self.sessions.entry(*way).or_default() += count;
+        for (transport, count) in &other.sessions {
+            *self.sessions.entry(*transport).or_default() += count;
         }
         self.hostile += other.hostile;
     }
 
-    /// All ways in one.
-    pub fn all(&self) -> Figures {
-        let mut all = Figures::default();
-        self.ways.values().for_each(|figures| all.add(figures));
+    /// The sum over all transports.
+    pub fn all(&self) -> TransportFigures {
+        let mut all = TransportFigures::default();
+        self.transports.values().for_each(|figures| all.add(figures));
         all
     }
 }
@@ -150,17 +154,16 @@ impl Second {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
-    fn figures_survive_the_way_between_processes() {
-        let mut figures = Figures { sent: 3, ..Figures::default() };
+    fn figures_are_the_same_after_json() {
+        let mut figures = TransportFigures { sent: 3, ..TransportFigures::default() };
         for ms in [1, 2, 2, 500] {
             figures.login.record(Duration::from_millis(ms));
         }
         let line = serde_json::to_string(&figures).expect("JSON");
-        let back: Figures = serde_json::from_str(&line).expect("JSON");
-        let mut sum = Figures::default();
+        let back: TransportFigures = serde_json::from_str(&line).expect("JSON");
+        let mut sum = TransportFigures::default();
         sum.add(&back);
         sum.add(&figures);
         assert_eq!((sum.sent, sum.login.count()), (6, 8));

@@ -1,14 +1,15 @@
-//! Chance that can be repeated.
+//! Random numbers that are the same in every run with the same seed.
 
 use std::time::Duration;
 
-use super::Sizes;
+use super::scenario::MessageSizes;
 
-/// Numbers that are the same in every run with the same seed.
-pub(super) struct Random(u64);
+/// A generator of random numbers (xorshift64*). Not for secrets.
+pub(super) struct SeededRandom(u64);
 
-impl Random {
+impl SeededRandom {
     pub(super) fn new(seed: u64) -> Self {
+        // The state of an xorshift generator must not be 0.
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
@@ -19,24 +20,25 @@ impl Random {
         self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
-    /// From 0 up to 1.
+    /// A number from 0 up to but not including 1.
     #[allow(clippy::cast_precision_loss)]
     pub(super) fn share(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Times between events that have nothing to do with each other.
+    /// The time between two independent events that are `mean` apart on average (exponential distribution).
     pub(super) fn pause(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(-(1.0 - self.share()).ln())
     }
 
-    /// Of a message, in bytes.
-    pub(super) fn size(&mut self, sizes: Sizes) -> usize {
-        // 2.326 standard deviations lie below the 99th percentile.
+    /// The size of a message in bytes, with a log-normal distribution.
+    pub(super) fn size(&mut self, sizes: MessageSizes) -> usize {
+        // The 99th percentile of a normal distribution is 2.326 standard deviations above its mean.
         let sigma = (f64::from(sizes.p99) / f64::from(sizes.median)).ln() / 2.326;
+        // Box-Muller: a normal number from two uniform ones.
         let normal = (-2.0 * (1.0 - self.share()).ln()).sqrt() * (std::f64::consts::TAU * self.share()).cos();
         let size = f64::from(sizes.median) * (sigma * normal).exp();
-        // Bounded by `largest`.
+        // The size is at most `largest`.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let size = size.clamp(1.0, f64::from(sizes.largest)) as usize;
         size

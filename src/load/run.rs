@@ -1,4 +1,5 @@
-//! Starts workers, watches them, ends the run when a limit is reached.
+//! A whole run: starts the worker processes, adds up their reports, and ends the run early when the stop rule
+//! applies.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,142 +16,226 @@ use tokio::{
 };
 
 use super::{
-    Latencies, Route, Scenario, Second, Way,
-    worker::{Line, Order},
+    connect::LoadRoute,
+    figures::{Latencies, LoadFigures},
+    scenario::{LoadTransport, Scenario},
+    worker::{WorkerOrder, WorkerReport},
 };
 
-/// How many of the last seconds the stop rule looks at, and how many log-ins it wants to see.
+/// How many of the last seconds the stop rule looks at.
 const STOP_SECONDS: usize = 5;
+/// The fewest log-ins in these seconds for which the stop rule applies.
 const STOP_LOG_INS: u64 = 20;
-/// Descriptors of a client: a tunnel has up to three connections at once.
+/// Descriptors that a client needs: a tunnel has up to three connections at once.
 const DESCRIPTORS: u64 = 3;
+/// Descriptors that a worker needs in addition to those of its clients.
 const OTHER_DESCRIPTORS: u64 = 100;
 
-/// A run that could not be done.
+/// Why a run could not be done, as a text.
 #[derive(Debug)]
-pub struct Fault(pub String);
+pub struct LoadError(pub String);
 
-/// What is to be done.
+/// What a run is to do.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct LoadPlan {
     /// What the clients do.
     pub scenario: Scenario,
     /// Where they connect to.
-    pub route: Route,
-    /// Processes; `None`: as many as the descriptor limit asks for.
+    pub route: LoadRoute,
+    /// The number of worker processes; `None`: as many as the descriptor limit requires.
     pub workers: Option<u32>,
-    /// Makes two runs alike.
+    /// The seed of all random numbers. Two runs with the same seed have the same schedule.
     pub seed: u64,
 }
 
-/// What one second came to, over all workers.
+/// What happened in one second, in all workers.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Point {
+pub struct SecondSummary {
     /// Log-ins that succeeded.
     pub log_ins: u64,
-    /// Messages that came back.
+    /// Messages whose echo arrived.
     pub echoed: u64,
-    /// What went wrong.
+    /// Errors.
     pub errors: u64,
-    /// p99 of its log-ins, in milliseconds.
+    /// The 99th percentile of the log-ins, in milliseconds.
     pub login_p99: f64,
-    /// p99 of its echoes, in milliseconds.
+    /// The 99th percentile of the echoes, in milliseconds.
     pub echo_p99: f64,
-    /// Clients that are logged in at its end.
-    pub sessions: BTreeMap<Way, u64>,
+    /// Clients that are logged in at the end of the second, by transport.
+    pub sessions: BTreeMap<LoadTransport, u64>,
 }
 
-/// What a run came to.
+/// The result of a run. Its JSON is what `--json` writes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct LoadResult {
     /// What the clients did.
     pub scenario: Scenario,
     /// Where they connected to.
-    pub route: Route,
-    /// Processes.
+    pub route: LoadRoute,
+    /// The number of worker processes.
     pub workers: u32,
-    /// How long it took.
+    /// How long the run took, in seconds.
     pub seconds: u64,
-    /// Everything.
-    pub total: Second,
-    /// Second by second.
-    pub points: Vec<Point>,
-    /// Why it ended early.
+    /// The figures of the whole run.
+    pub total: LoadFigures,
+    /// The figures of each second.
+    pub points: Vec<SecondSummary>,
+    /// Why the run ended early; `None`: it did not.
     pub stopped: Option<String>,
 }
 
-impl Outcome {
-    /// Nothing lost, nothing wrong, no limit reached.
+impl LoadResult {
+    fn new(scenario: Scenario, route: LoadRoute, workers: u32) -> Self {
+        let (total, points) = (LoadFigures::default(), Vec::new());
+        Self { scenario, route, workers, seconds: 0, total, points, stopped: None }
+    }
+
+    /// Whether no message was lost or changed, no error occurred, and no stop rule ended the run.
     pub fn is_fine(&self) -> bool {
         self.total.all().is_whole() && self.total.errors.is_empty() && self.stopped.is_none()
     }
 
-    /// The most clients that were logged in at once.
+    /// The highest number of clients that were logged in at the same time.
     pub fn most_sessions(&self) -> u64 {
         self.points.iter().map(|point| point.sessions.values().sum()).max().unwrap_or(0)
     }
+
+    /// Adds the figures of the next second.
+    fn add_second(&mut self, second: LoadFigures) {
+        let all = second.all();
+        self.seconds += 1;
+        self.points.push(SecondSummary {
+            log_ins: all.log_ins,
+            echoed: all.echoed,
+            errors: second.errors.values().sum(),
+            login_p99: all.login.quantile(0.99),
+            echo_p99: all.echo.quantile(0.99),
+            sessions: second.sessions.clone(),
+        });
+        self.total.add(&second);
+        // Clients that are logged in at several times can't be added up: the total has the latest number.
+        self.total.sessions = second.sessions;
+    }
 }
 
-struct Worker {
+/// Puts the reports of the workers together into whole seconds.
+#[derive(Default)]
+struct SecondCollector {
+    /// The reports of each worker that are not part of a whole second yet.
+    waiting: Vec<VecDeque<LoadFigures>>,
+    /// The number of workers that have sent their last report.
+    ended: usize,
+}
+
+impl SecondCollector {
+    fn new(workers: usize) -> Self {
+        Self { waiting: vec![VecDeque::new(); workers], ended: 0 }
+    }
+
+    fn add(&mut self, worker: usize, report: WorkerReport) {
+        self.ended += usize::from(report.last);
+        self.waiting[worker].push_back(report.second);
+    }
+
+    fn have_all_ended(&self) -> bool {
+        self.ended == self.waiting.len()
+    }
+
+    /// The next second of all workers. It is whole when each worker has reported it. After the last reports, a
+    /// second may lack workers that ended earlier.
+    fn next_second(&mut self) -> Option<LoadFigures> {
+        let (mut any, mut all) = (false, true);
+        for queue in &self.waiting {
+            any |= !queue.is_empty();
+            all &= !queue.is_empty();
+        }
+        if !any || !(all || self.have_all_ended()) {
+            return None;
+        }
+        let mut second = LoadFigures::default();
+        self.waiting.iter_mut().filter_map(VecDeque::pop_front).for_each(|figures| second.add(&figures));
+        Some(second)
+    }
+}
+
+/// The rule of `stop_p99_login`.
+struct StopRule {
+    /// The highest 99th percentile; zero: the rule is off.
+    limit: Duration,
+    /// The log-ins of each of the last seconds.
+    recent: VecDeque<Latencies>,
+}
+
+impl StopRule {
+    fn new(limit: Duration) -> Self {
+        Self { limit, recent: VecDeque::new() }
+    }
+
+    /// Adds the log-ins of the next second. Returns the 99th percentile of the last seconds if it is over the
+    /// limit.
+    fn exceeded(&mut self, log_ins: Latencies) -> Option<Duration> {
+        self.recent.push_back(log_ins);
+        if self.recent.len() > STOP_SECONDS {
+            self.recent.pop_front();
+        }
+        let mut sum = Latencies::default();
+        self.recent.iter().for_each(|latencies| sum.add(latencies));
+        let p99 = Duration::from_secs_f64(sum.quantile(0.99) / 1e3);
+        (!self.limit.is_zero() && sum.count() >= STOP_LOG_INS && p99 > self.limit).then_some(p99)
+    }
+}
+
+/// A worker process. The worker ends the run when its stdin is closed.
+struct WorkerProcess {
     child: Child,
     stdin: Option<ChildStdin>,
 }
 
-/// Runs `plan`; `on_second` sees each second's figures and the outcome so far.
+/// Runs `plan`. Calls `on_second` after every second, with the result so far.
 ///
 /// # Errors
-/// A worker that can't be started, or that ends without its last line.
-pub async fn run(plan: Plan, mut on_second: impl FnMut(&Outcome)) -> Result<Outcome, Fault> {
+/// A worker cannot be started, or ends without its last report.
+pub async fn run(plan: LoadPlan, mut on_second: impl FnMut(&LoadResult)) -> Result<LoadResult, LoadError> {
     let workers = plan.workers.unwrap_or_else(|| workers_for(&plan.scenario));
-    let (lines, mut told) = mpsc::channel(64);
-    let mut started = Vec::new();
+    let (sender, mut reports) = mpsc::channel(64);
+    let mut processes = Vec::new();
     for worker in 0..workers {
-        started.push(start(&plan, worker, workers, lines.clone()).await?);
+        processes.push(start(&plan, worker, workers, sender.clone()).await?);
     }
-    drop(lines);
-    let mut outcome = Outcome {
-        scenario: plan.scenario,
-        route: plan.route,
-        workers,
-        seconds: 0,
-        total: Second::default(),
-        points: Vec::new(),
-        stopped: None,
-    };
-    let (mut waiting, mut ended, mut recent) = (vec![VecDeque::new(); started.len()], 0, VecDeque::new());
-    while let Some((worker, line)) = told.recv().await {
-        let Line { second, last } = line.map_err(|why| Fault(format!("worker {worker}: {why}")))?;
-        ended += usize::from(last);
-        waiting[worker as usize].push_back(second);
-        // A second is whole when each worker has told it; the last lines come when they come.
-        while waiting.iter().all(|queue| !queue.is_empty()) || (ended == started.len() && has_any(&waiting)) {
-            let mut whole = Second::default();
-            waiting.iter_mut().filter_map(VecDeque::pop_front).for_each(|second| whole.add(&second));
-            count(&mut outcome, &mut recent, whole);
-            on_second(&outcome);
+    drop(sender);
+    let mut stop_rule = StopRule::new(plan.scenario.stop_p99_login);
+    let mut collector = SecondCollector::new(processes.len());
+    let mut result = LoadResult::new(plan.scenario, plan.route, workers);
+    while let Some((worker, report)) = reports.recv().await {
+        let report = report.map_err(|why| LoadError(format!("worker {worker}: {why}")))?;
+        collector.add(worker as usize, report);
+        while let Some(second) = collector.next_second() {
+            let log_ins = second.all().login;
+            result.add_second(second);
+            let exceeded = stop_rule.exceeded(log_ins);
+            if let (Some(p99), None) = (exceeded, &result.stopped) {
+                let (limit, sessions): (_, u64) = (stop_rule.limit, result.total.sessions.values().sum());
+                result.stopped = Some(format!("p99 of log-ins is {p99:.1?}, over {limit:?}, at {sessions} clients"));
+            }
+            on_second(&result);
         }
-        if outcome.stopped.is_some() {
-            // Closing their stdin tells them.
-            started.iter_mut().for_each(|worker| worker.stdin = None);
+        if result.stopped.is_some() {
+            processes.iter_mut().for_each(|process| process.stdin = None);
         }
-        if ended == started.len() {
+        if collector.have_all_ended() {
             break;
         }
     }
-    if ended < started.len() {
-        return Err(Fault("a worker ended before its time".to_owned()));
+    if !collector.have_all_ended() {
+        return Err(LoadError("a worker ended before its time".to_owned()));
     }
-    for mut worker in started {
-        let _ = worker.child.wait().await;
+    for mut process in processes {
+        let _ = process.child.wait().await;
     }
-    Ok(outcome)
+    Ok(result)
 }
 
-fn has_any(waiting: &[VecDeque<Second>]) -> bool {
-    waiting.iter().any(|queue| !queue.is_empty())
-}
-
-/// As many processes as the descriptor limit asks for.
+/// The number of processes that the descriptor limit requires.
 fn workers_for(scenario: &Scenario) -> u32 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let each = limit.maximum.unwrap_or(1 << 20).saturating_sub(OTHER_DESCRIPTORS).max(DESCRIPTORS);
@@ -158,71 +243,92 @@ fn workers_for(scenario: &Scenario) -> u32 {
     u32::try_from(needed.div_ceil(each)).unwrap_or(1).clamp(1, 64)
 }
 
-type Told = (u32, Result<Line, String>);
+/// The number of a worker, and its report or what is wrong with it.
+type NumberedReport = (u32, Result<WorkerReport, String>);
 
-async fn start(plan: &Plan, worker: u32, workers: u32, lines: mpsc::Sender<Told>) -> Result<Worker, Fault> {
-    let fault = |what: String| Fault(format!("worker {worker}: {what}"));
-    let program = std::env::current_exe().map_err(|error| fault(error.to_string()))?;
+/// Starts a worker, gives it its order, and passes its reports on to `reports`.
+async fn start(
+    plan: &LoadPlan,
+    worker: u32,
+    workers: u32,
+    reports: mpsc::Sender<NumberedReport>,
+) -> Result<WorkerProcess, LoadError> {
+    let failed = |what: String| LoadError(format!("worker {worker}: {what}"));
+    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
     let mut child = Command::new(program)
         .args(["load", "--worker"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| fault(error.to_string()))?;
+        .map_err(|error| failed(error.to_string()))?;
     let (Some(mut stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(fault("no pipes".to_owned()));
+        return Err(failed("no pipes".to_owned()));
     };
     let mut route = plan.route;
     if workers > 1 && worker < 250 {
-        // 127.0.1.x: each has all of the ephemeral ports.
+        // 127.0.1.1, 127.0.1.2, ...: on each of these addresses all ephemeral ports are free.
         let last = u8::try_from(worker + 1).unwrap_or(1);
         route.source = Some(Ipv4Addr::new(127, 0, 1, last));
     }
-    let order = Order { scenario: plan.scenario.clone(), route, worker, workers, seed: plan.seed };
-    let order = serde_json::to_string(&order).map_err(|error| fault(error.to_string()))?;
-    stdin.write_all(format!("{order}\n").as_bytes()).await.map_err(|error| fault(error.to_string()))?;
+    let order = WorkerOrder { scenario: plan.scenario.clone(), route, worker, workers, seed: plan.seed };
+    let order = serde_json::to_string(&order).map_err(|error| failed(error.to_string()))?;
+    stdin.write_all(format!("{order}\n").as_bytes()).await.map_err(|error| failed(error.to_string()))?;
     tokio::spawn(async move {
-        let mut from = BufReader::new(stdout).lines();
+        let mut lines = BufReader::new(stdout).lines();
         loop {
-            let line = match from.next_line().await {
-                Ok(Some(text)) => serde_json::from_str::<Line>(&text).map_err(|error| error.to_string()),
+            let report = match lines.next_line().await {
+                Ok(Some(line)) => serde_json::from_str(&line).map_err(|error| error.to_string()),
                 Ok(None) => return,
                 Err(error) => Err(error.to_string()),
             };
-            if lines.send((worker, line)).await.is_err() {
+            if reports.send((worker, report)).await.is_err() {
                 return;
             }
         }
     });
-    Ok(Worker { child, stdin: Some(stdin) })
+    Ok(WorkerProcess { child, stdin: Some(stdin) })
 }
 
-fn count(outcome: &mut Outcome, recent: &mut VecDeque<Latencies>, second: Second) {
-    let all = second.all();
-    outcome.seconds += 1;
-    outcome.points.push(Point {
-        log_ins: all.log_ins,
-        echoed: all.echoed,
-        errors: second.errors.values().sum(),
-        login_p99: all.login.quantile(0.99),
-        echo_p99: all.echo.quantile(0.99),
-        sessions: second.sessions.clone(),
-    });
-    let sessions = second.sessions.clone();
-    outcome.total.add(&second);
-    // A sum of who is there makes no sense over time; the latest does.
-    outcome.total.sessions = sessions;
-    recent.push_back(all.login);
-    if recent.len() > STOP_SECONDS {
-        recent.pop_front();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(hostile: u64, last: bool) -> WorkerReport {
+        WorkerReport { second: LoadFigures { hostile, ..LoadFigures::default() }, last }
     }
-    let limit = outcome.scenario.stop_p99_login;
-    let mut log_ins = Latencies::default();
-    recent.iter().for_each(|latencies| log_ins.add(latencies));
-    let p99 = Duration::from_secs_f64(log_ins.quantile(0.99) / 1e3);
-    if !limit.is_zero() && log_ins.count() >= STOP_LOG_INS && p99 > limit && outcome.stopped.is_none() {
-        let sessions: u64 = outcome.total.sessions.values().sum();
-        outcome.stopped = Some(format!("p99 of log-ins is {p99:.1?}, over {limit:?}, at {sessions} clients"));
+
+    #[test]
+    fn a_second_is_whole_when_each_worker_has_reported_it() {
+        let mut collector = SecondCollector::new(2);
+        collector.add(0, report(1, false));
+        collector.add(0, report(2, false));
+        assert!(collector.next_second().is_none());
+        collector.add(1, report(10, true));
+        assert_eq!(collector.next_second().map(|second| second.hostile), Some(11));
+        assert!(collector.next_second().is_none());
+        collector.add(0, report(3, true));
+        assert!(collector.have_all_ended());
+        // Worker 1 ended earlier.
+        assert_eq!(collector.next_second().map(|second| second.hostile), Some(2));
+        assert_eq!(collector.next_second().map(|second| second.hostile), Some(3));
+        assert!(collector.next_second().is_none());
+    }
+
+    #[test]
+    fn the_stop_rule_looks_at_the_last_seconds_and_needs_enough_log_ins() {
+        let log_ins = |count, ms| {
+            let mut latencies = Latencies::default();
+            (0..count).for_each(|_| latencies.record(Duration::from_millis(ms)));
+            latencies
+        };
+        let mut rule = StopRule::new(Duration::from_millis(100));
+        assert_eq!(rule.exceeded(log_ins(STOP_LOG_INS - 1, 500)), None);
+        assert!(rule.exceeded(log_ins(1, 500)).is_some_and(|p99| p99 >= Duration::from_millis(499)));
+        for _ in 0..STOP_SECONDS {
+            rule.exceeded(log_ins(STOP_LOG_INS, 10));
+        }
+        assert_eq!(rule.exceeded(log_ins(STOP_LOG_INS, 10)), None);
+        assert_eq!(StopRule::new(Duration::ZERO).exceeded(log_ins(100, 500)), None);
     }
 }

@@ -1,28 +1,31 @@
-//! What the clients do: a TOML file, or arguments, or both.
+//! What the clients do, as described by a TOML file, by arguments, or by both.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A way in, as a client chooses it.
+/// The transport of a simulated client.
+///
+/// The variants are those of `wire::Transport`. The names differ: scenario files, arguments and the JSON report
+/// say `polling` and `hybrid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Way {
+pub enum LoadTransport {
     /// Frames over TCP.
     Raw,
     /// Frames over TLS.
     Tls,
-    /// The tunnel's polling client.
+    /// The HTTP tunnel of polling clients.
     Polling,
-    /// The tunnel's hybrid, long-polling client.
+    /// The HTTP tunnel of hybrid (long-polling) clients.
     Hybrid,
 }
 
-impl Way {
-    /// Every way, in the order of tables.
+impl LoadTransport {
+    /// Every transport, in the order of the report's tables.
     pub const ALL: [Self; 4] = [Self::Raw, Self::Tls, Self::Polling, Self::Hybrid];
 
-    /// The name in tables and files.
+    /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -33,33 +36,34 @@ impl Way {
     }
 }
 
-/// How many of the clients take which way, as weights.
+/// How the clients are spread over the transports, as weights: of 100 clients with the weights 60, 10, 15 and
+/// 15, 60 are raw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Mix {
-    /// Frames over TCP.
+pub struct TransportMix {
+    /// The weight of raw clients.
     pub raw: u32,
-    /// Frames over TLS.
+    /// The weight of TLS clients.
     pub tls: u32,
-    /// Polling tunnels.
+    /// The weight of polling clients.
     pub polling: u32,
-    /// Hybrid tunnels.
+    /// The weight of hybrid clients.
     pub hybrid: u32,
 }
 
-impl Default for Mix {
+impl Default for TransportMix {
     fn default() -> Self {
         Self { raw: 60, tls: 10, polling: 15, hybrid: 15 }
     }
 }
 
-impl Mix {
-    fn weights(self) -> [(Way, u64); 4] {
+impl TransportMix {
+    fn weights(self) -> [(LoadTransport, u64); 4] {
         [
-            (Way::Raw, self.raw.into()),
-            (Way::Tls, self.tls.into()),
-            (Way::Polling, self.polling.into()),
-            (Way::Hybrid, self.hybrid.into()),
+            (LoadTransport::Raw, self.raw.into()),
+            (LoadTransport::Tls, self.tls.into()),
+            (LoadTransport::Polling, self.polling.into()),
+            (LoadTransport::Hybrid, self.hybrid.into()),
         ]
     }
 
@@ -68,55 +72,56 @@ impl Mix {
         self.weights().iter().map(|(_, weight)| weight).sum()
     }
 
-    /// The way of client `n`. Ways are spread evenly: any run of clients has about the mix.
-    pub fn way(self, n: u64) -> Way {
+    /// The transport of client `n`. Transports are spread evenly: any sequence of clients has about this mix.
+    pub fn transport_of(self, n: u64) -> LoadTransport {
         let total = self.total().max(1);
-        // A step that has no divisor in common with the total visits every place once.
-        let step = (total * 618 / 1000..).find(|step| *step > 0 && coprime(*step, total)).unwrap_or(1);
+        // A step that has no divisor in common with the total reaches each of the places 0..total once.
+        let step = (total * 618 / 1000..).find(|step| *step > 0 && is_coprime(*step, total)).unwrap_or(1);
         let mut place = (n % total) * step % total;
-        for (way, weight) in self.weights() {
+        for (transport, weight) in self.weights() {
             if place < weight {
-                return way;
+                return transport;
             }
             place -= weight;
         }
-        Way::Raw
+        LoadTransport::Raw
     }
 }
 
-fn coprime(mut a: u64, mut b: u64) -> bool {
+/// Whether 1 is the only common divisor of `a` and `b`.
+fn is_coprime(mut a: u64, mut b: u64) -> bool {
     while b > 0 {
         (a, b) = (b, a % b);
     }
     a == 1
 }
 
-/// Sizes of messages, in bytes: log-normal, as people's are.
+/// The sizes of messages in bytes, with a log-normal distribution, as those of people have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Sizes {
-    /// Half are shorter.
+pub struct MessageSizes {
+    /// Half of the messages are shorter.
     pub median: u32,
-    /// One in a hundred is longer.
+    /// One message in a hundred is longer.
     pub p99: u32,
-    /// None is longer; 60,000 at the most.
+    /// No message is longer; at most 60,000.
     pub largest: u32,
 }
 
-impl Default for Sizes {
+impl Default for MessageSizes {
     fn default() -> Self {
         Self { median: 80, p99: 1_000, largest: 20_000 }
     }
 }
 
-/// A cut of the network: connections drop without a word, and their clients come back.
+/// A cut of the network: connections close without a log-out, and their clients come back.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cut {
-    /// When, counted from the start of the run.
+pub struct NetworkCut {
+    /// The time of the cut, from the start of the run.
     #[serde(with = "duration")]
     pub at: Duration,
-    /// How many of the clients: 0 to 1.
+    /// The share of the clients that lose their connection, 0 to 1.
     pub share: f64,
 }
 
@@ -124,34 +129,34 @@ pub struct Cut {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scenario {
-    /// What it is called in the report.
+    /// The title of the report.
     pub name: String,
-    /// How many clients.
+    /// The number of clients.
     pub clients: u32,
-    /// Over how long their log-ins are spread.
+    /// The time over which their log-ins are spread.
     #[serde(with = "duration")]
     pub ramp_up: Duration,
-    /// How long the run goes on after that.
+    /// How long the run continues after that.
     #[serde(with = "duration")]
     pub duration: Duration,
-    /// The mean time between two messages of one client; zero: it says nothing.
+    /// The mean time between two messages of one client; zero: it sends no messages.
     #[serde(with = "duration")]
     pub think_time: Duration,
-    /// The mean time that a client stays before it logs out and in again; zero: to the end.
+    /// The mean time before a client logs out and in again; zero: it stays to the end.
     #[serde(with = "duration")]
     pub stay: Duration,
     /// How often polling clients poll.
     #[serde(with = "duration")]
     pub poll: Duration,
-    /// Which ways they take.
-    pub mix: Mix,
-    /// How long their messages are.
-    pub sizes: Sizes,
-    /// A cut of the network.
-    pub cut: Option<Cut>,
-    /// Hostile clients beside the others.
+    /// How the clients are spread over the transports.
+    pub mix: TransportMix,
+    /// The sizes of their messages.
+    pub sizes: MessageSizes,
+    /// A cut of the network; `None`: there is none.
+    pub cut: Option<NetworkCut>,
+    /// The number of hostile clients, in addition to the others.
     pub hostile: u32,
-    /// Ends the run when the log-ins of the last five seconds have a higher p99; zero: never.
+    /// Ends the run when the 99th percentile of the log-ins in the last five seconds is higher; zero: never.
     #[serde(with = "duration")]
     pub stop_p99_login: Duration,
 }
@@ -166,8 +171,8 @@ impl Default for Scenario {
             think_time: Duration::from_secs(10),
             stay: Duration::ZERO,
             poll: Duration::from_secs(1),
-            mix: Mix::default(),
-            sizes: Sizes::default(),
+            mix: TransportMix::default(),
+            sizes: MessageSizes::default(),
             cut: None,
             hostile: 0,
             stop_p99_login: Duration::ZERO,
@@ -175,6 +180,7 @@ impl Default for Scenario {
     }
 }
 
+/// The longest of all times.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 const MOST_CLIENTS: u32 = 500_000;
 const LONGEST_MESSAGE: u32 = 60_000;
@@ -183,21 +189,21 @@ impl Scenario {
     /// Reads a scenario file.
     ///
     /// # Errors
-    /// What is wrong, with the line where it stands.
+    /// A text that says what is wrong, with the line if the form is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let scenario: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         scenario.check()?;
         Ok(scenario)
     }
 
-    /// Whether the scenario makes sense and is bounded.
+    /// Checks that every value is within its bounds.
     ///
     /// # Errors
-    /// What is wrong and what is legal.
+    /// A text that says what is wrong and what is allowed.
     pub fn check(&self) -> Result<(), String> {
-        let bounds = |name: &str, value: Duration, least: Duration| {
-            let fits = (least..=LONGEST).contains(&value);
-            if fits { Ok(()) } else { Err(format!("{name}: {value:?} is out of bounds ({least:?} to 1d)")) }
+        let check_bounds = |name: &str, value: Duration, least: Duration| {
+            let is_within = (least..=LONGEST).contains(&value);
+            if is_within { Ok(()) } else { Err(format!("{name}: {value:?} is out of bounds ({least:?} to 1d)")) }
         };
         if !(1..=MOST_CLIENTS).contains(&self.clients) {
             return Err(format!("clients: {} is out of bounds (1 to {MOST_CLIENTS})", self.clients));
@@ -205,13 +211,13 @@ impl Scenario {
         if self.mix.total() == 0 {
             return Err("mix: every weight is 0 (give one of raw, tls, polling, hybrid)".to_owned());
         }
-        bounds("ramp_up", self.ramp_up, Duration::ZERO)?;
-        bounds("duration", self.duration, Duration::ZERO)?;
-        bounds("think_time", self.think_time, Duration::ZERO)?;
-        bounds("stay", self.stay, Duration::ZERO)?;
-        bounds("poll", self.poll, Duration::from_millis(10))?;
-        bounds("stop_p99_login", self.stop_p99_login, Duration::ZERO)?;
-        let Sizes { median, p99, largest } = self.sizes;
+        check_bounds("ramp_up", self.ramp_up, Duration::ZERO)?;
+        check_bounds("duration", self.duration, Duration::ZERO)?;
+        check_bounds("think_time", self.think_time, Duration::ZERO)?;
+        check_bounds("stay", self.stay, Duration::ZERO)?;
+        check_bounds("poll", self.poll, Duration::from_millis(10))?;
+        check_bounds("stop_p99_login", self.stop_p99_login, Duration::ZERO)?;
+        let MessageSizes { median, p99, largest } = self.sizes;
         if !(1 <= median && median <= p99 && p99 <= largest && largest <= LONGEST_MESSAGE) {
             return Err(format!("sizes: 1 <= median <= p99 <= largest <= {LONGEST_MESSAGE} must hold"));
         }
@@ -223,12 +229,13 @@ impl Scenario {
         Ok(())
     }
 
-    /// How long the whole run takes.
+    /// How long the whole run takes, unless the stop rule ends it.
     pub fn whole(&self) -> Duration {
         self.ramp_up + self.duration
     }
 }
 
+/// Durations in TOML and JSON are texts such as "30s".
 mod duration {
     use super::{Deserialize, Deserializer, Duration, Serializer, de};
 
@@ -247,20 +254,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ways_are_spread_evenly() {
-        let mix = Mix { raw: 60, tls: 10, polling: 15, hybrid: 15 };
+    fn transports_are_spread_evenly() {
+        let mix = TransportMix { raw: 60, tls: 10, polling: 15, hybrid: 15 };
         for start in [0, 17, 1000] {
-            let count = |way| (start..start + 100).filter(|n| mix.way(*n) == way).count();
-            assert_eq!(Way::ALL.map(count), [60, 10, 15, 15]);
-            let early = (start..start + 20).filter(|n| mix.way(*n) == Way::Raw).count();
+            let count = |transport| (start..start + 100).filter(|n| mix.transport_of(*n) == transport).count();
+            assert_eq!(LoadTransport::ALL.map(count), [60, 10, 15, 15]);
+            let early = (start..start + 20).filter(|n| mix.transport_of(*n) == LoadTransport::Raw).count();
             assert!((8..=16).contains(&early), "{early} of the first 20 are raw");
         }
-        assert!((0..10).all(|n| Mix { raw: 0, tls: 0, polling: 0, hybrid: 1 }.way(n) == Way::Hybrid));
+        let hybrid_only = TransportMix { raw: 0, tls: 0, polling: 0, hybrid: 1 };
+        assert!((0..10).all(|n| hybrid_only.transport_of(n) == LoadTransport::Hybrid));
     }
 
     #[test]
-    fn a_scenario_says_what_is_wrong_with_it() {
-        for (text, says) in [
+    fn a_wrong_scenario_is_an_error_that_names_the_fault() {
+        for (text, expected) in [
             ("client = 3", "unknown field `client`"),
             ("clients = 0", "clients: 0 is out of bounds"),
             ("ramp_up = \"soon\"", "\"soon\" is no duration"),
@@ -268,8 +276,8 @@ mod tests {
             ("[sizes]\nmedian = 10\np99 = 5", "must hold"),
             ("[cut]\nat = \"1s\"\nshare = 2.0", "cut.share: 2 is out of bounds"),
         ] {
-            let said = Scenario::parse(text).expect_err(text);
-            assert!(said.contains(says), "{text}: {said}");
+            let error = Scenario::parse(text).expect_err(text);
+            assert!(error.contains(expected), "{text}: {error}");
         }
         let back = toml::to_string(&Scenario::default()).expect("TOML");
         assert_eq!(Scenario::parse(&back), Ok(Scenario::default()));

@@ -1,4 +1,4 @@
-//! What the clients of a worker share: what to do, where to go, where to count.
+//! What the clients of one worker share: what they do, where they connect to, where they count.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,72 +6,80 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
-use super::{Figures, Route, Scenario, Second, Way};
+use super::{
+    connect::LoadRoute,
+    figures::{LoadFigures, TransportFigures},
+    scenario::{LoadTransport, Scenario},
+};
 
 /// What all clients of a worker share.
-pub(super) struct Setup {
+pub(super) struct WorkerSetup {
     pub(super) scenario: Scenario,
-    pub(super) route: Arc<Route>,
+    pub(super) route: Arc<LoadRoute>,
     pub(super) tls: TlsConnector,
-    pub(super) counters: Counters,
+    pub(super) counters: LoadCounters,
     pub(super) seed: u64,
 }
 
-/// What the run is at.
+/// The state of the run, which every client watches.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Signal {
-    /// Cuts of the network so far.
+pub(super) struct RunState {
+    /// How often the network was cut so far.
     pub(super) cuts: u32,
-    pub(super) over: bool,
+    /// Whether clients log out now.
+    pub(super) is_over: bool,
 }
 
 /// Waits until the run is over.
-pub(super) async fn over(signal: &mut watch::Receiver<Signal>) {
-    let _ = signal.wait_for(|signal| signal.over).await;
+pub(super) async fn wait_for_end(run_state: &mut watch::Receiver<RunState>) {
+    let _ = run_state.wait_for(|state| state.is_over).await;
 }
 
 #[derive(Default)]
-struct Counted {
-    second: Second,
-    present: BTreeMap<Way, u64>,
+struct LoadCounts {
+    /// Since the last report.
+    figures: LoadFigures,
+    /// Clients that are logged in now.
+    sessions: BTreeMap<LoadTransport, u64>,
 }
 
-/// What a worker's clients have done since the last line.
+/// What a worker's clients have done since the last report.
 #[derive(Clone, Default)]
-pub(super) struct Counters(Arc<Mutex<Counted>>);
+pub(super) struct LoadCounters(Arc<Mutex<LoadCounts>>);
 
-/// A client that is logged in, until dropped.
-pub(super) struct Present(Counters, Way);
+/// Counts a client as logged in until it is dropped.
+pub(super) struct LoggedIn(LoadCounters, LoadTransport);
 
-impl Drop for Present {
+impl Drop for LoggedIn {
     fn drop(&mut self) {
-        *self.0.0.lock().present.entry(self.1).or_default() -= 1;
+        *self.0.0.lock().sessions.entry(self.1).or_default() -= 1;
     }
 }
 
-impl Counters {
-    pub(super) fn update(&self, way: Way, with: impl FnOnce(&mut Figures)) {
-        with(self.0.lock().second.ways.entry(way).or_default());
+impl LoadCounters {
+    /// Changes the figures of a transport. `change` runs under a lock.
+    pub(super) fn update(&self, transport: LoadTransport, change: impl FnOnce(&mut TransportFigures)) {
+        change(self.0.lock().figures.transports.entry(transport).or_default());
     }
 
-    pub(super) fn error(&self, reason: String) {
-        *self.0.lock().second.errors.entry(reason).or_default() += 1;
+    pub(super) fn count_error(&self, reason: String) {
+        *self.0.lock().figures.errors.entry(reason).or_default() += 1;
     }
 
-    pub(super) fn hostile(&self) {
-        self.0.lock().second.hostile += 1;
+    pub(super) fn count_hostile(&self) {
+        self.0.lock().figures.hostile += 1;
     }
 
-    pub(super) fn present(&self, way: Way) -> Present {
-        *self.0.lock().present.entry(way).or_default() += 1;
-        Present(self.clone(), way)
+    pub(super) fn logged_in(&self, transport: LoadTransport) -> LoggedIn {
+        *self.0.lock().sessions.entry(transport).or_default() += 1;
+        LoggedIn(self.clone(), transport)
     }
 
-    /// Takes the figures since the last time, and who is there.
-    pub(super) fn take(&self) -> Second {
-        let mut counted = self.0.lock();
-        let mut second = std::mem::take(&mut counted.second);
-        second.sessions = counted.present.clone();
-        second
+    /// Takes the figures since the last call, with the clients that are logged in now.
+    pub(super) fn take(&self) -> LoadFigures {
+        let mut counts = self.0.lock();
+        let mut figures = std::mem::take(&mut counts.figures);
+        figures.sessions = counts.sessions.clone();
+        figures
     }
 }

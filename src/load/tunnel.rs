@@ -1,4 +1,11 @@
-//! A tunnel client, as the recordings of real ones show it.
+//! The client's side of an HTTP tunnel, as the recordings in `tests/fixtures/transcripts` show real clients.
+//!
+//! ```text
+//!  polling:  request with data, or empty after `poll` ──▶ response ──▶ next request
+//!  hybrid:   request is held ──┬── response ──▶ next request is held
+//!                              └── data, and no response within a second ──▶ a second request, on another
+//!                                  connection, takes the place of the held one
+//! ```
 
 use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
 
@@ -11,38 +18,42 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Route, connect::connect_failure};
+use super::connect::{LoadRoute, connect_failure};
 use crate::{
     runtime::scratch,
     wire::{
         message::{Reader, Writer},
         tunnel::{
             cipher::{BLOCK, Cipher, FIRST_IV, SECRET, agree_with, public_of},
-            envelope::{self, Kind},
+            envelope::{self, TunnelKind},
         },
     },
 };
 
-/// How long data waits for the held request's response before it goes beside it.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// A lost response: the identical request again at once, then so often, so many times.
+/// How long a hybrid client's data waits for the response to the held request before it is sent with a second
+/// request.
+const HELD_TIMEOUT: Duration = Duration::from_secs(1);
+/// After a lost response a client sends the identical request again: at once, then at this interval.
 const RETRY_EVERY: Duration = Duration::from_secs(3);
+/// How often a request is sent again.
 const RETRIES: u32 = 5;
 /// The longest response that is read, in bytes.
 const MAX_RESPONSE: usize = 32 * 1024 * 1024;
-/// The stream's number inside a hybrid session.
+/// The number of the virtual connection inside a hybrid session.
 const CONNECTION: u32 = 1;
 
-/// What a session is over by: for the table of errors.
+/// Why a session ended: a text for the report's table of errors.
 type Failure = String;
 
-struct Http {
+/// An HTTP connection of a tunnel client.
+struct TunnelHttp {
     sender: http1::SendRequest<Full<Bytes>>,
+    /// What precedes the path of each request: empty, or scheme and host for a proxy.
     prefix: String,
 }
 
-impl Http {
-    async fn open(route: &Route) -> Result<Self, Failure> {
+impl TunnelHttp {
+    async fn open(route: &LoadRoute) -> Result<Self, Failure> {
         let (tcp, prefix) = route.http().await.map_err(|error| connect_failure(&error))?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(tcp)).await.map_err(|error| format!("HTTP: {error}"))?;
@@ -50,7 +61,7 @@ impl Http {
         Ok(Self { sender, prefix })
     }
 
-    async fn post(&mut self, route: &Route, path: &str, body: Bytes) -> Result<(u16, Bytes), Failure> {
+    async fn post(&mut self, route: &LoadRoute, path: &str, body: Bytes) -> Result<(u16, Bytes), Failure> {
         let request = Request::post(format!("{}{path}", self.prefix))
             .header(header::HOST, route.http.to_string())
             .header(header::CONTENT_TYPE, "Application/Octet-Stream")
@@ -64,56 +75,77 @@ impl Http {
     }
 }
 
-/// What both sides of a session know, on the client's side.
-struct Session {
-    kind: Kind,
+/// The client's state of one tunnel session. Without I/O: it makes the bodies of requests and reads those of
+/// responses.
+struct TunnelClientSession {
+    kind: TunnelKind,
     name: String,
+    /// From version 1, payload is encrypted.
     version: u32,
     cipher: Cipher,
+    /// The token of the newest response.
     token: Vec<u8>,
-    /// The acknowledgement of that token, once it was made.
+    /// The acknowledgement of that token, once a request needed it. All copies of a request have the same.
     acknowledgement: Option<Vec<u8>>,
+    /// The CBC chains: of acknowledgements, of payload that is sent, of payload that is received.
     acknowledgement_iv: [u8; BLOCK],
     sent_iv: [u8; BLOCK],
     received_iv: [u8; BLOCK],
 }
 
-fn malformed<T>(what: Option<T>) -> Result<T, Failure> {
-    what.ok_or_else(|| "tunnel: a malformed response".to_owned())
+/// `None` is a response that cannot be read.
+fn or_malformed<T>(parts: Option<T>) -> Result<T, Failure> {
+    parts.ok_or_else(|| "tunnel: a malformed response".to_owned())
 }
 
-fn path(kind: Kind, name: &str) -> String {
+/// The path of a session's requests; `name` is empty in the first request.
+fn path(kind: TunnelKind, name: &str) -> String {
     let number = match kind {
-        Kind::Polling => 35,
-        Kind::Hybrid => 39,
+        TunnelKind::Polling => 35,
+        TunnelKind::Hybrid => 39,
     };
     format!("/CommunityCBR/CC.{number}.{name}/")
 }
 
-impl Session {
-    async fn open(kind: Kind, route: &Route, http: &mut Http) -> Result<Self, Failure> {
+/// A session whose first request is on its way.
+struct TunnelOpening {
+    kind: TunnelKind,
+    secret: [u8; SECRET],
+}
+
+impl TunnelOpening {
+    fn new(kind: TunnelKind) -> Result<Self, Failure> {
         let mut secret = [0; SECRET];
         getrandom::fill(&mut secret).map_err(|error| error.to_string())?;
+        Ok(Self { kind, secret })
+    }
+
+    /// The body of the first request.
+    fn request(&self) -> Bytes {
         let mut body = Writer::new();
-        body.u32(0).u32(1).opaque(&public_of(&secret));
-        if kind == Kind::Hybrid {
+        body.u32(0).u32(1).opaque(&public_of(&self.secret));
+        if self.kind == TunnelKind::Hybrid {
             let open = [&b"S"[..], &CONNECTION.to_be_bytes(), b"C"].concat();
             body.raw(&envelope::record(0, &open));
         }
-        let (status, answer) = http.post(route, &path(kind, ""), body.0.into()).await?;
+        body.0.into()
+    }
+
+    /// Reads the first response: its status and its body.
+    fn response(self, (status, body): (u16, Bytes)) -> Result<TunnelClientSession, Failure> {
         if status != 200 {
             return Err(format!("tunnel: refused with {status}"));
         }
-        let mut reader = Reader(&answer);
+        let mut reader = Reader(&body);
         let mut opened = || {
             let (_, _, version, name) = (reader.u32()?, reader.string()?, reader.u32()?, reader.string()?);
-            let cipher = agree_with(reader.opaque()?, &secret)?.cipher;
+            let cipher = agree_with(reader.opaque()?, &self.secret)?.cipher;
             let name = String::from_utf8(name.to_vec()).ok()?;
             Some((version, name, cipher, reader.opaque()?.to_vec()))
         };
-        let (version, name, cipher, token) = malformed(opened())?;
-        Ok(Self {
-            kind,
+        let (version, name, cipher, token) = or_malformed(opened())?;
+        Ok(TunnelClientSession {
+            kind: self.kind,
             name,
             version,
             cipher,
@@ -124,17 +156,20 @@ impl Session {
             received_iv: FIRST_IV,
         })
     }
+}
 
+impl TunnelClientSession {
     fn path(&self) -> String {
         path(self.kind, &self.name)
     }
 
+    /// The body of a request that carries `data`.
     fn request(&mut self, data: &[u8]) -> Bytes {
         let (cipher, iv, token) = (&self.cipher, &mut self.acknowledgement_iv, &self.token);
         let acknowledgement = self.acknowledgement.get_or_insert_with(|| cipher.encrypt(iv, token));
         let mut payload = match self.kind {
-            Kind::Polling => data.to_vec(),
-            Kind::Hybrid => envelope::record(CONNECTION, data),
+            TunnelKind::Polling => data.to_vec(),
+            TunnelKind::Hybrid => envelope::record(CONNECTION, data),
         };
         if self.version > 0 && !payload.is_empty() {
             payload = self.cipher.encrypt(&mut self.sent_iv, &payload);
@@ -144,7 +179,7 @@ impl Session {
         body.0.into()
     }
 
-    /// The stream's bytes in a response.
+    /// Reads a response: its status and its body. Returns the bytes of the stream in it.
     fn response(&mut self, (status, body): (u16, Bytes)) -> Result<Vec<u8>, Failure> {
         match status {
             200 => (),
@@ -158,14 +193,14 @@ impl Session {
             reader.bytes(padding.into())?;
             Some((token, reader.0))
         };
-        let (token, payload) = malformed(parts())?;
+        let (token, payload) = or_malformed(parts())?;
         self.token = token;
         self.acknowledgement = None;
         let clear = match (payload.is_empty(), self.version) {
             (true, _) | (_, 0) => payload.to_vec(),
-            _ => malformed(self.cipher.decrypt(&mut self.received_iv, payload))?,
+            _ => or_malformed(self.cipher.decrypt(&mut self.received_iv, payload))?,
         };
-        if self.kind == Kind::Polling {
+        if self.kind == TunnelKind::Polling {
             return Ok(clear);
         }
         let mut data = Vec::new();
@@ -174,30 +209,32 @@ impl Session {
                 data.extend_from_slice(bytes);
             }
         })
-        .map_err(|fault| format!("tunnel: a response that {}", fault.0))?;
+        .map_err(|error| format!("tunnel: an invalid response: {error}"))?;
         Ok(data)
     }
 }
 
-/// What is there to be sent; `None` at the client's end.
+/// The next bytes that the client sends; `None` at the end of its stream.
 async fn outgoing(stream: &mut DuplexStream) -> Option<Vec<u8>> {
     poll_fn(|cx| scratch::poll_read(stream, cx, |bytes, _| bytes.to_vec())).await.ok().flatten()
 }
 
-type Posted = Pin<Box<dyn Future<Output = Result<(Http, (u16, Bytes)), Failure>> + Send>>;
+/// A request on its way: its connection, and status and body of its response.
+type PostFuture = Pin<Box<dyn Future<Output = Result<(TunnelHttp, (u16, Bytes)), Failure>> + Send>>;
 
-/// Posts; after a lost response, the identical request again on a new connection.
-fn post(route: Arc<Route>, path: String, mut http: Option<Http>, body: Bytes) -> Posted {
+/// Sends a request on `http`, or on a new connection. After a lost response it sends the identical request
+/// again, each time on a new connection.
+fn post(route: Arc<LoadRoute>, path: String, mut http: Option<TunnelHttp>, body: Bytes) -> PostFuture {
     Box::pin(async move {
         let mut tries = 0;
         loop {
             let once = async {
                 let mut connection = match http.take() {
                     Some(connection) => connection,
-                    None => Http::open(&route).await?,
+                    None => TunnelHttp::open(&route).await?,
                 };
-                let answer = connection.post(&route, &path, body.clone()).await?;
-                Ok((connection, answer))
+                let response = connection.post(&route, &path, body.clone()).await?;
+                Ok((connection, response))
             };
             match once.await {
                 Ok(posted) => return Ok(posted),
@@ -210,30 +247,33 @@ fn post(route: Arc<Route>, path: String, mut http: Option<Http>, body: Bytes) ->
     })
 }
 
-/// Carries the bytes of `stream` through a session of its own, until one of them ends.
+/// Opens a session and carries the bytes of `stream` through it, until the session or the stream ends.
 ///
 /// # Errors
-/// Why it ended, unless the client itself did.
+/// Why the session ended; the end of `stream` is not an error.
 pub(super) async fn drive(
-    kind: Kind,
-    route: Arc<Route>,
+    kind: TunnelKind,
+    route: Arc<LoadRoute>,
     poll: Duration,
     mut stream: DuplexStream,
 ) -> Result<(), Failure> {
-    let mut http = Http::open(&route).await?;
-    let mut session = Session::open(kind, &route, &mut http).await?;
+    let mut http = TunnelHttp::open(&route).await?;
+    let opening = TunnelOpening::new(kind)?;
+    let response = http.post(&route, &path(kind, ""), opening.request()).await?;
+    let mut session = opening.response(response)?;
     match kind {
-        Kind::Polling => poll_on(&mut session, &route, poll, &mut stream, http).await,
-        Kind::Hybrid => hold_on(&mut session, &route, &mut stream, http).await,
+        TunnelKind::Polling => run_polling(&mut session, &route, poll, &mut stream, http).await,
+        TunnelKind::Hybrid => run_hybrid(&mut session, &route, &mut stream, http).await,
     }
 }
 
-async fn poll_on(
-    session: &mut Session,
-    route: &Arc<Route>,
+/// Sends requests one after the other: with data at once, without data every `poll`.
+async fn run_polling(
+    session: &mut TunnelClientSession,
+    route: &Arc<LoadRoute>,
     poll: Duration,
     stream: &mut DuplexStream,
-    http: Http,
+    http: TunnelHttp,
 ) -> Result<(), Failure> {
     let mut http = Some(http);
     loop {
@@ -243,23 +283,24 @@ async fn poll_on(
             Err(_) => Vec::new(),
         };
         let body = session.request(&data);
-        let (kept, answer) = post(Arc::clone(route), session.path(), http.take(), body).await?;
+        let (kept, response) = post(Arc::clone(route), session.path(), http.take(), body).await?;
         http = Some(kept);
-        let payload = session.response(answer)?;
+        let payload = session.response(response)?;
         if stream.write_all(&payload).await.is_err() {
             return Ok(());
         }
     }
 }
 
-async fn hold_on(
-    session: &mut Session,
-    route: &Arc<Route>,
+/// Keeps one request at the server, which holds it until it has data for the client.
+async fn run_hybrid(
+    session: &mut TunnelClientSession,
+    route: &Arc<LoadRoute>,
     stream: &mut DuplexStream,
-    http: Http,
+    http: TunnelHttp,
 ) -> Result<(), Failure> {
-    // A real client's first request brings its Handshake.
-    let first = match timeout(PATIENCE, outgoing(stream)).await {
+    // The second request of a real client carries its Handshake.
+    let first = match timeout(HELD_TIMEOUT, outgoing(stream)).await {
         Ok(Some(data)) => data,
         Ok(None) => return Ok(()),
         Err(_) => Vec::new(),
@@ -273,12 +314,12 @@ async fn hold_on(
             read = outgoing(stream) => {
                 let Some(read) = read else { return Ok(()) };
                 data = read;
-                timeout(PATIENCE, &mut held).await.ok().transpose()?
+                timeout(HELD_TIMEOUT, &mut held).await.ok().transpose()?
             }
         };
         let http = match posted {
-            Some((http, answer)) => {
-                let payload = session.response(answer)?;
+            Some((http, response)) => {
+                let payload = session.response(response)?;
                 if stream.write_all(&payload).await.is_err() {
                     return Ok(());
                 }
@@ -286,12 +327,77 @@ async fn hold_on(
             }
             None => None,
         };
-        let superseded = http.is_none();
+        let is_superseded = http.is_none();
         let next = post(Arc::clone(route), session.path(), http, session.request(&data));
-        let before = std::mem::replace(&mut held, next);
-        if superseded {
-            // It comes to its end by itself, and no one reads what it brings.
-            tokio::spawn(before);
+        let previous = std::mem::replace(&mut held, next);
+        if is_superseded {
+            // A real client lets the older request end by itself and ignores its response.
+            tokio::spawn(previous);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::tunnel::{cipher::Agreement, name::SessionName};
+
+    const SERVER_SECRET: [u8; SECRET] = [5; SECRET];
+    const FIRST_TOKEN: &[u8] = b"first";
+
+    /// A session that a server has opened, and the server's side of the agreement.
+    fn opened(kind: TunnelKind, version: u32) -> (TunnelClientSession, Agreement) {
+        let opening = TunnelOpening::new(kind).expect("random numbers");
+        let request = opening.request();
+        let public = envelope::opening(kind, &request).expect("an opening").public.to_vec();
+        let server = agree_with(&public, &SERVER_SECRET).expect("a legal value");
+        let name = SessionName::random().expect("random numbers");
+        let response = envelope::opened(version, &name, &server.public, FIRST_TOKEN);
+        (opening.response((200, response.into())).expect("a session"), server)
+    }
+
+    #[test]
+    fn a_request_acknowledges_the_newest_response_and_a_copy_is_identical() {
+        for (kind, version) in
+            [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)]
+        {
+            let (mut session, server) = opened(kind, version);
+            let (mut acknowledgement_iv, mut payload_iv) = (FIRST_IV, FIRST_IV);
+            let first = session.request(b"");
+            let later = envelope::later(&first).expect("a request");
+            assert_eq!(
+                server.cipher.decrypt(&mut acknowledgement_iv, later.acknowledgement).as_deref(),
+                Some(FIRST_TOKEN)
+            );
+            assert!(later.payload.is_empty());
+            assert_eq!(session.request(b""), first);
+
+            let data = match kind {
+                TunnelKind::Polling => b"to the client".to_vec(),
+                TunnelKind::Hybrid => envelope::record(CONNECTION, b"to the client"),
+            };
+            let payload = if version == 0 { data } else { server.cipher.encrypt(&mut payload_iv, &data) };
+            let response = envelope::response(b"second", &payload);
+            assert_eq!(session.response((200, response.into())), Ok(b"to the client".to_vec()));
+            let request = session.request(b"to the server");
+            let later = envelope::later(&request).expect("a request");
+            assert_eq!(
+                server.cipher.decrypt(&mut acknowledgement_iv, later.acknowledgement).as_deref(),
+                Some(&b"second"[..])
+            );
+            let clear = match version {
+                0 => later.payload.to_vec(),
+                _ => server.cipher.decrypt(&mut FIRST_IV.clone(), later.payload).expect("payload"),
+            };
+            assert!(clear.ends_with(b"to the server"));
+        }
+    }
+
+    #[test]
+    fn a_response_that_ends_the_session_is_an_error() {
+        let (mut session, _) = opened(TunnelKind::Polling, 0);
+        assert_eq!(session.response((404, Bytes::new())), Err("tunnel: the session is gone".to_owned()));
+        assert_eq!(session.response((503, Bytes::new())), Err("tunnel: answered with 503".to_owned()));
+        assert_eq!(session.response((200, Bytes::new())), Err("tunnel: a malformed response".to_owned()));
     }
 }

@@ -1,7 +1,6 @@
-//! Counts clients in and out, and reaches every one of them.
+//! Admission: counts clients in total and per address, refuses those above a limit, and sends orders to sessions.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc,
@@ -15,102 +14,123 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::Settings;
+use super::MuxSettings;
 use crate::{
-    limits::budget::{Budget, LITTLE},
+    limits::{
+        budget::{Budget, LITTLE},
+        tally::{AddressTable, SHARDS},
+    },
     net::address::{counted_address, lies_in},
     runtime::scratch,
     stream::Via,
     telemetry::{SessionsGauge, Telemetry, outcome::Refusal},
 };
 
-/// Tables with a lock each: log-ins on all cores take turns less often.
-const SHARDS: usize = 16;
-/// Clients that are not logged in are looked for at every so many ticks of the clock.
-const LOOK_EVERY: u64 = 5;
+/// After how many ticks of the clock the sessions that are not logged in are checked.
+const TICKS_PER_LOGIN_CHECK: u64 = 5;
 
-/// What a session is told to do from outside.
+/// An order from outside to end a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Order {
-    /// Nothing was heard for too long.
+pub(super) enum SessionOrder {
+    /// No byte was sent for `limits.idle_timeout`.
     Idle = 1,
-    /// The Community has not logged it in for too long.
+    /// The Community has not logged the client in within `limits.logging_in_timeout`.
     NotLoggedIn = 2,
-    /// The drain's deadline has passed.
+    /// `limits.drain_timeout` has passed.
     Drain = 3,
 }
 
-/// What the rest of the core can reach of a session.
+/// A session, as other tasks see it. The session's own task has it through its [`Ticket`].
 pub(super) struct Entry {
+    /// A [`SessionOrder`], or 0.
     order: AtomicU8,
-    logging_in: AtomicBool,
-    /// The clock when it was admitted, in seconds.
+    is_logging_in: AtomicBool,
+    /// When the client was admitted: the clock in seconds.
     admitted: u32,
+    /// Wakes the session's task for an order.
     waker: AtomicWaker,
-    /// The clock when its last byte passed, in milliseconds.
+    /// When the last byte was relayed: the clock in milliseconds.
     heard: AtomicU64,
 }
 
 impl Entry {
-    /// The order, if there is one; else the task is woken by it.
-    pub(super) fn poll_order(&self, cx: &Context<'_>) -> Option<Order> {
+    /// The order, if there is one. Otherwise an order wakes the task.
+    pub(super) fn poll_order(&self, cx: &Context<'_>) -> Option<SessionOrder> {
         self.waker.register(cx.waker());
         self.order()
     }
 
     /// The order, if there is one.
     #[inline]
-    pub(super) fn order(&self) -> Option<Order> {
+    pub(super) fn order(&self) -> Option<SessionOrder> {
         match self.order.load(Relaxed) {
             0 => None,
-            1 => Some(Order::Idle),
-            2 => Some(Order::NotLoggedIn),
-            _ => Some(Order::Drain),
+            1 => Some(SessionOrder::Idle),
+            2 => Some(SessionOrder::NotLoggedIn),
+            _ => Some(SessionOrder::Drain),
         }
     }
 
-    fn give(&self, order: Order) {
+    fn give(&self, order: SessionOrder) {
         self.order.store(order as u8, Relaxed);
         self.waker.wake();
     }
 }
 
-/// How many there are, in all or from one address.
-#[derive(Debug, Default, Clone, Copy)]
+/// The number of clients, in total or from one address.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
 struct Counts {
     sessions: usize,
     logging_in: usize,
 }
 
+/// The number of clients in total and from each address.
+///
+/// The lock of the total is held while the counts of an address are checked and changed. So a check of all limits and
+/// the change that follows are one step, and no limit is exceeded by a race.
 #[derive(Default)]
-struct Table {
-    all: Counts,
-    by_address: HashMap<IpAddr, Counts>,
+struct ClientCounts {
+    all: Mutex<Counts>,
+    by_address: AddressTable<Counts>,
+    /// A copy of the total of sessions, which is read without the lock.
+    sessions: AtomicUsize,
 }
 
-impl Table {
+impl ClientCounts {
+    /// Counts one more client, unless `check` finds in the counts of all and of the address that a limit is reached.
+    fn add(&self, address: IpAddr, check: impl FnOnce(Counts, Counts) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let mut all = self.all.lock();
+        self.by_address.update(address, |of_address| {
+            check(*all, *of_address)?;
+            for counts in [&mut *all, of_address] {
+                counts.sessions += 1;
+                counts.logging_in += 1;
+            }
+            Ok(())
+        })?;
+        self.sessions.store(all.sessions, Relaxed);
+        Ok(())
+    }
+
     /// Changes the counts of all and of one address.
-    fn change(&mut self, address: IpAddr, change: impl Fn(&mut Counts)) {
-        change(&mut self.all);
-        let of_address = self.by_address.entry(address).or_default();
-        change(of_address);
-        if of_address.sessions == 0 {
-            self.by_address.remove(&address);
-        }
+    fn change(&self, address: IpAddr, change: impl Fn(&mut Counts)) {
+        let mut all = self.all.lock();
+        change(&mut all);
+        self.by_address.update(address, change);
+        self.sessions.store(all.sessions, Relaxed);
     }
 }
 
-/// Every client at present.
+/// The present clients.
 pub(super) struct Admission {
-    sessions: AtomicUsize,
-    draining: AtomicBool,
-    table: Mutex<Table>,
+    is_draining: AtomicBool,
+    counts: ClientCounts,
     shards: [Mutex<Slab<Arc<Entry>>>; SHARDS],
     next_shard: AtomicUsize,
     started: Instant,
+    /// Milliseconds since `started`, set every 100 ms: sessions read the time without a system call.
     clock: AtomicU64,
-    /// Counts the clock's ticks: not everything is looked at each time.
     ticks: AtomicU64,
     telemetry: Arc<Telemetry>,
     budget: Arc<Budget>,
@@ -119,9 +139,8 @@ pub(super) struct Admission {
 impl Admission {
     pub(super) fn new(telemetry: Arc<Telemetry>, budget: Arc<Budget>) -> Self {
         Self {
-            sessions: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
-            table: Mutex::default(),
+            is_draining: AtomicBool::new(false),
+            counts: ClientCounts::default(),
             shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
             next_shard: AtomicUsize::new(0),
             started: Instant::now(),
@@ -133,41 +152,33 @@ impl Admission {
     }
 
     pub(super) fn sessions(&self) -> usize {
-        self.sessions.load(Relaxed)
+        self.counts.sessions.load(Relaxed)
     }
 
     pub(super) fn logging_in(&self) -> usize {
-        self.table.lock().all.logging_in
+        self.counts.all.lock().logging_in
     }
 
     pub(super) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.is_draining.store(true, Relaxed);
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.is_draining.load(Relaxed)
     }
 
-    /// Counts a client in, or says why not.
-    pub(super) fn admit(self: &Arc<Self>, settings: &Settings, via: &Via) -> Result<Ticket, Refusal> {
+    /// Admits a client and counts it until its ticket is dropped, or returns why it is refused.
+    pub(super) fn admit(self: &Arc<Self>, settings: &MuxSettings, via: &Via) -> Result<Ticket, Refusal> {
         if self.is_draining() {
             return Err(Refusal::Draining);
         }
         let address = counted_address(via.client.ip());
-        {
-            let mut table = self.table.lock();
-            let of_address = table.by_address.get(&address).copied().unwrap_or_default();
-            refusal(settings, table.all, of_address, lies_in(&settings.exempt, via.client.ip()))?;
-            table.change(address, |counts| {
-                counts.sessions += 1;
-                counts.logging_in += 1;
-            });
-            self.sessions.store(table.all.sessions, Relaxed);
-        }
+        let is_exempt = lies_in(&settings.exempt, via.client.ip());
+        self.counts.add(address, |all, of_address| check_limits(settings, all, of_address, is_exempt))?;
         let clock = self.clock.load(Relaxed);
         let entry = Arc::new(Entry {
             order: AtomicU8::new(0),
-            logging_in: AtomicBool::new(true),
+            is_logging_in: AtomicBool::new(true),
             admitted: seconds(clock),
             waker: AtomicWaker::new(),
             heard: AtomicU64::new(clock),
@@ -176,41 +187,41 @@ impl Admission {
         let key = self.shards[shard].lock().insert(Arc::clone(&entry));
         let gauge = self.telemetry.sessions.of(via.port, via.transport);
         gauge.opened();
-        // Both are below `limits.capacity`, which is at most a million.
+        // `limits.capacity` is at most a million, and so are both numbers.
         let [shard, key] = [shard, key].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Ok(Ticket { admission: Arc::clone(self), entry, shard, key, address, held: AtomicU32::new(0), gauge })
     }
 
-    /// Sets the clock that sessions read; returns it, in milliseconds.
+    /// Sets the clock that sessions read, and returns it, in milliseconds.
     pub(super) fn set_clock(&self) -> u64 {
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.clock.store(now, Relaxed);
         now
     }
 
-    /// Orders every session.
-    pub(super) fn order_all(&self, order: Order) {
+    /// Gives every session an order.
+    pub(super) fn order_all(&self, order: SessionOrder) {
         for shard in &self.shards {
             shard.lock().iter().for_each(|(_, entry)| entry.give(order));
         }
     }
 
-    /// Orders the sessions that were heard last before `since`, and says how many there were.
+    /// Orders sessions to end whose last byte was relayed before `since`. Returns how many there were.
     pub(super) fn order_idle(&self, since: u64) -> usize {
-        self.order_where(Order::Idle, |entry| entry.heard.load(Relaxed) < since)
+        self.order_where(SessionOrder::Idle, |entry| entry.heard.load(Relaxed) < since)
     }
 
-    /// Orders the sessions that were admitted before `since` and are not logged in. Not at every
-    /// call: it looks at every session for the sake of a few.
+    /// Orders sessions to end that were admitted before `since` and are not logged in. Only every fifth call does this,
+    /// since it has to go through all sessions to find a few.
     pub(super) fn order_not_logged_in(&self, since: u64) {
-        if self.ticks.fetch_add(1, Relaxed).is_multiple_of(LOOK_EVERY) && self.logging_in() > 0 {
-            self.order_where(Order::NotLoggedIn, |entry| {
-                entry.admitted < seconds(since) && entry.logging_in.load(Relaxed)
+        if self.ticks.fetch_add(1, Relaxed).is_multiple_of(TICKS_PER_LOGIN_CHECK) && self.logging_in() > 0 {
+            self.order_where(SessionOrder::NotLoggedIn, |entry| {
+                entry.admitted < seconds(since) && entry.is_logging_in.load(Relaxed)
             });
         }
     }
 
-    fn order_where(&self, order: Order, is_due: impl Fn(&Entry) -> bool) -> usize {
+    fn order_where(&self, order: SessionOrder, is_due: impl Fn(&Entry) -> bool) -> usize {
         let mut count = 0;
         for shard in &self.shards {
             for (_, entry) in shard.lock().iter() {
@@ -224,8 +235,8 @@ impl Admission {
     }
 }
 
-/// The limit that one more client would pass.
-fn refusal(settings: &Settings, all: Counts, of_address: Counts, is_exempt: bool) -> Result<(), Refusal> {
+/// Whether there is room for one more client. An error is the limit that is reached.
+fn check_limits(settings: &MuxSettings, all: Counts, of_address: Counts, is_exempt: bool) -> Result<(), Refusal> {
     let own = |n| if is_exempt || n == 0 { usize::MAX } else { n };
     let limits = [
         (Refusal::Capacity, all.sessions, settings.capacity),
@@ -239,47 +250,47 @@ fn refusal(settings: &Settings, all: Counts, of_address: Counts, is_exempt: bool
     }
 }
 
-/// Of a clock in milliseconds.
+/// The seconds of a clock in milliseconds.
 fn seconds(clock: u64) -> u32 {
     u32::try_from(clock / 1000).unwrap_or(u32::MAX)
 }
 
-/// A client's place; given back when dropped.
+/// A client's place. The client is counted until its ticket is dropped.
 pub(super) struct Ticket {
     admission: Arc<Admission>,
     pub(super) entry: Arc<Entry>,
-    /// Where its entry lies; narrow, since every session has one.
+    /// The list that has the entry, and the key in it. They are narrow, since every session has a ticket.
     shard: u32,
     key: u32,
     address: IpAddr,
-    /// Bytes that are held for it and counted.
+    /// Bytes that are held for the client and counted in the budget.
     held: AtomicU32,
     gauge: SessionsGauge,
 }
 
 impl Ticket {
-    /// Notes that bytes passed.
+    /// Notes that bytes were relayed.
     #[inline]
     pub(super) fn heard(&self) {
         self.entry.heard.store(self.admission.clock.load(Relaxed), Relaxed);
     }
 
-    /// How many bytes may be read at once, since what can't be passed on has to be held.
+    /// How many bytes may be read at once. If the receiver does not take them, they have to be held.
     #[inline]
     pub(super) fn may_read(&self) -> usize {
         if self.admission.budget.lacks(self.address, scratch::SIZE) { LITTLE } else { scratch::SIZE }
     }
 
-    /// Whether so many bytes may be held: few may, always.
+    /// Whether `n` bytes may be held. Up to 4 KiB may always be.
     pub(super) fn may_hold(&self, n: usize) -> bool {
         n <= LITTLE || !self.admission.budget.lacks(self.address, n.saturating_sub(self.held.load(Relaxed) as usize))
     }
 
-    /// Notes how many bytes are held.
+    /// Notes that `n` bytes are held now.
     #[inline]
     pub(super) fn holds(&self, n: usize) {
         let n = u32::try_from(n).unwrap_or(u32::MAX);
-        // The session's own task is the only one that writes.
+        // Only the session's own task writes it.
         let before = self.held.load(Relaxed);
         if before != n {
             self.held.store(n, Relaxed);
@@ -289,8 +300,8 @@ impl Ticket {
 
     /// Notes that the Community has logged the client in.
     pub(super) fn logged_in(&self) {
-        if self.entry.logging_in.swap(false, Relaxed) {
-            self.admission.table.lock().change(self.address, |counts| counts.logging_in -= 1);
+        if self.entry.is_logging_in.swap(false, Relaxed) {
+            self.admission.counts.change(self.address, |counts| counts.logging_in -= 1);
         }
     }
 }
@@ -300,12 +311,45 @@ impl Drop for Ticket {
         self.admission.shards[self.shard as usize].lock().remove(self.key as usize);
         self.gauge.closed();
         self.holds(0);
-        let was_logging_in = self.entry.logging_in.load(Relaxed);
-        let mut table = self.admission.table.lock();
-        table.change(self.address, |counts| {
+        let was_logging_in = self.entry.is_logging_in.load(Relaxed);
+        self.admission.counts.change(self.address, |counts| {
             counts.sessions -= 1;
             counts.logging_in -= usize::from(was_logging_in);
         });
-        self.admission.sessions.store(table.all.sessions, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn threads_that_admit_clients_at_the_same_time_exceed_no_limit() {
+        let (counts, client) = (ClientCounts::default(), IpAddr::from([10, 0, 0, 1]));
+        let check = |all: Counts, of_address: Counts| {
+            assert!(all.sessions <= 3 && of_address.sessions <= 2);
+            if all.sessions == 3 || of_address.sessions == 2 { Err(Refusal::Capacity) } else { Ok(()) }
+        };
+        let end = |address| {
+            counts.change(address, |counts| {
+                counts.sessions -= 1;
+                counts.logging_in -= 1;
+            });
+        };
+        thread::scope(|scope| {
+            for n in 0..4 {
+                let (counts, end) = (&counts, &end);
+                scope.spawn(move || {
+                    for address in [client, IpAddr::from([10, 0, 0, n])].into_iter().cycle().take(1_000) {
+                        if counts.add(address, check).is_ok() {
+                            end(address);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((*counts.all.lock(), counts.by_address.len()), (Counts::default(), 0));
     }
 }

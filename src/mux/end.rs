@@ -1,9 +1,14 @@
-//! How sessions end: one name each, for log and metrics, and a reason for the client.
+//! How sessions end. [`End`] has the cause; its types separate the client's fault, the Community's fault, a limit of
+//! this program, and an order from outside. [`End::outcome`] maps every cause to one [`SessionEnd`], and everything
+//! else (who is to blame, log level, what the client is sent) is in the table of [`SessionEnd::policy`].
+//!
+//! [`SessionEnd::policy`]: crate::telemetry::outcome::Outcome::policy
 
-use std::fmt;
+use std::{fmt, io};
 
-use super::admission::Order;
+use super::admission::SessionOrder;
 use crate::{
+    stream::{LinkError, StreamError},
     telemetry::outcome::{Outcome, Sent, SessionEnd},
     wire::{frame::FrameError, reason::Reason},
 };
@@ -11,100 +16,225 @@ use crate::{
 /// Why a session is over.
 #[derive(Debug)]
 pub(super) enum End {
+    /// One side ended it, without a fault.
+    Orderly(OrderlyEnd),
+    /// The client's fault.
+    Client(ClientFault),
+    /// The Community server's fault.
+    Community(CommunityFault),
+    /// No link was opened: the fault of all servers, or of this machine.
+    NoLink(LinkError),
+    /// A limit of this program.
+    Limit(LimitReached),
+    /// An order from outside the session.
+    Ordered(SessionOrder),
+}
+
+/// An end without a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OrderlyEnd {
     /// The client logged out.
     LogOut,
-    /// The client closed without a word.
+    /// The client closed without a farewell message.
     ClientClosed,
-    /// The client's connection broke.
-    ClientBroken(std::io::Error),
-    /// The Community closed.
+    /// The Community server closed.
     CommunityClosed,
-    /// The link to the Community broke.
-    CommunityBroken(std::io::Error),
-    /// The client closed before its first frame was over.
-    NoHandshake,
-    /// The client's first frame is no Handshake.
-    NotAHandshake(u16),
-    /// The client's first frame did not come in time.
-    LoginTimeout,
-    /// The client sent a frame that is none.
-    ClientFault(FrameError),
-    /// The Community sent a frame that is none.
-    CommunityFault(FrameError),
-    /// The tunnel's client has not asked for too long.
-    SessionTimeout,
-    /// One side closed, the other did not follow.
+    /// One side closed, and the other did not follow.
     HalfClosed,
-    /// No Community server took the client.
-    NoCommunity(Reason, String),
-    /// The first frame is long, and there is no room to collect it.
+}
+
+/// What a client did wrong.
+#[derive(Debug)]
+pub(super) enum ClientFault {
+    /// Its connection broke.
+    Broken(io::Error),
+    /// It closed before its first frame was complete.
+    NoHandshake,
+    /// Its first frame is a message of this type, and not a Handshake.
+    NotAHandshake(u16),
+    /// Its first frame did not arrive in time.
+    LoginTimeout,
+    /// It sent an invalid frame.
+    Frame(FrameError),
+    /// Over the tunnel, it sent no request for too long.
+    SessionTimeout,
+}
+
+/// What a Community server did wrong.
+#[derive(Debug)]
+pub(super) enum CommunityFault {
+    /// The link broke.
+    Broken(io::Error),
+    /// It sent an invalid frame.
+    Frame(FrameError),
+}
+
+/// A limit of this program that ended a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LimitReached {
+    /// The first frame is long, and `limits.held_bytes` has no room for it.
     HeldBytes,
-    /// Told from outside.
-    Ordered(Order),
+}
+
+/// Whether the peer closed, although without TLS's close_notify. It counts as an orderly end of the stream: it is
+/// common among clients, and since frames have lengths, no part of a message can be cut off without notice.
+pub(super) fn is_truncation(error: &io::Error) -> bool {
+    StreamError::of(error) == Some(StreamError::Truncated)
+}
+
+impl ClientFault {
+    /// The fault behind an error of the client's stream.
+    pub(super) fn of_stream(error: io::Error) -> Self {
+        match StreamError::of(&error) {
+            Some(StreamError::SessionTimeout) => Self::SessionTimeout,
+            _ => Self::Broken(error),
+        }
+    }
 }
 
 impl End {
-    /// As it is counted and logged.
+    /// The outcome that is counted and logged.
     pub(super) fn outcome(&self) -> SessionEnd {
         match self {
-            Self::LogOut => SessionEnd::LogOut,
-            Self::ClientClosed => SessionEnd::ClientClosed,
-            Self::ClientBroken(_) => SessionEnd::ClientBroken,
-            Self::CommunityClosed => SessionEnd::CommunityClosed,
-            Self::CommunityBroken(_) => SessionEnd::CommunityBroken,
-            Self::NoHandshake => SessionEnd::NoHandshake,
-            Self::NotAHandshake(_) => SessionEnd::NotAHandshake,
-            Self::LoginTimeout => SessionEnd::LoginTimeout,
-            Self::ClientFault(FrameError::TooLong { .. }) => SessionEnd::FrameTooLong,
-            Self::ClientFault(FrameError::TooShort { .. }) => SessionEnd::FrameTooShort,
-            Self::CommunityFault(_) => SessionEnd::CommunityFault,
-            Self::SessionTimeout => SessionEnd::SessionTimeout,
-            Self::HalfClosed => SessionEnd::HalfClosed,
-            Self::NoCommunity(..) => SessionEnd::NoCommunity,
-            Self::HeldBytes => SessionEnd::HeldBytes,
-            Self::Ordered(Order::Idle) => SessionEnd::Idle,
-            Self::Ordered(Order::NotLoggedIn) => SessionEnd::NotLoggedIn,
-            Self::Ordered(Order::Drain) => SessionEnd::Drained,
+            Self::Orderly(OrderlyEnd::LogOut) => SessionEnd::LogOut,
+            Self::Orderly(OrderlyEnd::ClientClosed) => SessionEnd::ClientClosed,
+            Self::Orderly(OrderlyEnd::CommunityClosed) => SessionEnd::CommunityClosed,
+            Self::Orderly(OrderlyEnd::HalfClosed) => SessionEnd::HalfClosed,
+            Self::Client(ClientFault::Broken(_)) => SessionEnd::ClientBroken,
+            Self::Client(ClientFault::NoHandshake) => SessionEnd::NoHandshake,
+            Self::Client(ClientFault::NotAHandshake(_)) => SessionEnd::NotAHandshake,
+            Self::Client(ClientFault::LoginTimeout) => SessionEnd::LoginTimeout,
+            Self::Client(ClientFault::Frame(FrameError::TooLong { .. })) => SessionEnd::FrameTooLong,
+            Self::Client(ClientFault::Frame(FrameError::TooShort { .. })) => SessionEnd::FrameTooShort,
+            Self::Client(ClientFault::SessionTimeout) => SessionEnd::SessionTimeout,
+            Self::Community(CommunityFault::Broken(_)) => SessionEnd::CommunityBroken,
+            Self::Community(CommunityFault::Frame(_)) => SessionEnd::CommunityFault,
+            Self::NoLink(_) => SessionEnd::NoCommunity,
+            Self::Limit(LimitReached::HeldBytes) => SessionEnd::HeldBytes,
+            Self::Ordered(SessionOrder::Idle) => SessionEnd::Idle,
+            Self::Ordered(SessionOrder::NotLoggedIn) => SessionEnd::NotLoggedIn,
+            Self::Ordered(SessionOrder::Drain) => SessionEnd::Drained,
         }
     }
 
-    /// The reason of the farewell message; `None`: there is none to send.
-    pub(super) fn reason(&self) -> Option<Reason> {
-        match (self, self.outcome().policy().sent) {
-            (Self::NoCommunity(reason, _), Sent::LinkFailure) => Some(*reason),
-            (_, Sent::Farewell(reason)) => Some(reason),
-            _ => None,
+    /// What the client receives before its stream is closed.
+    pub(super) fn closing(&self) -> Closing {
+        match (self.outcome().policy().sent, self) {
+            (Sent::Farewell(reason), _) => Closing::Farewell(reason),
+            (Sent::LinkFailure, Self::NoLink(error)) => Closing::Farewell(error.failure.reason()),
+            (Sent::LastBytes, _) => Closing::LastBytes,
+            // A session has no HTTP response.
+            (Sent::LinkFailure | Sent::Nothing | Sent::Status(_), _) => Closing::Nothing,
         }
     }
 
-    /// Whether the client may still be reading what the Community has said last.
-    pub(super) fn lingers(&self) -> bool {
-        matches!(self, Self::CommunityClosed | Self::LogOut)
-    }
-
-    /// What there is to say beyond the name, if there is anything.
+    /// For the log: the details of the cause, if it has any.
     pub(super) fn detail(&self) -> Option<&dyn fmt::Display> {
         match self {
-            Self::ClientBroken(_)
-            | Self::CommunityBroken(_)
-            | Self::ClientFault(_)
-            | Self::CommunityFault(_)
-            | Self::NotAHandshake(_)
-            | Self::NoCommunity(..) => Some(self),
-            _ => None,
+            Self::Client(ClientFault::Broken(error)) | Self::Community(CommunityFault::Broken(error)) => Some(error),
+            Self::Client(ClientFault::Frame(error)) | Self::Community(CommunityFault::Frame(error)) => Some(error),
+            Self::Client(fault @ ClientFault::NotAHandshake(_)) => Some(fault),
+            Self::NoLink(error) => Some(&error.detail),
+            Self::Client(ClientFault::NoHandshake | ClientFault::LoginTimeout | ClientFault::SessionTimeout)
+            | Self::Orderly(_)
+            | Self::Limit(_)
+            | Self::Ordered(_) => None,
         }
     }
 }
 
-/// What [`End::detail`] says.
-impl fmt::Display for End {
+/// What a client receives before its stream is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closing {
+    /// Nothing: it is gone.
+    Nothing,
+    /// What the Community sent last.
+    LastBytes,
+    /// The same, and a farewell message with this reason.
+    Farewell(Reason),
+}
+
+impl fmt::Display for ClientFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ClientBroken(error) | Self::CommunityBroken(error) => error.fmt(f),
-            Self::ClientFault(fault) | Self::CommunityFault(fault) => fault.fmt(f),
+            Self::Broken(error) => error.fmt(f),
+            Self::NoHandshake => f.write_str("closed before the first frame was complete"),
             Self::NotAHandshake(kind) => write!(f, "the first message is of type {kind:#06x}"),
-            Self::NoCommunity(_, detail) => f.write_str(detail),
-            _ => Ok(()),
+            Self::LoginTimeout => f.write_str("the first frame did not arrive in time"),
+            Self::Frame(error) => error.fmt(f),
+            Self::SessionTimeout => StreamError::SessionTimeout.fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{stream::LinkFailure, telemetry::outcome::Blame};
+
+    fn broken() -> io::Error {
+        io::ErrorKind::ConnectionReset.into()
+    }
+
+    /// Every cause, with who is to blame for it.
+    fn causes() -> Vec<(End, Blame)> {
+        let orderly =
+            [OrderlyEnd::LogOut, OrderlyEnd::ClientClosed, OrderlyEnd::CommunityClosed, OrderlyEnd::HalfClosed];
+        let client = [
+            ClientFault::Broken(broken()),
+            ClientFault::NoHandshake,
+            ClientFault::NotAHandshake(4),
+            ClientFault::LoginTimeout,
+            ClientFault::Frame(FrameError::TooLong { length: 9, limit: 8 }),
+            ClientFault::Frame(FrameError::TooShort { length: 7 }),
+            ClientFault::SessionTimeout,
+        ];
+        let community = [CommunityFault::Broken(broken()), CommunityFault::Frame(FrameError::TooShort { length: 7 })];
+        let no_link = LinkError { failure: LinkFailure::CannotConnect, detail: "a:1533: refused".to_owned() };
+        let mut causes: Vec<(End, Blame)> = orderly.map(|end| (End::Orderly(end), Blame::None)).into();
+        causes.extend(client.map(|fault| (End::Client(fault), Blame::Client)));
+        causes.extend(community.map(|fault| (End::Community(fault), Blame::Server)));
+        causes.push((End::NoLink(no_link), Blame::Server));
+        causes.push((End::Limit(LimitReached::HeldBytes), Blame::Limit));
+        causes.push((End::Ordered(SessionOrder::Idle), Blame::None));
+        causes.push((End::Ordered(SessionOrder::NotLoggedIn), Blame::Client));
+        causes.push((End::Ordered(SessionOrder::Drain), Blame::Limit));
+        causes
+    }
+
+    #[test]
+    fn every_outcome_has_one_cause_and_the_types_agree_with_the_table() {
+        let mut outcomes = Vec::new();
+        for (end, blame) in causes() {
+            assert_eq!(end.outcome().policy().blame, blame, "{end:?}");
+            outcomes.push(end.outcome());
+        }
+        outcomes.sort_unstable();
+        assert_eq!(outcomes, SessionEnd::ALL);
+    }
+
+    #[test]
+    fn a_failed_link_decides_the_farewell_message() {
+        for (failure, reason) in [
+            (LinkFailure::CannotConnect, Reason::CannotConnect),
+            (LinkFailure::NotResponding, Reason::NotResponding),
+            (LinkFailure::System, Reason::ServerFull),
+        ] {
+            let end = End::NoLink(LinkError { failure, detail: String::new() });
+            assert_eq!(end.closing(), Closing::Farewell(reason));
+        }
+        assert_eq!(End::Orderly(OrderlyEnd::LogOut).closing(), Closing::LastBytes);
+        assert_eq!(End::Client(ClientFault::SessionTimeout).closing(), Closing::Nothing);
+        assert_eq!(End::Ordered(SessionOrder::Drain).closing(), Closing::Farewell(Reason::ConnectionBroken));
+    }
+
+    #[test]
+    fn errors_of_streams_are_told_apart() {
+        assert!(is_truncation(&StreamError::Truncated.into()));
+        assert!(!is_truncation(&broken()));
+        assert!(matches!(ClientFault::of_stream(StreamError::SessionTimeout.into()), ClientFault::SessionTimeout));
+        // TCP's own time-out is a broken connection.
+        let tcp = rustix::io::Errno::TIMEDOUT.into();
+        assert!(matches!(ClientFault::of_stream(tcp), ClientFault::Broken(_)));
     }
 }

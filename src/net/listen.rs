@@ -14,8 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::keepalive::{VANISHED_TIMEOUT, watch_for_vanished};
 
-/// Connections that the kernel holds until we accept them: 20,000 clients may log in at once.
-/// The kernel caps it at `net.core.somaxconn`.
+/// How many connections may wait in the kernel to be accepted: 20,000 clients may log in at once. The kernel lowers it
+/// to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 20_000;
 
 /// A socket that is bound and does not listen yet.
@@ -33,23 +33,25 @@ impl BoundSocket {
     }
 }
 
-/// Binds one address. `[::]` takes IPv4, too; without IPv6 on the machine it is `0.0.0.0`. `share`: other sockets of the
-/// same user that share it may be bound to it, or to an address that overlaps with it, too.
+/// Binds an address. `[::]` also takes IPv4; on a machine without IPv6, `0.0.0.0` is bound instead. `share`: other
+/// sockets of the same user that share the address, too, may be bound to it, or to one that overlaps with it, at the same
+/// time.
 ///
 /// # Errors
-/// The system's: in use, not permitted, not an address of this machine.
+/// The system's: the address is in use, is not permitted, or is not an address of this machine.
 pub fn bind(address: SocketAddr, share: bool) -> io::Result<BoundSocket> {
     match bind_one(address, share) {
-        Err(error)
-            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-                && [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
-                    .iter()
-                    .any(|e| error.raw_os_error() == Some(e.raw_os_error())) =>
-        {
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && is_without_ipv6(&error) => {
             bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), share)
         }
         bound => bound,
     }
+}
+
+/// Whether the machine has no IPv6: the kernel does not support it, or it is disabled.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 /// As [`bind`], and listens on the present runtime.
@@ -77,7 +79,7 @@ fn bind_one(address: SocketAddr, share: bool) -> io::Result<BoundSocket> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // Accepted sockets inherit these on Linux: no system calls for each client.
+    // On Linux, accepted sockets inherit these two, so they need no system calls for each client.
     socket.set_tcp_nodelay(true)?;
     watch_for_vanished(SockRef::from(&socket), VANISHED_TIMEOUT)?;
     socket.set_nonblocking(true)?;
@@ -141,10 +143,15 @@ mod tests {
     #[tokio::test]
     async fn a_bound_socket_takes_nothing_before_it_listens() {
         for (first, second) in [("[::]:0", "127.0.0.1"), ("127.0.0.1:0", "[::]"), ("0.0.0.0:0", "127.0.0.1")] {
-            let first = listen(first.parse().expect("address"), false).expect("any port");
-            let port = first.local_addr().expect("bound").port();
-            SockRef::from(&first).set_reuse_port(true).expect("option");
-            let second = bind(format!("{second}:{port}").parse().expect("address"), true).expect("both share it");
+            // A connection of somebody else may have the port at another address.
+            let pair = (0..100).find_map(|_| {
+                let first = listen(first.parse().expect("address"), false).expect("any port");
+                let port = first.local_addr().expect("bound").port();
+                SockRef::from(&first).set_reuse_port(true).expect("option");
+                let second = bind(format!("{second}:{port}").parse().expect("address"), true).ok()?;
+                Some((first, port, second))
+            });
+            let (first, port, second) = pair.expect("both share it");
             let _client = TcpStream::connect(("127.0.0.1", port)).await.expect("the first listens");
             assert!(accept_queued(&first).expect("accepted").is_some(), "it took the connection");
             assert!(accept_queued(&first).expect("accepted").is_none(), "there was one");

@@ -1,4 +1,4 @@
-//! What the `host_name` of a listener stands for.
+//! The addresses of a configured `host_name`.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ pub const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a name has no addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LookUpError {
+pub enum HostNameError {
     /// The system's resolver reports an error.
     Failed(String),
     /// There was no answer within [`LOOK_UP_TIMEOUT`].
@@ -25,7 +25,7 @@ pub enum LookUpError {
     NoAddress,
 }
 
-impl fmt::Display for LookUpError {
+impl fmt::Display for HostNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(error) => f.write_str(error),
@@ -35,7 +35,7 @@ impl fmt::Display for LookUpError {
     }
 }
 
-impl std::error::Error for LookUpError {}
+impl std::error::Error for HostNameError {}
 
 /// The address that `host` is; `None` if it is a name. Empty: every address, IPv4 and IPv6.
 pub fn literal(host: &str) -> Option<IpAddr> {
@@ -50,10 +50,10 @@ pub fn literal(host: &str) -> Option<IpAddr> {
 ///
 /// # Errors
 /// The name has no addresses, as far as is known.
-pub async fn look_up(name: &str) -> Result<Vec<SocketAddr>, LookUpError> {
-    let found = timeout(LOOK_UP_TIMEOUT, lookup_host((name, 0))).await.map_err(|_| LookUpError::TimedOut)?;
-    let addresses = distinct(found.map_err(|error| LookUpError::Failed(error.to_string()))?);
-    if addresses.is_empty() { Err(LookUpError::NoAddress) } else { Ok(addresses) }
+pub async fn look_up(name: &str) -> Result<Vec<SocketAddr>, HostNameError> {
+    let found = timeout(LOOK_UP_TIMEOUT, lookup_host((name, 0))).await.map_err(|_| HostNameError::TimedOut)?;
+    let addresses = distinct(found.map_err(|error| HostNameError::Failed(error.to_string()))?);
+    if addresses.is_empty() { Err(HostNameError::NoAddress) } else { Ok(addresses) }
 }
 
 /// Each address once: a name may stand in two lines of /etc/hosts.

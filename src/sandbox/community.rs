@@ -1,4 +1,4 @@
-//! What the sandbox's clients share: who is on line, and letters between them.
+//! What the sandbox's sessions share: who is online, who watches whom, and a message queue for each session.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,142 +11,155 @@ use std::{
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::{ECHO, service::User};
+use super::{ECHO, bodies::User};
 
-/// Letters that a client may leave unread; one that reads nothing is disconnected.
-const MAX_LETTERS: usize = 4096;
+/// The most messages that wait in a queue. A client that does not read its connection lets its queue grow, and
+/// is disconnected when the queue is longer.
+const MAX_QUEUED: usize = 4096;
 
-/// Something that one client's connection tells another's.
+/// A message from one session to another. A channel between two clients has one id on each side.
 #[derive(Debug, Clone)]
-pub(super) enum Letter {
-    /// `from` opens a channel, which is `channel` on its side.
-    Create { from: u64, channel: u32, offer: Arc<Offer> },
-    /// The channel, by the reader's id, was accepted; the channel is `channel` on the other side.
-    Accept { mine: u32, channel: u32, body: Vec<u8> },
-    /// Data for the channel, by the reader's id.
-    Data { mine: u32, options: u16, body: Vec<u8> },
-    /// The channel, by the reader's id, is over.
-    Destroy { mine: u32, body: Vec<u8> },
-    /// A user whom the reader watches came, went or changed.
-    Changed(Vec<u8>),
+pub(super) enum PeerMessage {
+    /// The session `from` opens a channel, which has the id `from_channel` on its side.
+    CreateChannel { from: u64, from_channel: u32, offer: Arc<ChannelOffer> },
+    /// The peer accepted the receiver's `channel`, which has the id `peer_channel` on the peer's side.
+    AcceptChannel { channel: u32, peer_channel: u32, body: Vec<u8> },
+    /// Data for the receiver's `channel`.
+    Data { channel: u32, options: u16, body: Vec<u8> },
+    /// The receiver's `channel` has ended.
+    DestroyChannel { channel: u32, body: Vec<u8> },
+    /// A user with this name, whom the receiver watches, came, went or changed status.
+    PresenceChanged(Vec<u8>),
 }
 
-/// What a CreateCnl offers, to be put before its target.
+/// What a CreateCnl offers. The receiver's CreateCnl is made of it.
 #[derive(Debug)]
-pub(super) struct Offer {
+pub(super) struct ChannelOffer {
+    /// The user who creates the channel.
     pub(super) creator: User,
-    /// Target, service, protocol, version, options and additional data, as sent.
+    /// The fields in front of the creator block, as sent: target, service, protocol, version, options and
+    /// additional data.
     pub(super) front: Vec<u8>,
-    /// What followed the creator block.
+    /// The fields behind the creator block, as sent.
     pub(super) back: Vec<u8>,
 }
 
-/// A connection's letter box.
+/// The messages for one session.
 #[derive(Default)]
-pub(super) struct LetterBox {
-    letters: Mutex<VecDeque<Letter>>,
+pub(super) struct MessageQueue {
+    messages: Mutex<VecDeque<PeerMessage>>,
+    /// Wakes the task that serves the session.
     pub(super) waker: AtomicWaker,
 }
 
-impl LetterBox {
-    /// The letters so far; `None` when there were too many.
-    pub(super) fn take(&self) -> Option<VecDeque<Letter>> {
-        let letters = std::mem::take(&mut *self.letters.lock());
-        (letters.len() <= MAX_LETTERS).then_some(letters)
+impl MessageQueue {
+    /// Takes all messages; `None` if there were more than [`MAX_QUEUED`].
+    pub(super) fn take(&self) -> Option<VecDeque<PeerMessage>> {
+        let messages = std::mem::take(&mut *self.messages.lock());
+        (messages.len() <= MAX_QUEUED).then_some(messages)
     }
 
-    fn put(&self, letter: Letter) {
-        let mut letters = self.letters.lock();
-        if letters.len() <= MAX_LETTERS {
-            letters.push_back(letter);
+    fn put(&self, message: PeerMessage) {
+        let mut messages = self.messages.lock();
+        // One message more than allowed shows that the queue was full.
+        if messages.len() <= MAX_QUEUED {
+            messages.push_back(message);
         }
-        drop(letters);
+        drop(messages);
         self.waker.wake();
     }
 }
 
 #[derive(Default)]
-struct State {
-    boxes: HashMap<u64, Arc<LetterBox>>,
-    /// By name: the log-ins, and the status that was set last.
+struct SandboxState {
+    /// The queue of each session.
+    queues: HashMap<u64, Arc<MessageQueue>>,
+    /// The log-ins of each user name, the newest last: the session, and its user with the status set last.
     users: HashMap<Vec<u8>, Vec<(u64, User)>>,
-    /// By name: who wants to know.
+    /// The sessions that watch each user name.
     watchers: HashMap<Vec<u8>, Vec<u64>>,
 }
 
-/// See the module's page.
+/// What the sandbox's sessions share. Each session has a number of its own.
 #[derive(Default)]
-pub(super) struct Community {
-    state: Mutex<State>,
-    next: AtomicU64,
+pub(super) struct SandboxCommunity {
+    state: Mutex<SandboxState>,
+    next_session: AtomicU64,
 }
 
-impl Community {
+impl SandboxCommunity {
+    /// The number of log-ins that are present.
     pub(super) fn log_ins(&self) -> usize {
         self.state.lock().users.values().map(Vec::len).sum()
     }
 
-    /// A connection's number and letter box.
-    pub(super) fn join(&self) -> (u64, Arc<LetterBox>) {
-        let (id, letters) = (self.next.fetch_add(1, Relaxed), Arc::new(LetterBox::default()));
-        self.state.lock().boxes.insert(id, Arc::clone(&letters));
-        (id, letters)
+    /// Adds a session. Returns its number and its message queue.
+    pub(super) fn join(&self) -> (u64, Arc<MessageQueue>) {
+        let (session, queue) = (self.next_session.fetch_add(1, Relaxed), Arc::new(MessageQueue::default()));
+        self.state.lock().queues.insert(session, Arc::clone(&queue));
+        (session, queue)
     }
 
-    pub(super) fn leave(&self, id: u64, name: Option<&[u8]>) {
+    /// Removes a session, and its log-in if it had one with the user name `name`.
+    pub(super) fn leave(&self, session: u64, name: Option<&[u8]>) {
         let mut state = self.state.lock();
-        state.boxes.remove(&id);
-        state.watchers.retain(|_, ids| {
-            ids.retain(|&watcher| watcher != id);
-            !ids.is_empty()
+        state.queues.remove(&session);
+        state.watchers.retain(|_, sessions| {
+            sessions.retain(|&watcher| watcher != session);
+            !sessions.is_empty()
         });
         let Some(name) = name else { return };
         if let Some(log_ins) = state.users.get_mut(name) {
-            log_ins.retain(|(log_in, _)| *log_in != id);
+            log_ins.retain(|(log_in, _)| *log_in != session);
             if log_ins.is_empty() {
                 state.users.remove(name);
             }
         }
-        state.tell_watchers(name);
+        state.notify_watchers(name);
     }
 
-    /// A log-in, or a new status of one.
-    pub(super) fn set_user(&self, id: u64, user: &User) {
+    /// Adds a log-in, or changes its status.
+    pub(super) fn set_user(&self, session: u64, user: &User) {
         let mut state = self.state.lock();
         let log_ins = state.users.entry(user.name.clone()).or_default();
-        log_ins.retain(|(log_in, _)| *log_in != id);
-        log_ins.push((id, user.clone()));
-        state.tell_watchers(&user.name);
+        log_ins.retain(|(log_in, _)| *log_in != session);
+        log_ins.push((session, user.clone()));
+        state.notify_watchers(&user.name);
     }
 
-    /// The user of that name, if it is on line: the newest log-in, which gets new channels.
+    /// The user with this name if it is online, with the session of its newest log-in, which gets new channels.
+    /// `echo` has no session.
     pub(super) fn find(&self, name: &[u8]) -> Option<(Option<u64>, User)> {
         if name == ECHO {
             return Some((None, User::new(ECHO, ECHO, 0)));
         }
         let state = self.state.lock();
-        state.users.get(name).and_then(|log_ins| log_ins.last()).map(|(id, user)| (Some(*id), user.clone()))
+        state.users.get(name).and_then(|log_ins| log_ins.last()).map(|(session, user)| (Some(*session), user.clone()))
     }
 
-    pub(super) fn watch(&self, id: u64, name: &[u8]) {
+    /// From now on the session is notified when the user with this name comes, goes or changes status.
+    pub(super) fn watch(&self, session: u64, name: &[u8]) {
         let mut state = self.state.lock();
-        let ids = state.watchers.entry(name.to_vec()).or_default();
-        if !ids.contains(&id) {
-            ids.push(id);
+        let sessions = state.watchers.entry(name.to_vec()).or_default();
+        if !sessions.contains(&session) {
+            sessions.push(session);
         }
     }
 
-    pub(super) fn send(&self, to: u64, letter: Letter) -> bool {
-        let found = self.state.lock().boxes.get(&to).cloned();
-        found.as_ref().inspect(|letters| letters.put(letter)).is_some()
+    /// Puts a message into the queue of a session. A session that has left gets none.
+    pub(super) fn send(&self, to: u64, message: PeerMessage) {
+        let queue = self.state.lock().queues.get(&to).cloned();
+        if let Some(queue) = queue {
+            queue.put(message);
+        }
     }
 }
 
-impl State {
-    fn tell_watchers(&self, name: &[u8]) {
-        for id in self.watchers.get(name).into_iter().flatten() {
-            if let Some(letters) = self.boxes.get(id) {
-                letters.put(Letter::Changed(name.to_vec()));
+impl SandboxState {
+    fn notify_watchers(&self, name: &[u8]) {
+        for session in self.watchers.get(name).into_iter().flatten() {
+            if let Some(queue) = self.queues.get(session) {
+                queue.put(PeerMessage::PresenceChanged(name.to_vec()));
             }
         }
     }

@@ -40,7 +40,7 @@ impl RunningAdmin {
         let covered = before.filter(|(bound, socket)| covers(address, *bound) && !Arc::ptr_eq(socket, &listener));
         sockets.extend(covered.cloned());
         let (closes, closing) = oneshot::channel();
-        let endpoint = admin::Endpoint {
+        let endpoint = admin::AdminEndpoint {
             sockets: sockets.iter().map(|(_, socket)| Arc::clone(socket)).collect(),
             is_on_loopback: address.ip().to_canonical().is_loopback(),
             server: Arc::new(AdminControl(Arc::downgrade(server))),

@@ -22,7 +22,8 @@ use super::{
     retry, sandbox_service, unix_time,
 };
 use crate::{
-    community::Pool, config::Settings, ingress::Ingress, mux::Mux, runtime::Workers, stream::Core, telemetry::Telemetry,
+    community::Pool, config::Settings, ingress::Ingress, mux::Mux, net::own::OwnListeners, runtime::Workers,
+    stream::Core, telemetry::Telemetry,
 };
 
 impl Server {
@@ -42,14 +43,17 @@ impl Server {
     /// sandbox or the admin endpoint can't listen.
     pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
         let telemetry = Telemetry::new(VERSION);
+        let acceptor = certificate::load_for_start(&settings).await?;
         let Prepared { settings, acceptor, listeners, sandbox, admin } =
-            Prepared::for_start(settings, &telemetry).await?;
+            Prepared::for_start(settings, acceptor, &telemetry).await?;
         telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = match sandbox {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
             ServicePlan::Off | ServicePlan::Kept => None,
         };
-        let pool = Pool::start(settings.community.clone(), sandbox.as_ref().map(|service| service.address));
+        let own = OwnListeners::default();
+        let sandbox_address = sandbox.as_ref().map(|service| service.address);
+        let pool = Pool::start(settings.community.clone(), sandbox_address, own.clone());
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
         let own_certificate = acceptor.certificate();
         let ingress = Ingress::start(
@@ -80,6 +84,8 @@ impl Server {
         if let ServicePlan::Bound(listener, address) = admin {
             *server.admin.lock() = Some(RunningAdmin::start(listener, address, &server, None));
         }
+        let listening = Arc::downgrade(&server);
+        own.set_source(move || listening.upgrade().map(|server| Self(server).addresses()).unwrap_or_default());
         tokio::spawn(retry::retry(Arc::downgrade(&server)));
         tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
         Ok(Self(server))

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf,
 use super::{Server, ServerContext, VERSION, ports::ListenerSnapshot};
 use crate::{
     admin::{ServerControl, status},
-    community::State,
+    community::ServerState,
     net::{Section, address::overlap},
     telemetry::outcome::{Outcome, Refusal},
     wire::Transport,
@@ -51,9 +51,9 @@ impl ServerControl for AdminControl {
         let community = server.pool.status().into_iter().map(|server| status::CommunityServerStatus {
             address: server.address.to_string(),
             state: match server.state {
-                State::Up => "up",
-                State::Down => "down",
-                State::Draining => "draining",
+                ServerState::Up => "up",
+                ServerState::Down => "down",
+                ServerState::Draining => "draining",
             }
             .to_owned(),
             sessions: server.sessions,
@@ -94,7 +94,7 @@ impl ServerControl for AdminControl {
         server
             .telemetry
             .community
-            .set(servers.map(|server| (server.address.to_string(), server.state == State::Up, server.sessions)));
+            .set(servers.map(|server| (server.address.to_string(), server.state == ServerState::Up, server.sessions)));
         server.telemetry.connections.set_present(server.ingress.connections());
         server.telemetry.sessions.set_load(server.mux.logging_in(), server.mux.held_bytes());
         server.telemetry.tunnel.set_sessions(server.ingress.tunnel_sessions());

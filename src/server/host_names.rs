@@ -12,10 +12,10 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use tokio::task::JoinSet;
 
-use crate::net::resolve::{LookUpError, literal, look_up};
+use crate::net::resolve::{HostNameError, literal, look_up};
 
 /// What a look-up of each of some names found.
-pub(super) type Found = Vec<(String, Result<Vec<SocketAddr>, LookUpError>)>;
+pub(super) type Found = Vec<(String, Result<Vec<SocketAddr>, HostNameError>)>;
 
 /// The addresses of names, as far as they are known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,7 +26,7 @@ struct HostName {
     /// By the last look-up that succeeded, with port 0; empty if none did.
     addresses: Vec<SocketAddr>,
     /// Why the last look-up failed; none if it succeeded.
-    error: Option<LookUpError>,
+    error: Option<HostNameError>,
 }
 
 /// The addresses of a `host_name`.
@@ -35,7 +35,7 @@ pub(super) struct HostAddresses<'a> {
     /// With port 0. Empty if none is known.
     pub(super) addresses: Vec<SocketAddr>,
     /// Why the last look-up failed; none if it succeeded, or if the host is an address.
-    pub(super) error: Option<&'a LookUpError>,
+    pub(super) error: Option<&'a HostNameError>,
 }
 
 impl HostNames {
@@ -46,7 +46,7 @@ impl HostNames {
         }
         match self.0.get(host) {
             Some(name) => HostAddresses { addresses: name.addresses.clone(), error: name.error.as_ref() },
-            None => HostAddresses { addresses: Vec::new(), error: Some(&LookUpError::NoAddress) },
+            None => HostAddresses { addresses: Vec::new(), error: Some(&HostNameError::NoAddress) },
         }
     }
 
@@ -97,7 +97,7 @@ mod tests {
     fn a_name_that_fails_keeps_its_addresses_until_it_is_found_again() {
         let ip = |last: u8| SocketAddr::from(([127, 0, 0, last], 0));
         let found = |found| vec![("chat".to_owned(), found)];
-        let failure = LookUpError::TimedOut;
+        let failure = HostNameError::TimedOut;
         let shown = |names: &HostNames| {
             let HostAddresses { addresses, error } = names.addresses("chat");
             (addresses, error.cloned(), names.failed().len())

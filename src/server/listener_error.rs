@@ -5,7 +5,7 @@ use std::{fmt, fs, io, net::SocketAddr};
 use rustix::io::Errno;
 
 use super::port_holder::{PortHolder, port_holder};
-use crate::{ingress::ListenerSettings, net::resolve::LookUpError, telemetry::outcome::ListenerFailure};
+use crate::{ingress::ListenerSettings, net::resolve::HostNameError, telemetry::outcome::ListenerFailure};
 
 /// Why a listener is down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl ListenerError {
     }
 
     /// The `host_name` of the listener can't be resolved.
-    pub(super) fn unresolved(settings: &ListenerSettings, error: &LookUpError) -> Self {
+    pub(super) fn unresolved(settings: &ListenerSettings, error: &HostNameError) -> Self {
         let what = format!("[{}] host_name {:?}: {error}", settings.section, settings.host);
         Self { reason: ListenerFailure::Unresolved, what }
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     ingress::{self, ListenerSettings},
-    net::{Section, address::overlap, listen::BoundSocket, resolve::LookUpError},
+    net::{Section, address::overlap, listen::BoundSocket, resolve::HostNameError},
     telemetry::{
         Telemetry,
         outcome::{ListenerFailure, ReloadRefusal},
@@ -40,7 +40,7 @@ impl ListenerRequest {
 
 /// What there is before the plan.
 #[derive(Default)]
-pub(super) struct Present {
+pub(super) struct PresentListeners {
     /// The requests of the sockets that clients are accepted on.
     pub(super) requests: Vec<ListenerRequest>,
     /// These sockets, and those of the admin endpoint.
@@ -67,20 +67,20 @@ pub(super) enum ListenerSource<S> {
 
 /// Listeners that are to be there, and the names that they were planned by. Its sockets are bound first, and listen when
 /// nothing can fail any more.
-pub(super) struct Plan<S> {
+pub(super) struct ListenerPlan<S> {
     pub(super) listeners: Vec<PlannedListener<S>>,
     pub(super) names: HostNames,
     require_all: bool,
 }
 
-impl Plan<BoundSocket> {
+impl ListenerPlan<BoundSocket> {
     /// Binds what `settings` ask for and `present` does not have. Each failure is counted. `admin` is
     /// where the admin endpoint is to listen.
     pub(super) async fn new(
-        settings: &ingress::Settings,
+        settings: &ingress::IngressSettings,
         admin: Option<SocketAddr>,
         names: HostNames,
-        present: &Present,
+        present: &PresentListeners,
         telemetry: &Telemetry,
     ) -> Self {
         let mut planned: Vec<PlannedListener<BoundSocket>> = Vec::new();
@@ -128,7 +128,7 @@ impl Plan<BoundSocket> {
     }
 
     /// Lets what was bound listen: from now on clients can connect. It fails where another process was faster.
-    pub(super) fn listen(self, telemetry: &Telemetry) -> Plan<StdListener> {
+    pub(super) fn listen(self, telemetry: &Telemetry) -> ListenerPlan<StdListener> {
         let listen = |PlannedListener { request, source, stale }: PlannedListener<BoundSocket>| {
             let source = match source {
                 ListenerSource::Kept => ListenerSource::Kept,
@@ -145,11 +145,11 @@ impl Plan<BoundSocket> {
             PlannedListener { request, source, stale }
         };
         let listeners = self.listeners.into_iter().map(listen).collect();
-        Plan { listeners, names: self.names, require_all: self.require_all }
+        ListenerPlan { listeners, names: self.names, require_all: self.require_all }
     }
 }
 
-impl<S> Plan<S> {
+impl<S> ListenerPlan<S> {
     /// Checks that no listener is down that must not be.
     ///
     /// # Errors
@@ -172,7 +172,7 @@ impl<S> Plan<S> {
     }
 }
 
-fn stale(listener: &ListenerSettings, error: &LookUpError) -> String {
+fn stale(listener: &ListenerSettings, error: &HostNameError) -> String {
     format!("host_name {:?} can't be looked up, its last addresses stay in force: {error}", listener.host)
 }
 
@@ -182,11 +182,12 @@ mod tests {
     use crate::config;
 
     /// Settings of which each section has one port number, and the name "chat".
-    fn settings(toml: &str) -> ingress::Settings {
+    fn settings(toml: &str) -> ingress::IngressSettings {
+        let toml = &format!("{toml}[community]\nservers = [\"sandbox\"]\n");
         config::parse(toml, std::path::Path::new("st.toml"), std::iter::empty()).expect("settings").ingress
     }
 
-    fn names(found: Result<Vec<SocketAddr>, LookUpError>) -> HostNames {
+    fn names(found: Result<Vec<SocketAddr>, HostNameError>) -> HostNames {
         HostNames::default().updated(vec![("chat".to_owned(), found)])
     }
 
@@ -194,8 +195,14 @@ mod tests {
     async fn nothing_is_bound_for_a_name_without_an_address() {
         let telemetry = Telemetry::new("0");
         let chat = "[client_connections]\nhost_name = \"chat\"\nports = [1]\n[http_tunneled_client_connections]\nports = []\n[https_tunneled_client_connections]\nports = []\n";
-        let plan =
-            Plan::new(&settings(chat), None, names(Err(LookUpError::TimedOut)), &Present::default(), &telemetry).await;
+        let plan = ListenerPlan::new(
+            &settings(chat),
+            None,
+            names(Err(HostNameError::TimedOut)),
+            &PresentListeners::default(),
+            &telemetry,
+        )
+        .await;
         assert_eq!(plan.listeners.len(), 1);
         assert_eq!(plan.listeners[0].request.address, None);
         assert!(
@@ -217,15 +224,15 @@ mod tests {
         );
         let settings = settings(&two);
         let request = ListenerRequest { settings: settings.listeners[1].clone(), address: Some(address) };
-        let present = Present { requests: vec![request], sockets: OwnSockets::default() };
-        let plan = Plan::new(&settings, None, names(Ok(vec![address])), &present, &telemetry).await;
+        let present = PresentListeners { requests: vec![request], sockets: OwnSockets::default() };
+        let plan = ListenerPlan::new(&settings, None, names(Ok(vec![address])), &present, &telemetry).await;
         let [first, second] = &plan.listeners[..] else { panic!("two listeners") };
         assert!(matches!(first.source, ListenerSource::Kept), "the socket goes from one section to the other");
         assert!(matches!(&second.source, ListenerSource::Down(e) if e.reason == ListenerFailure::Overlap));
         assert!(plan.check().is_ok(), "no Community port is down");
 
         let names = names(Ok(vec![address]));
-        let plan = Plan::new(&settings, Some(address), names, &Present::default(), &telemetry).await;
+        let plan = ListenerPlan::new(&settings, Some(address), names, &PresentListeners::default(), &telemetry).await;
         let refused = plan.check().expect_err("a Community port").what;
         assert_eq!(refused, format!("[client_connections] ports: port {port} of 127.0.0.1 is in [admin], too"));
     }

@@ -37,7 +37,7 @@ use super::{
     BoundListener,
     host_names::HostNames,
     listener_error::ListenerError,
-    plan::{ListenerRequest, ListenerSource, Plan, PlannedListener},
+    plan::{ListenerPlan, ListenerRequest, ListenerSource, PlannedListener},
 };
 use crate::{
     ingress::{
@@ -71,7 +71,7 @@ struct ManagedListener {
 }
 
 #[derive(Default)]
-struct Table {
+struct ListenerTable {
     listeners: Vec<ManagedListener>,
     /// Sockets whose address a listener on every address covers.
     covered: Vec<HeldSocket>,
@@ -98,7 +98,7 @@ pub(super) struct ListenerSnapshot {
 
 /// The listeners of the settings in force.
 pub(super) struct Ports {
-    table: Mutex<Table>,
+    table: Mutex<ListenerTable>,
     ingress: Arc<Ingress>,
     telemetry: Arc<Telemetry>,
 }
@@ -131,7 +131,7 @@ impl Ports {
 
     /// Makes `plan` the listeners in force, and closes the others. A port is closed when the tasks that are returned have
     /// ended.
-    pub(super) fn replace(&self, plan: Plan<StdListener>) -> Vec<JoinHandle<()>> {
+    pub(super) fn replace(&self, plan: ListenerPlan<StdListener>) -> Vec<JoinHandle<()>> {
         let mut table = self.table.lock();
         if table.is_stopped {
             return Vec::new();
@@ -213,7 +213,7 @@ impl Ports {
     /// Closes every listener at once, for good.
     pub(super) fn close_all(&self) {
         let mut table = self.table.lock();
-        let Table { listeners, covered, closing, .. } = std::mem::take(&mut *table);
+        let ListenerTable { listeners, covered, closing, .. } = std::mem::take(&mut *table);
         table.is_stopped = true;
         listeners.into_iter().filter_map(|listener| listener.state.ok()).chain(covered).for_each(|s| s.open.abort());
         closing.iter().for_each(AbortHandle::abort);
@@ -237,7 +237,7 @@ impl Ports {
     }
 }
 
-impl Table {
+impl ListenerTable {
     /// Every socket that is open.
     fn held(&self) -> impl Iterator<Item = &HeldSocket> {
         self.listeners.iter().filter_map(|listener| listener.state.as_ref().ok()).chain(&self.covered)

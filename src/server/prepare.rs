@@ -13,7 +13,7 @@ use super::{
     host_names::{HostNames, look_up_all},
     listener_error::ListenerError,
     own_sockets::OwnSockets,
-    plan::{Plan, Present},
+    plan::{ListenerPlan, PresentListeners},
     sandbox_service,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Prepared {
     pub(super) settings: Settings,
     pub(super) acceptor: Acceptor,
-    pub(super) listeners: Plan<StdListener>,
+    pub(super) listeners: ListenerPlan<StdListener>,
     pub(super) sandbox: ServicePlan<TcpListener>,
     pub(super) admin: ServicePlan<Arc<TcpListener>>,
 }
@@ -45,7 +45,7 @@ pub(super) enum ServicePlan<L> {
 /// What runs already.
 #[derive(Default)]
 struct RunningParts {
-    present: Present,
+    present: PresentListeners,
     names: HostNames,
     has_sandbox: bool,
     /// `admin.listen` of the settings in force.
@@ -55,20 +55,28 @@ struct RunningParts {
 }
 
 impl Prepared {
-    /// Prepares a start.
+    /// Prepares a start. `acceptor` has the certificate of `settings`.
     ///
     /// # Errors
-    /// The TLS pair can't be used; a Community port, or with `listeners.require_all` any port, can't be bound; the
-    /// sandbox or the admin endpoint can't listen.
-    pub(super) async fn for_start(settings: Settings, telemetry: &Telemetry) -> Result<Self, ServerError> {
-        Self::new(settings, RunningParts::default(), telemetry).await
+    /// A Community port, or with `listeners.require_all` any port, can't be bound; the sandbox or the admin endpoint
+    /// can't listen.
+    pub(super) async fn for_start(
+        settings: Settings,
+        acceptor: Acceptor,
+        telemetry: &Telemetry,
+    ) -> Result<Self, ServerError> {
+        Self::new(settings, acceptor, RunningParts::default(), telemetry).await
     }
 
-    /// Prepares a reload of a running server.
+    /// Prepares a reload of a running server. `acceptor` has the certificate of `settings`.
     ///
     /// # Errors
     /// As for [`for_start`](Self::for_start).
-    pub(super) async fn for_reload(settings: Settings, server: &Arc<ServerContext>) -> Result<Self, ServerError> {
+    pub(super) async fn for_reload(
+        settings: Settings,
+        acceptor: Acceptor,
+        server: &Arc<ServerContext>,
+    ) -> Result<Self, ServerError> {
         let running = RunningParts {
             present: server.present(),
             names: server.ports.names(),
@@ -76,15 +84,19 @@ impl Prepared {
             admin: server.settings.load().admin.listen,
             admin_sockets: server.admin.lock().as_ref().map(|admin| admin.sockets().to_vec()).unwrap_or_default(),
         };
-        Self::new(settings, running, &server.telemetry).await
+        Self::new(settings, acceptor, running, &server.telemetry).await
     }
 
-    async fn new(settings: Settings, running: RunningParts, telemetry: &Telemetry) -> Result<Self, ServerError> {
-        let acceptor = Acceptor::load(&settings.ingress.tls)?;
+    async fn new(
+        settings: Settings,
+        acceptor: Acceptor,
+        running: RunningParts,
+        telemetry: &Telemetry,
+    ) -> Result<Self, ServerError> {
         let hosts = settings.ingress.listeners.iter().map(|listener| listener.host.clone());
         let names = running.names.clone().updated(look_up_all(hosts).await);
         let admin = settings.admin.listen;
-        let listeners = Plan::new(&settings.ingress, admin, names, &running.present, telemetry).await;
+        let listeners = ListenerPlan::new(&settings.ingress, admin, names, &running.present, telemetry).await;
         listeners.check()?;
         let sandbox = if !sandbox_service::is_wanted(&settings.community) {
             ServicePlan::Off
@@ -113,12 +125,12 @@ impl Prepared {
 
 impl ServerContext {
     /// The sockets that are open, for a plan. As long as it exists, none of them is closed.
-    pub(super) fn present(&self) -> Present {
+    pub(super) fn present(&self) -> PresentListeners {
         let (requests, mut sockets) = self.ports.sockets();
         if let Some(admin) = &*self.admin.lock() {
             sockets.extend(admin.sockets().iter().cloned());
         }
-        Present { requests, sockets: OwnSockets(sockets) }
+        PresentListeners { requests, sockets: OwnSockets(sockets) }
     }
 }
 

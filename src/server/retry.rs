@@ -5,7 +5,7 @@ use std::{sync::Weak, time::Duration};
 use super::{
     ServerContext,
     host_names::{Found, look_up_all},
-    plan::Plan,
+    plan::ListenerPlan,
 };
 
 /// How often.
@@ -32,7 +32,7 @@ async fn plan_again(server: &ServerContext, found: Found) {
     let settings = server.settings.load_full();
     let names = server.ports.names().updated(found);
     let admin = settings.admin.listen;
-    let plan = Plan::new(&settings.ingress, admin, names, &server.present(), &server.telemetry).await;
+    let plan = ListenerPlan::new(&settings.ingress, admin, names, &server.present(), &server.telemetry).await;
     if server.mux.is_draining() {
         return;
     }

@@ -9,8 +9,8 @@ use super::{RunningService, ServerError};
 use crate::{community, net::listen, sandbox::Sandbox, telemetry::outcome::ReloadRefusal};
 
 /// Whether the settings name the sandbox as a Community server.
-pub(super) fn is_wanted(settings: &community::Settings) -> bool {
-    settings.servers.contains(&community::Server::Sandbox)
+pub(super) fn is_wanted(settings: &community::CommunitySettings) -> bool {
+    settings.servers.contains(&community::ServerAddress::Sandbox)
 }
 
 /// Binds a free port for it, and returns the address.

@@ -1,4 +1,4 @@
-//! A client that has arrived: its stream of frames, and how it was reached.
+//! A client that has arrived: its stream of frames, and how it is connected.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -7,26 +7,27 @@ use bytes::Bytes;
 use super::Stream;
 use crate::{net::Port, wire::Transport};
 
-/// How a client came in: for limits, logs and metrics, never for a decision of the core.
+/// How a client is connected. This is for limits, log and metrics; the core decides nothing by it.
 #[derive(Debug, Clone, Copy)]
 pub struct Via {
-    /// The client, as far as it can be believed (PROXY header, X-Forwarded-For).
+    /// The client's address: that of the peer, or the one that a trusted proxy reports (PROXY header,
+    /// X-Forwarded-For).
     pub client: SocketAddr,
     /// The port that it came to.
     pub port: Port,
-    /// How its bytes are wrapped.
+    /// How its frames are carried.
     pub transport: Transport,
-    /// When its connection was accepted.
+    /// When its connection was accepted; for a tunnel session, when it was opened.
     pub accepted: Instant,
 }
 
-/// A client at the door: a byte stream of frames, whatever it came wrapped in.
+/// A client that waits for admission.
 #[derive(Debug)]
 pub struct Arrival {
-    /// The stream of frames.
+    /// Its stream of frames, on every transport.
     pub stream: Stream,
-    /// Its bytes read so far.
+    /// The bytes of the stream that were read already.
     pub first: Bytes,
-    /// How it came in.
+    /// How it is connected.
     pub via: Via,
 }

@@ -1,25 +1,26 @@
-//! Errors of a stream that are not the system's: they travel inside an [`io::Error`] as values of one type, and
-//! [`StreamError::of`] is the one place that takes them out again. No meaning lies in an `io::ErrorKind`.
+//! Errors of a stream that this program makes itself. They are values of one type inside an [`io::Error`], and only
+//! [`StreamError::of`] takes them out again. An `io::ErrorKind` has no meaning in this program.
 
 use std::{fmt, io};
 
-/// What a stream of ours reports beside the system's errors.
+/// What a stream reports in addition to the errors of the system and of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamError {
-    /// A tunnel's client sent no request within `tunnel.session_timeout`.
+    /// The client of a tunnel session sent no request within `tunnel.session_timeout`.
     SessionTimeout,
-    /// TLS ended without its close_notify. Common among clients, and no loss, since frames have lengths.
+    /// The stream ended without TLS's close_notify. This is common among clients. A frame has a length, so a missing
+    /// part is noticed without close_notify.
     Truncated,
-    /// An HTTP connection brought no request within `limits.login_timeout`.
+    /// No request arrived on an HTTP connection within `limits.login_timeout`.
     NoRequest,
-    /// The client took nothing of a response within `limits.login_timeout`.
+    /// The client read nothing of a response within `limits.login_timeout`.
     ResponseNotTaken,
-    /// The client closed before it had its response.
+    /// The client closed before it received its response.
     ClosedEarly,
 }
 
 impl StreamError {
-    /// The error of ours that `error` carries; `None`: it is the system's, or TLS's.
+    /// The `StreamError` inside `error`; `None` if it is an error of the system or of TLS.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }

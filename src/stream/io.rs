@@ -1,4 +1,4 @@
-//! Byte streams: the one type that crosses the seams, and a stream that replays its first bytes.
+//! Byte streams: the type that is used at the seams, and a stream that returns its first bytes again.
 
 use std::{
     fmt, io,
@@ -12,12 +12,12 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A stream that is neither TCP nor worth a name at the seam.
+/// A byte stream in both directions whose type does not matter at the seams: TLS, or a tunnel session.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-/// The one stream type at the seams. TCP, by far the most common, is not boxed.
+/// The type of every stream at the seams. TCP is the most common one and is not boxed.
 pub enum Stream {
     /// A TCP connection.
     Tcp(TcpStream),
@@ -26,7 +26,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Erases `stream`.
+    /// A stream of any other type, boxed.
     pub fn other(stream: impl Duplex + 'static) -> Self {
         Self::Other(Box::new(stream))
     }
@@ -75,7 +75,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A stream whose first bytes were read already; they are read again first.
+/// A stream whose first bytes were read already. They are returned again before the bytes that follow.
 #[derive(Debug)]
 pub struct Replayed<S> {
     first: Bytes,
@@ -83,22 +83,22 @@ pub struct Replayed<S> {
 }
 
 impl<S> Replayed<S> {
-    /// `inner`, with `first` in front of it.
+    /// A stream that returns `first`, then the bytes of `inner`.
     pub fn new(first: Bytes, inner: S) -> Self {
         Self { first, inner }
     }
 
-    /// The bytes not yet read again, and the stream behind them.
+    /// The first bytes that have not been returned again, and the inner stream.
     pub fn into_parts(self) -> (Bytes, S) {
         (self.first, self.inner)
     }
 
-    /// Whether bytes are left that are read again first.
+    /// Whether there are first bytes that have not been returned again.
     pub fn has_first(&self) -> bool {
         !self.first.is_empty()
     }
 
-    /// Puts `bytes` in front of what is read next.
+    /// Makes `bytes` the next ones that are read.
     pub fn put_back(&mut self, bytes: Bytes) {
         self.first = if self.first.is_empty() { bytes } else { [&bytes[..], &self.first].concat().into() };
     }

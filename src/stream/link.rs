@@ -1,46 +1,70 @@
-//! The seam between the multiplexer core and the Community servers.
+//! The seam between the core and the Community servers.
 
 use std::{fmt, future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
 use super::Stream;
 use crate::wire::reason::Reason;
 
-/// A link that is being opened.
+/// The result of [`Community::connect`], when it is ready: the link, and the first bytes of the server's answer.
 pub type Linking<'a> = Pin<Box<dyn Future<Output = Result<(Link, Vec<u8>), LinkError>> + Send + 'a>>;
-/// Is over when a client speaks on, or ends, although it has no answer yet.
-pub type SpeaksOn<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send + 'a)>;
+/// Is ready when the client sends more bytes, or closes, before the server has answered.
+pub type MoreFromClient<'a> = Pin<&'a mut (dyn Future<Output = ()> + Send + 'a)>;
 
-/// What the core asks for links.
+/// The Community servers, as the core sees them.
 pub trait Community: Send + Sync + 'static {
-    /// Chooses a server, opens a link to it for `client`, sends it `hello` (the client's Handshake)
-    /// and waits for its first answer, whose bytes come with the link. A server that refuses, or does
-    /// not answer, is skipped for the next one. When the client speaks on, it is committed: the
-    /// server that has its hello keeps it, and is not waited for.
-    fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], speaks_on: SpeaksOn<'a>) -> Linking<'a>;
+    /// Chooses a server, opens a link to it for `client`, sends it `hello`, which is the client's Handshake, and waits
+    /// for the answer. The first bytes of the answer are returned with the link.
+    ///
+    /// A server that refuses, or does not answer, is skipped, and the next one gets the same Handshake. Nothing is
+    /// lost, since the client has not received anything. When `more` is ready, the server that has the Handshake keeps
+    /// the client: the link is returned at once, without an answer.
+    fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a>;
 }
 
-/// A stream to a Community server, and the place on that server that it takes up.
+/// A connection to a Community server for one client.
 #[derive(Debug)]
 pub struct Link {
-    /// Bytes to and from the server.
+    /// The bytes to and from the server.
     pub stream: Stream,
-    /// Which server, for logs.
+    /// The server's name in the log.
     pub server: Arc<str>,
-    /// Counted on the server until dropped; told how the link ended.
+    /// The session's place on the server.
     pub lease: Box<dyn Lease>,
 }
 
-/// A place on a Community server, given back when dropped.
+/// A session's place on a Community server. The server counts the session until the lease is dropped.
 pub trait Lease: Send + Sync + fmt::Debug {
-    /// The link broke (no orderly end): the server may be in trouble.
-    fn broken(&self, why: &str);
+    /// Reports that the link broke. The server may have a problem, so it is checked.
+    fn broken(&self);
 }
 
-/// No Community server could be reached. Ours to tell the client, in its protocol.
+/// Why no server accepted a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkFailure {
+    /// The fault of the servers: none could be reached.
+    CannotConnect,
+    /// The fault of the servers: one that could be reached did not answer.
+    NotResponding,
+    /// The fault of this machine: descriptors, memory or local ports have run out.
+    System,
+}
+
+impl LinkFailure {
+    /// The reason of the farewell message.
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::CannotConnect => Reason::CannotConnect,
+            Self::NotResponding => Reason::NotResponding,
+            Self::System => Reason::ServerFull,
+        }
+    }
+}
+
+/// No Community server accepted the client. The core sends the client a farewell message.
 #[derive(Debug)]
 pub struct LinkError {
-    /// The reason for the client: can't connect, or not responding.
-    pub reason: Reason,
-    /// For the log: which servers were tried, and what each said.
+    /// Why.
+    pub failure: LinkFailure,
+    /// For the log: which servers were tried, and the error of each.
     pub detail: String,
 }

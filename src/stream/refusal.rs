@@ -1,4 +1,4 @@
-//! Refusing and closing a client's stream so that it reads our farewell message.
+//! Refusing and closing a client's stream so that the client receives the farewell message.
 
 use std::{future::poll_fn, io, time::Duration};
 
@@ -7,23 +7,23 @@ use tokio::{io::AsyncWriteExt, time::timeout};
 use super::{Stream, io::write_all};
 use crate::{limits::budget::LITTLE, runtime::scratch, wire::reason::Reason};
 
-/// How long a client that is being closed may take to read our last words. A polling client
-/// asks for them within a second, and says within another that it has them.
+/// How long a client may take to read the last bytes before its stream is closed. A polling client asks for them within
+/// a second and acknowledges them within another one.
 const LINGER: Duration = Duration::from_secs(3);
-/// How much a client that is being closed may still send before it is cut off, in bytes.
+/// How many bytes a client may still send before its stream is closed.
 const LINGER_BYTES: usize = 256 * 1024;
 
-/// Tells the client why in its own protocol (DestroyCnl on the master channel), then closes.
-/// Bounded in time and bytes; a client that is gone already is no error.
+/// Sends a farewell message with `reason` (DestroyCnl on the master channel), then closes. Takes a bounded time and
+/// reads a bounded number of bytes. Does nothing if the client is gone already.
 pub async fn refuse(mut stream: Stream, reason: Reason) {
-    let told = timeout(LINGER, write_all(&mut stream, &reason.destroy())).await;
-    if matches!(told, Ok(Ok(()))) {
+    let sent = timeout(LINGER, write_all(&mut stream, &reason.destroy())).await;
+    if matches!(sent, Ok(Ok(()))) {
         linger(stream).await;
     }
 }
 
-/// Closes after reading for a moment: a socket closed with unread bytes is reset, and a reset
-/// takes our last words from the client.
+/// Closes the sending side, and reads for up to 3 s what the client still sends. If a socket is closed while it has
+/// unread bytes, the system resets the connection, and a reset destroys the last bytes on their way to the client.
 pub async fn linger(mut stream: Stream) {
     let _ = timeout(LINGER, async {
         stream.shutdown().await?;

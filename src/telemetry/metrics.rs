@@ -1,6 +1,6 @@
 //! The metrics, one file for each domain.
 //!
-//! Names and labels are an interface: dashboards hold them. Every label has few values: ports and servers of
+//! Names and labels are an interface, since dashboards use them. Every label has few values: the ports and servers of
 //! the configuration, and the names of [`super::outcome`].
 
 use std::marker::PhantomData;
@@ -26,12 +26,12 @@ pub mod tunnel;
 
 /// The label of a metric that counts outcomes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+struct ReasonLabel {
     reason: &'static str,
 }
 
-/// A counter for each outcome of one kind: all there from the start, so that a query finds 0 and not nothing,
-/// and none of them looked up when it counts.
+/// A counter for each outcome of one kind. All of them exist from the start, so that a query returns 0 and not an
+/// empty result. Counting needs no look-up.
 pub struct OutcomeCounters<O> {
     counters: Box<[Counter]>,
     kind: PhantomData<O>,
@@ -39,21 +39,26 @@ pub struct OutcomeCounters<O> {
 
 impl<O: Outcome> OutcomeCounters<O> {
     fn register(registry: &mut Registry, help: &str) -> Self {
-        let family = Family::<Reason, Counter>::default();
-        let counter = |outcome: &O| family.get_or_create(&Reason { reason: outcome.name() }).clone();
+        let family = Family::<ReasonLabel, Counter>::default();
+        let counter = |outcome: &O| family.get_or_create(&ReasonLabel { reason: outcome.name() }).clone();
         let counters = O::ALL.iter().map(counter).collect();
         registry.register(O::METRIC, help, family);
         Self { counters, kind: PhantomData }
     }
 
-    /// Counts one more.
+    /// Counts one.
     pub fn count(&self, outcome: O) {
         self.counters[outcome.index()].inc();
     }
 
-    /// How many there were.
+    /// How often `outcome` was counted.
     pub fn total(&self, outcome: O) -> u64 {
         self.counters[outcome.index()].get()
+    }
+
+    /// The outcomes that were counted at least once, with their totals.
+    pub fn counted(&self) -> impl Iterator<Item = (O, u64)> + '_ {
+        O::ALL.iter().map(|outcome| (*outcome, self.total(*outcome))).filter(|(_, total)| *total > 0)
     }
 }
 
@@ -68,7 +73,7 @@ fn registered<M: Clone + prometheus_client::registry::Metric>(
     metric
 }
 
-/// As [`registered`], for a metric in seconds.
+/// Like [`registered`], for a metric in seconds.
 fn registered_seconds<M: Clone + prometheus_client::registry::Metric>(
     registry: &mut Registry,
     name: &str,
@@ -79,7 +84,7 @@ fn registered_seconds<M: Clone + prometheus_client::registry::Metric>(
     metric
 }
 
-/// A count as a gauge holds it.
+/// A count as the value of a gauge.
 fn as_gauge(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }

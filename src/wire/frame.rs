@@ -1,38 +1,38 @@
-//! Frames: `u32 length, u16 type, u16 options, u32 channel, body`, mixed with single
-//! keep-alive bytes whose top bit is set.
+//! Frames: `u32 length, u16 type, u16 options, u32 channel, body`. Between two frames there may be single keep-alive
+//! bytes, whose top bit is set.
 
 use std::fmt;
 
-/// Bytes of the length field, which does not count itself.
+/// Size of the length field in bytes. A frame's length does not include this field.
 pub const LENGTH: usize = 4;
-/// Bytes of the header that follows the length field: type, options, channel.
+/// Size of the header after the length field in bytes: type, options, channel.
 pub const HEADER: usize = 8;
-/// The most that a client may send in one frame before it is logged in, in bytes. Real
-/// clients stay far below: their first frame is 107 or 108 bytes, a log-in a few hundred.
+/// The longest frame that a client may send before it is logged in, in bytes. The frames of real clients are much
+/// shorter: the first one has 107 or 108 bytes, a log-in has a few hundred.
 pub const MAX_BEFORE_LOGIN: u32 = 64 * 1024;
-/// The keep-alive byte that clients and servers send today.
+/// The keep-alive byte that clients and servers send.
 pub const KEEP_ALIVE: u8 = 0x80;
-/// Option bit: an attributes opaque stands between header and body.
+/// Option bit: there is an opaque with attributes between header and body.
 pub const OPTION_ATTRIBUTES: u16 = 0x8000;
 /// Option bit: the body is encrypted.
 pub const OPTION_ENCRYPTED: u16 = 0x4000;
 
-/// Whether `byte`, at a frame boundary, is a keep-alive or a message counter and no length.
+/// Whether `byte`, at a frame boundary, is a keep-alive or a message counter, and not the first byte of a length.
 #[inline]
 pub fn is_keep_alive(byte: u8) -> bool {
     byte & 0x80 != 0
 }
 
-/// What the head of a frame says.
+/// The length field and the header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Bytes that follow the length field, header included.
+    /// The number of bytes after the length field, including the header.
     pub length: u32,
-    /// Message type, see [`super::message::kind`].
+    /// The message type, see [`super::message::kind`].
     pub kind: u16,
-    /// Option bits.
+    /// The option bits.
     pub options: u16,
-    /// Channel id; 0 is the master channel.
+    /// The channel's id; 0 is the master channel.
     pub channel: u32,
 }
 
@@ -48,19 +48,19 @@ impl Head {
     }
 }
 
-/// A stream that can't be followed any further. The peer's fault; it ends the session.
+/// An invalid frame. After it, the beginning of the next frame is unknown, so it ends the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameError {
-    /// The length leaves no room for a header.
+    /// The length has no room for the header.
     TooShort {
-        /// The length that the frame claimed, in bytes.
+        /// The length field, in bytes.
         length: u32,
     },
-    /// The length is over the limit.
+    /// The length is above the limit.
     TooLong {
-        /// The length that the frame claimed, in bytes.
+        /// The length field, in bytes.
         length: u32,
-        /// The limit in force, in bytes.
+        /// The limit, in bytes.
         limit: u32,
     },
 }
@@ -90,24 +90,38 @@ fn check(length: u32, limit: u32) -> Result<(), FrameError> {
     }
 }
 
-/// Follows a stream of frames without storing it: between two reads it keeps at most the
-/// head of one frame. A part of a frame is no error, it is just not over yet.
+/// Follows a stream of frames without storing it. Between two reads it keeps at most the head of one frame.
+///
+/// ```text
+///   keep-alive      first byte of a length        12th byte of the head
+///      ┌──┐        ┌──────────────────────► head ─────────────────────► body
+///      │  ▼        │                                                      │
+///     boundary ────┴── a whole head in one read ─────────────────────────►│
+///         ▲                                                               │
+///         └──────────────────── no byte of the body is left ──────────────┘
+/// ```
+///
+/// | state | `head_len` | `body_left` |
+/// |---|---|---|
+/// | boundary | 0 | 0 |
+/// | head | 1 to 11 | 0 |
+/// | body | 0 | 1 or more |
 #[derive(Debug, Default, Clone)]
 pub struct Scanner {
-    /// Bytes of the present frame's body still to come, once its head is known.
+    /// Bytes of the current frame's body that have not been read yet.
     body_left: u32,
-    /// The head so far; its last byte is never waited with.
+    /// The bytes of a head that is not complete. The last byte of a head is used at once and not stored.
     head: [u8; LENGTH + HEADER - 1],
     head_len: u8,
 }
 
 impl Scanner {
-    /// A scanner that stands at a frame boundary.
+    /// A scanner at a frame boundary.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// True when the bytes so far end where a frame ends.
+    /// Whether the bytes so far end at a frame boundary.
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.body_left == 0 && self.head_len == 0
@@ -116,8 +130,8 @@ impl Scanner {
     /// Follows `bytes` and calls `on_head` once for each frame whose head is complete.
     ///
     /// # Errors
-    /// A frame shorter than its header or longer than `limit` bytes (its length field not
-    /// counted), with the count of `bytes` that stand before that frame.
+    /// A frame is shorter than its header or longer than `limit` bytes (without its length field). The number is how
+    /// many of `bytes` are before that frame.
     pub fn scan(&mut self, bytes: &[u8], limit: u32, mut on_head: impl FnMut(Head)) -> Result<(), (usize, FrameError)> {
         let mut at = 0;
         while at < bytes.len() {
@@ -136,10 +150,10 @@ impl Scanner {
                     at += 1;
                     continue;
                 }
-                // The common case: the whole head lies in this read.
+                // The common case: the whole head is in this read.
                 if let Some(head) = bytes[at..].first_chunk::<{ LENGTH + HEADER }>() {
                     let head = Head::read(head);
-                    check(head.length, limit).map_err(|fault| (at, fault))?;
+                    check(head.length, limit).map_err(|error| (at, error))?;
                     on_head(head);
                     #[allow(clippy::cast_possible_truncation)]
                     {
@@ -168,21 +182,21 @@ impl Scanner {
             self.head_len += 1;
             if usize::from(self.head_len) == LENGTH {
                 let [l0, l1, l2, l3, ..] = self.head;
-                check(u32::from_be_bytes([l0, l1, l2, l3]), limit).map_err(|fault| (start, fault))?;
+                check(u32::from_be_bytes([l0, l1, l2, l3]), limit).map_err(|error| (start, error))?;
             }
         }
         Ok(())
     }
 }
 
-/// The first frame of a stream that is still being collected.
+/// The first frame of a stream whose bytes are being collected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum First {
     /// More bytes are needed.
     Partial,
-    /// The frame stands at `start..end` of the bytes; keep-alive bytes may stand before it.
+    /// The frame is `start..end` of the bytes. There may be keep-alive bytes before it.
     Whole {
-        /// What its head says.
+        /// Its head.
         head: Head,
         /// Where its length field begins.
         start: usize,
@@ -194,7 +208,7 @@ pub enum First {
 /// Looks for the first whole frame in `bytes`.
 ///
 /// # Errors
-/// As [`Scanner::scan`].
+/// The frame is shorter than its header or longer than `limit` bytes (without its length field).
 pub fn first(bytes: &[u8], limit: u32) -> Result<First, FrameError> {
     let start = bytes.iter().position(|&b| !is_keep_alive(b)).unwrap_or(bytes.len());
     let rest = &bytes[start..];
@@ -214,15 +228,15 @@ pub fn first(bytes: &[u8], limit: u32) -> Result<First, FrameError> {
 /// Builds a frame.
 ///
 /// # Panics
-/// When `body` is over 4 GiB, which no caller can hold.
+/// When `body` is longer than 4 GiB, which no caller has.
 pub fn build(kind: u16, channel: u32, body: &[u8]) -> Vec<u8> {
     build_with_options(kind, 0, channel, body)
 }
 
-/// As [`build`], with option bits.
+/// Builds a frame with option bits.
 ///
 /// # Panics
-/// As [`build`].
+/// When `body` is longer than 4 GiB, which no caller has.
 pub fn build_with_options(kind: u16, options: u16, channel: u32, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).expect("a frame under 4 GiB");
     let mut frame = Vec::with_capacity(LENGTH + HEADER + body.len());

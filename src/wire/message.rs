@@ -1,6 +1,6 @@
-//! The messages that a multiplexer names, and the fields they are made of.
+//! The messages that this program reads or writes, and the fields of which messages consist.
 //!
-//! String = `u16 length` + bytes, Opaque = `u32 length` + bytes, bool = one byte.
+//! A string is a `u16` length and the bytes, an opaque is a `u32` length and the bytes, a bool is one byte.
 
 use std::net::IpAddr;
 
@@ -8,9 +8,9 @@ use super::frame;
 
 /// Message types.
 pub mod kind {
-    /// First message of a client.
+    /// The first message of a client.
     pub const HANDSHAKE: u16 = 0x0000;
-    /// Log-in with a name and a secret.
+    /// A log-in with a name and a secret.
     pub const LOGIN: u16 = 0x0001;
     /// Opens a channel.
     pub const CREATE_CNL: u16 = 0x0002;
@@ -22,25 +22,25 @@ pub mod kind {
     pub const ACCEPT_CNL: u16 = 0x0006;
     /// A message outside any channel.
     pub const ONE_TIME: u16 = 0x0007;
-    /// Status of the user (active, away, ...).
+    /// The status of the user (active, away, ...).
     pub const SET_USER_STATUS: u16 = 0x0009;
-    /// Privacy list.
+    /// The privacy list of the user.
     pub const SET_PRIVACY_LIST: u16 = 0x000b;
-    /// Asks to be told when a service is there.
+    /// Asks for a notification when a service is available.
     pub const SENSE_SERVICE: u16 = 0x0011;
-    /// Answer to a handshake.
+    /// The answer to a Handshake.
     pub const HANDSHAKE_ACK: u16 = 0x8000;
     /// The log-in succeeded.
     pub const LOGIN_ACK: u16 = 0x8001;
 }
 
-/// Bytes 20..24 of a Handshake frame, its length field counted: the client's address as the
-/// server side sees it. Clients send 0 there; the draft has the server side fill it in.
+/// The client's address in a Handshake frame, counted from the length field. Clients send 0; the draft says that the
+/// server side fills it in.
 const HANDSHAKE_CLIENT_ADDRESS: std::ops::Range<usize> = 20..24;
 
-/// Writes the client's address into a whole Handshake `frame`: its IPv4 address, or the one
-/// mapped into its IPv6 address, else 0. A frame too short for the field, or whose body is
-/// shifted (attributes) or encrypted, stays as it is.
+/// Writes the client's address into a whole Handshake `frame`: its IPv4 address, or the IPv4 address that is mapped
+/// into its IPv6 address, otherwise 0. A frame is not changed if it is too short for the field, or if its body is
+/// encrypted or moved by attributes.
 pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) {
     let options = match frame.get(6..8) {
         Some(&[a, b]) => u16::from_be_bytes([a, b]),
@@ -58,7 +58,7 @@ pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) {
     }
 }
 
-/// A whole Handshake frame, as clients begin: the server answers it, whoever they are.
+/// A whole Handshake frame, like the first one of a client. A Community server answers it without knowing the client.
 pub fn handshake() -> Vec<u8> {
     let mut body = Writer::new();
     body.u16(0xFFFF).u16(0).u32(0).u32(0).u16(0x1003).u32(0);
@@ -72,7 +72,7 @@ pub fn destroy(channel: u32, reason: u32) -> Vec<u8> {
     frame::build(kind::DESTROY_CNL, channel, &body.0)
 }
 
-/// Reads fields off a message body. Every read says `None` where the bytes run out.
+/// Reads the fields of a message body. Every method returns `None` if there are not enough bytes.
 #[derive(Debug, Clone)]
 pub struct Reader<'a>(pub &'a [u8]);
 
@@ -105,20 +105,20 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// A string's bytes.
+    /// The bytes of a string.
     pub fn string(&mut self) -> Option<&'a [u8]> {
         let n = self.u16()?;
         self.bytes(usize::from(n))
     }
 
-    /// An opaque's bytes.
+    /// The bytes of an opaque.
     pub fn opaque(&mut self) -> Option<&'a [u8]> {
         let n = self.u32()?;
         self.bytes(n as usize)
     }
 }
 
-/// Writes the fields of a message body; calls can be chained.
+/// Writes the fields of a message body. Calls can be chained.
 #[derive(Debug, Clone, Default)]
 pub struct Writer(pub Vec<u8>);
 
@@ -128,7 +128,7 @@ impl Writer {
         Self::default()
     }
 
-    /// Bytes as they are.
+    /// Bytes without a length.
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
         self.0.extend_from_slice(bytes);
         self
@@ -152,7 +152,7 @@ impl Writer {
     /// A string.
     ///
     /// # Panics
-    /// When it is over 65,535 bytes.
+    /// When it is longer than 65,535 bytes.
     pub fn string(&mut self, v: &[u8]) -> &mut Self {
         self.u16(u16::try_from(v.len()).expect("a string under 64 KiB")).raw(v)
     }
@@ -160,7 +160,7 @@ impl Writer {
     /// An opaque.
     ///
     /// # Panics
-    /// When it is over 4 GiB.
+    /// When it is longer than 4 GiB.
     pub fn opaque(&mut self, v: &[u8]) -> &mut Self {
         self.u32(u32::try_from(v.len()).expect("an opaque under 4 GiB")).raw(v)
     }

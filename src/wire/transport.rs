@@ -1,17 +1,17 @@
-//! The ways in which a client's frames are wrapped.
+//! Transports: how a client's frames are carried.
 
 use std::fmt;
 
-/// How a client's bytes are wrapped.
+/// How a client's frames are carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
-    /// Frames straight on TCP.
+    /// Frames directly on TCP.
     Raw,
-    /// Frames in TLS.
+    /// Frames inside TLS.
     Tls,
-    /// The polling HTTP tunnel, in TLS or not.
+    /// The polling HTTP tunnel, inside TLS or not.
     HttpPolling,
-    /// The hybrid (long-polling) HTTP tunnel, in TLS or not.
+    /// The hybrid (long-polling) HTTP tunnel, inside TLS or not.
     HttpHybrid,
 }
 
@@ -19,7 +19,7 @@ impl Transport {
     /// Every transport, in the order of the status page.
     pub const ALL: [Self; 4] = [Self::Raw, Self::Tls, Self::HttpPolling, Self::HttpHybrid];
 
-    /// Its name in metrics, status and logs.
+    /// The name in metrics, status and log.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",

@@ -1,4 +1,4 @@
-//! A name server that knows one name, or none, or is silent.
+//! A name server that gives the same answer to every query: an address, an error, or nothing.
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
@@ -10,16 +10,16 @@ use parking_lot::Mutex;
 #[derive(Debug, Clone, Copy)]
 pub enum Answer {
     Address(Ipv4Addr),
-    /// "Server failure".
+    /// The error "server failure".
     Failure,
-    /// None at all.
+    /// No response.
     Silence,
 }
 
 pub struct Dns(pub Arc<Mutex<Answer>>);
 
 impl Dns {
-    /// On the port of name servers, for as long as the process lives.
+    /// Serves port 53 on loopback until the process ends.
     pub fn start(answer: Answer) -> Self {
         let (socket, this) = (UdpSocket::bind("127.0.0.1:53").unwrap(), Self(Arc::new(Mutex::new(answer))));
         let answer = Arc::clone(&this.0);
@@ -40,7 +40,8 @@ impl Dns {
     }
 }
 
-/// RFC 1035, section 4: header, the question again, one A record with TTL 0.
+/// The response to a query (RFC 1035, section 4): header, the question, and one A record with TTL 0 if there is an
+/// address.
 fn response(query: &[u8], answer: Answer) -> Option<Vec<u8>> {
     let end = 12 + query.get(12..)?.iter().position(|&byte| byte == 0)? + 5;
     let (question, kind) = (query.get(12..end)?, query.get(end - 4..end - 2)?);

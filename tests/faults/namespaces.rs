@@ -1,4 +1,4 @@
-//! Namespaces of a test's own: networks and files that nobody else sees.
+//! Namespaces for one test: a network and mounts that no other process sees.
 
 use std::process::Command;
 
@@ -6,8 +6,8 @@ use crate::support::{has, peer::text, skip};
 
 const INSIDE: &str = "SAMETIME_MUX_INSIDE_NAMESPACES";
 
-/// Whether this process is in namespaces of its own (network, mounts) with loopback up. If not, the test
-/// `name` is run again in such, or skipped where that is not permitted; then there is nothing more to do.
+/// Whether this process has namespaces of its own (network and mounts), with loopback up. If not, the test `name` is run
+/// in a process that has them, or skipped if that is not permitted; then the caller has nothing more to do.
 pub fn inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
@@ -30,10 +30,11 @@ pub fn inside(name: &str) -> bool {
     let output = unshare().arg(this).args([name, "--exact", "--nocapture"]).env(INSIDE, "1").output().unwrap();
     print!("{}", text(&output.stdout));
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).contains("1 passed"), "it did run: {}", text(&output.stdout));
+    assert!(text(&output.stdout).contains("1 passed"), "the test did not run: {}", text(&output.stdout));
     false
 }
 
+/// Runs a shell command, which must succeed.
 pub fn run(command: &str) {
     let output = Command::new("sh").args(["-ec", command]).output().unwrap();
     assert!(output.status.success(), "{command}: {}", text(&output.stderr));

@@ -1,4 +1,4 @@
-//! finch, libpurple's client for terminals, with a person's hands: tmux types and looks.
+//! finch, libpurple's client for terminals. tmux types the keys and reads the screen, as a person would.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -8,15 +8,15 @@ use crate::support::{
     route::{Hop, Route},
 };
 
-/// Whether finch, and a terminal for it, are there.
+/// Whether finch and tmux are installed.
 pub fn is_there() -> bool {
     has("finch", "finch") && has("tmux", "tmux")
 }
 
-/// The account that finch logs in with at its start, by `route`.
+/// The file with the account with which finch logs in at its start, by `route`.
 fn account(route: &Route) -> String {
     let target = if route.hop.is_some() { route.target } else { route.to };
-    // It passes names on to the proxy as they are.
+    // finch passes host names on to the proxy unchanged.
     let server = if route.hop == Some(Hop::Socks5Name) { "localhost".to_owned() } else { target.ip().to_string() };
     let kind = match route.hop {
         None => "none",
@@ -43,7 +43,7 @@ fn account(route: &Route) -> String {
 const BUDDIES: &str = "<?xml version='1.0' encoding='UTF-8' ?>\n<purple version='1.0'><blist><group name='Buddies'>\
     <contact><buddy account='fred' proto='prpl-meanwhile'><name>echo</name></buddy></contact></group></blist></purple>\n";
 
-/// A terminal of its own.
+/// A terminal in tmux, which ends when this value is dropped.
 struct Terminal {
     socket: String,
 }
@@ -59,8 +59,8 @@ impl Terminal {
         text(&run(Command::new("tmux").args(["-S", &self.socket]).args(arguments)).await.stdout)
     }
 
-    /// Looks until `words` are on the screen.
-    async fn see(&self, words: &str) {
+    /// Waits until `words` are on the screen.
+    async fn wait_for(&self, words: &str) {
         let mut screen = String::new();
         for _ in 0..300 {
             screen = self.tmux(&["capture-pane", "-p"]).await;
@@ -69,16 +69,17 @@ impl Terminal {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        panic!("{words:?} never came on the screen:\n{screen}");
+        panic!("{words:?} did not appear on the screen:\n{screen}");
     }
 
     async fn press(&self, key: &str) {
         self.tmux(&["send-keys", key]).await;
     }
 
+    /// Types `words` and waits until they are on the screen.
     async fn type_in(&self, words: &str) {
         self.tmux(&["send-keys", "-l", words]).await;
-        self.see(words).await;
+        self.wait_for(words).await;
     }
 
     async fn is_open(&self) -> bool {
@@ -92,7 +93,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Logs in by `route`, sees `echo` come on line, chats with it, quits.
+/// Logs in by `route`, waits until `echo` is online, chats with it, and quits.
 pub async fn chat(route: &Route, folder: &Path) {
     let folder = folder.join("finch");
     fs::create_dir(&folder).unwrap();
@@ -100,20 +101,20 @@ pub async fn chat(route: &Route, folder: &Path) {
     fs::write(folder.join("blist.xml"), BUDDIES).unwrap();
     let command = format!("TERM=xterm finch -c {}", folder.display());
     let terminal = Terminal::open(&folder, &command).await;
-    // Buddies that are not on line are not shown.
-    terminal.see(" echo").await;
-    // The menu, and its first entry.
+    // Only buddies that are online are shown.
+    terminal.wait_for(" echo").await;
+    // Opens the menu and chooses its first entry.
     terminal.press("C-o").await;
-    terminal.see("Send IM...").await;
+    terminal.wait_for("Send IM...").await;
     terminal.press("Enter").await;
-    terminal.see("New Instant Message").await;
+    terminal.wait_for("New Instant Message").await;
     terminal.type_in("echo").await;
     terminal.press("Tab").await;
     terminal.press("Enter").await;
-    terminal.see("echo (fred").await;
+    terminal.wait_for("echo (fred").await;
     terminal.type_in("hello from finch").await;
     terminal.press("Enter").await;
-    terminal.see("echo: hello from finch").await;
+    terminal.wait_for("echo: hello from finch").await;
     terminal.press("M-q").await;
     for _ in 0..300 {
         if !terminal.is_open().await {

@@ -1,26 +1,26 @@
-//! The rows of the matrix: each a proxy, its configuration, and how clients come through it.
+//! The rows of the matrix: each has a proxy, its configuration, and the route of clients through it.
 
 use std::{fs, net::SocketAddr, path::Path, process::Command};
 
 use crate::support::{
-    client::Way,
+    client::Transport,
     route::{Hop, Route},
 };
 
-/// An idle connection lasts so long at each proxy. Held requests (one second here) and clients'
-/// keep-alives are to come more often, as they do at the default of minutes.
+/// The time in seconds after which each proxy closes an idle connection. Held requests (one second here) and the
+/// clients' keep-alives are more frequent, as they are with the usual time-outs of minutes.
 const TIMEOUT: u32 = 2;
 
-pub const PLAIN: &[Way] = &[Way::Raw, Way::Polling, Way::Hybrid];
-pub const TLS: &[Way] = &[Way::Tls, Way::PollingTls, Way::HybridTls];
-const TUNNEL: &[Way] = &[Way::Polling, Way::Hybrid];
-const TUNNEL_TLS: &[Way] = &[Way::PollingTls, Way::HybridTls];
+pub const PLAIN: &[Transport] = &[Transport::Raw, Transport::Polling, Transport::Hybrid];
+pub const TLS: &[Transport] = &[Transport::Tls, Transport::PollingTls, Transport::HybridTls];
+const TUNNEL: &[Transport] = &[Transport::Polling, Transport::Hybrid];
+const TUNNEL_TLS: &[Transport] = &[Transport::PollingTls, Transport::HybridTls];
 
-/// Where things are while a row runs.
+/// The addresses and files of a row while it runs.
 pub struct Place<'a> {
-    /// The proxy is to listen there.
+    /// The address on which the proxy listens.
     pub at: SocketAddr,
-    /// The multiplexer.
+    /// The address of the multiplexer.
     pub mux: SocketAddr,
     pub folder: &'a Path,
 }
@@ -30,27 +30,30 @@ impl Place<'_> {
         self.folder.join(name).display().to_string()
     }
 
+    /// Writes a file. Returns its path.
     fn write(&self, name: &str, text: &str) -> String {
         fs::write(self.folder.join(name), text).unwrap();
         self.path(name)
     }
 }
 
+/// A row of the matrix.
 pub struct Row {
     pub proxy: &'static str,
-    pub way: &'static str,
-    /// The program, its Debian package, and how it says its version.
+    /// How clients connect through the proxy, as the document describes it.
+    pub connection: &'static str,
+    /// The program, its Debian package, and the arguments that make it print its version.
     pub program: Option<(&'static str, &'static str, &'static [&'static str])>,
     pub command: Box<dyn Fn(&Place) -> Command + Send + Sync>,
     pub route: fn(&Place) -> Route,
-    pub ways: &'static [Way],
-    /// Of the multiplexer's own file.
+    pub transports: &'static [Transport],
+    /// Lines of the multiplexer's configuration.
     pub settings: &'static str,
-    /// What libmeanwhile is told: nothing, or a proxy's option.
+    /// libmeanwhile's option for the proxy, which may be empty; `None`: libmeanwhile does not run.
     pub meanwhile: Option<&'static str>,
-    /// What curl is told; `{at}` and `{mux}` are replaced.
+    /// The arguments of curl, in which `{at}` and `{mux}` are replaced; empty: curl does not run.
     pub curl: &'static [&'static str],
-    /// Whether openssl finds TLS, and how it gets there.
+    /// The arguments of `openssl s_client`; `None`: openssl does not run.
     pub openssl: Option<&'static [&'static str]>,
 }
 
@@ -58,7 +61,7 @@ type Program = Option<(&'static str, &'static str, &'static [&'static str])>;
 
 const NONE: Program = None;
 const DANTE: Program = Some(("danted", "dante-server", &["-v"]));
-// It tells no version; its package does.
+// The program prints no version, so that of its package is used.
 const MICROSOCKS: Program = Some(("microsocks", "microsocks", &[]));
 const SQUID: Program = Some(("squid", "squid", &["-v"]));
 const TINYPROXY: Program = Some(("tinyproxy", "tinyproxy-bin", &["-v"]));
@@ -75,31 +78,42 @@ const CURL_SOCKS5: &[&str] = &["--socks5", "{at}", "http://{mux}/CommunityCBR"];
 const OPENSSL: Option<&[&str]> = Some(&["-connect", "{at}"]);
 const OPENSSL_CONNECT: Option<&[&str]> = Some(&["-proxy", "{at}", "-connect", "{mux}"]);
 
-/// All of them.
+/// All rows.
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![
-        row("none", "direct", NONE, |_| Command::new("true"), straight, PLAIN).meanwhile("").curl(CURL_DIRECT),
-        row("none", "direct, TLS", NONE, |_| Command::new("true"), straight, TLS).curl(CURL_TLS).openssl(OPENSSL),
+        row("none", "direct", NONE, |_| Command::new("true"), direct, PLAIN).meanwhile("").curl(CURL_DIRECT),
+        row("none", "direct, TLS", NONE, |_| Command::new("true"), direct, TLS).curl(CURL_TLS).openssl(OPENSSL),
     ];
     rows.extend(socks());
     rows.extend(http_proxies());
     rows.extend(nginx());
     rows.extend(haproxy());
     rows.extend(apache());
-    rows.push(row("stunnel", "TLS ended", STUNNEL, stunnel, straight, TLS).curl(CURL_TLS).openssl(OPENSSL));
+    rows.push(row("stunnel", "TLS ended", STUNNEL, stunnel, direct, TLS).curl(CURL_TLS).openssl(OPENSSL));
     rows
 }
 
 fn row(
     proxy: &'static str,
-    way: &'static str,
+    connection: &'static str,
     program: Program,
     command: impl Fn(&Place) -> Command + Send + Sync + 'static,
     route: fn(&Place) -> Route,
-    ways: &'static [Way],
+    transports: &'static [Transport],
 ) -> Row {
     let command = Box::new(command);
-    Row { proxy, way, program, command, route, ways, settings: "", meanwhile: None, curl: &[], openssl: None }
+    Row {
+        proxy,
+        connection,
+        program,
+        command,
+        route,
+        transports,
+        settings: "",
+        meanwhile: None,
+        curl: &[],
+        openssl: None,
+    }
 }
 
 impl Row {
@@ -120,16 +134,16 @@ impl Row {
     }
 }
 
-fn straight(place: &Place) -> Route {
+fn direct(place: &Place) -> Route {
     place.at.into()
 }
 
 fn under_prefix(place: &Place) -> Route {
-    Route::under(place.at, "/st01")
+    Route::behind(place.at, "/st01")
 }
 
 fn connect(place: &Place) -> Route {
-    Route::by(place.at, Hop::Connect, place.mux)
+    Route::through(place.at, Hop::Connect, place.mux)
 }
 
 fn absolute(place: &Place) -> Route {
@@ -137,15 +151,15 @@ fn absolute(place: &Place) -> Route {
 }
 
 fn socks4(place: &Place) -> Route {
-    Route::by(place.at, Hop::Socks4, place.mux)
+    Route::through(place.at, Hop::Socks4, place.mux)
 }
 
 fn socks5(place: &Place) -> Route {
-    Route::by(place.at, Hop::Socks5, place.mux)
+    Route::through(place.at, Hop::Socks5, place.mux)
 }
 
 fn socks5_name(place: &Place) -> Route {
-    Route::by(place.at, Hop::Socks5Name, place.mux)
+    Route::through(place.at, Hop::Socks5Name, place.mux)
 }
 
 fn socks() -> Vec<Row> {
@@ -242,7 +256,7 @@ fn http_proxies() -> Vec<Row> {
 /// nginx with `body` as its configuration.
 fn nginx_with(place: &Place, body: &str) -> Command {
     let path = place.folder.display();
-    // Built in, or a module of its own.
+    // The stream module may be built in, or a file.
     let module = "/usr/lib/nginx/modules/ngx_stream_module.so";
     let load = if Path::new(module).exists() { format!("load_module {module};\n") } else { String::new() };
     let file = place.write(
@@ -326,11 +340,11 @@ fn nginx() -> Vec<Row> {
         )
         .curl(CURL_PREFIX_TLS)
         .openssl(OPENSSL),
-        row("nginx", "stream", NGINX, |place| nginx_stream(place, ""), straight, PLAIN).meanwhile("").curl(CURL_DIRECT),
-        row("nginx", "stream, TLS passed through", NGINX, |place| nginx_stream(place, ""), straight, TLS)
+        row("nginx", "stream", NGINX, |place| nginx_stream(place, ""), direct, PLAIN).meanwhile("").curl(CURL_DIRECT),
+        row("nginx", "stream, TLS passed through", NGINX, |place| nginx_stream(place, ""), direct, TLS)
             .curl(CURL_TLS)
             .openssl(OPENSSL),
-        row("nginx", "stream, TLS ended", NGINX, move |place| nginx_stream(place, &tls(place)), straight, TLS)
+        row("nginx", "stream, TLS ended", NGINX, move |place| nginx_stream(place, &tls(place)), direct, TLS)
             .curl(CURL_TLS)
             .openssl(OPENSSL),
         row(
@@ -338,7 +352,7 @@ fn nginx() -> Vec<Row> {
             "stream, PROXY protocol 1",
             NGINX,
             |place| nginx_stream(place, "proxy_protocol on;"),
-            straight,
+            direct,
             PLAIN,
         )
         .settings("[listeners]\nproxy_protocol_from = [\"127.0.0.0/8\"]\n")
@@ -363,12 +377,12 @@ fn haproxy_with(place: &Place, mode: &str, bind: &str, more: &str, server: &str)
 }
 
 fn haproxy() -> Vec<Row> {
-    // One file with both, as HAProxy wants them.
+    // HAProxy expects certificate and key in one file.
     let crt = |place: &Place| {
         let pair = ["server.pem", "server.key"].map(|name| fs::read_to_string(place.folder.join(name)).unwrap());
         format!("ssl crt {}", place.write("both.pem", &pair.concat()))
     };
-    let believed = "[listeners]\nproxy_protocol_from = [\"127.0.0.0/8\"]\n";
+    let trusted = "[listeners]\nproxy_protocol_from = [\"127.0.0.0/8\"]\n";
     vec![
         row("HAProxy", "HTTP, prefix", HAPROXY, |place| haproxy_with(place, "http", "", "", ""), under_prefix, TUNNEL)
             .curl(CURL_PREFIX),
@@ -391,25 +405,18 @@ fn haproxy() -> Vec<Row> {
         )
         .curl(CURL_PREFIX_TLS)
         .openssl(OPENSSL),
-        row("HAProxy", "TCP", HAPROXY, |place| haproxy_with(place, "tcp", "", "", ""), straight, PLAIN)
+        row("HAProxy", "TCP", HAPROXY, |place| haproxy_with(place, "tcp", "", "", ""), direct, PLAIN)
             .meanwhile("")
             .curl(CURL_DIRECT),
-        row(
-            "HAProxy",
-            "TCP, TLS passed through",
-            HAPROXY,
-            |place| haproxy_with(place, "tcp", "", "", ""),
-            straight,
-            TLS,
-        )
-        .curl(CURL_TLS)
-        .openssl(OPENSSL),
+        row("HAProxy", "TCP, TLS passed through", HAPROXY, |place| haproxy_with(place, "tcp", "", "", ""), direct, TLS)
+            .curl(CURL_TLS)
+            .openssl(OPENSSL),
         row(
             "HAProxy",
             "TCP, TLS ended",
             HAPROXY,
             move |place| haproxy_with(place, "tcp", &crt(place), "", ""),
-            straight,
+            direct,
             TLS,
         )
         .curl(CURL_TLS)
@@ -419,10 +426,10 @@ fn haproxy() -> Vec<Row> {
             "TCP, PROXY protocol 1",
             HAPROXY,
             |place| haproxy_with(place, "tcp", "", "", "send-proxy"),
-            straight,
+            direct,
             PLAIN,
         )
-        .settings(believed)
+        .settings(trusted)
         .meanwhile("")
         .curl(CURL_DIRECT),
         row(
@@ -430,10 +437,10 @@ fn haproxy() -> Vec<Row> {
             "TCP, PROXY protocol 2",
             HAPROXY,
             |place| haproxy_with(place, "tcp", "", "", "send-proxy-v2"),
-            straight,
+            direct,
             PLAIN,
         )
-        .settings(believed)
+        .settings(trusted)
         .meanwhile("")
         .curl(CURL_DIRECT),
     ]

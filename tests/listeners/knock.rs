@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::support::until;
+use crate::support::wait_until;
 
 /// So many at once at each address.
 const AT_ONCE: usize = 3;
@@ -53,7 +53,7 @@ impl Knockers {
     pub async fn go_on(&self) {
         for knocker in &self.0 {
             let wanted = knocker.served.load(Relaxed) + MORE;
-            until("more served", || knocker.served.load(Relaxed) >= wanted || knocker.task.is_finished()).await;
+            wait_until("more served", || knocker.served.load(Relaxed) >= wanted || knocker.task.is_finished()).await;
             assert!(knocker.over.load(Relaxed) || !knocker.task.is_finished(), "{} is not served", knocker.to);
         }
     }
@@ -121,7 +121,7 @@ impl RemoteKnockers {
     pub async fn go_on(&self) {
         let wanted = self.served.load(Relaxed) + MORE;
         let failed = || self.threads.iter().any(thread::JoinHandle::is_finished);
-        until("more served", || self.served.load(Relaxed) >= wanted || failed()).await;
+        wait_until("more served", || self.served.load(Relaxed) >= wanted || failed()).await;
         assert!(!failed(), "a connection was not served");
     }
 

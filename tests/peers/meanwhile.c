@@ -1,15 +1,15 @@
-/* A Sametime client on libmeanwhile, for the tests: logs in, then does what its arguments say,
- * step by step, with a line on stdout for all that happens.
+/* A Sametime client that uses libmeanwhile, for the tests. It logs in, then executes the steps in its arguments one
+ * after the other. It prints a line on stdout for each event.
  *
  *   meanwhile [--socks4 A:P | --socks5 A:P | --connect A:P] ADDRESS PORT NAME PASSWORD STEP...
  *
- * Steps:  say USER TEXT     opens a conversation where there is none, sends, waits for an answer
- *         wait N            waits until N messages came, and answers each with its text
- *         aware USER        waits until USER is seen on line
- *         resolve NAME      waits for the answer of the directory
- *         idle SECONDS      keeps the session, with libmeanwhile's keep-alives
+ * Steps:  say USER TEXT     opens a conversation if there is none, sends TEXT and waits for an answer
+ *         wait N            waits until N messages arrived, and answers each with its own text
+ *         aware USER        waits until USER is online
+ *         resolve NAME      asks the directory for NAME and waits for the response
+ *         idle SECONDS      keeps the session open, with libmeanwhile's keep-alives
  *
- * Exit codes: 0 all steps done, 1 not, 2 usage. Every wait ends after 20 seconds. */
+ * Exit codes: 0 all steps are done, 1 a step failed, 2 wrong usage. Every wait ends after 20 seconds. */
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -30,7 +30,7 @@
 #include <mw_srvc_im.h>
 #include <mw_srvc_resolve.h>
 
-#define PATIENCE 20
+#define STEP_TIMEOUT 20
 
 static int fd = -1;
 static int heard, answers, on_line, resolved, stopped, answering;
@@ -41,7 +41,7 @@ static void die(const char *what) {
     exit(1);
 }
 
-/* The wire. */
+/* The connection. */
 
 static int write_all(const void *bytes, size_t n) {
     const char *at = bytes;
@@ -115,7 +115,7 @@ static void open_through(const char *kind, char *proxy, const char *host, const 
     }
 }
 
-/* What libmeanwhile tells. */
+/* The callbacks of libmeanwhile. */
 
 static int io_write(struct mwSession *s, const guchar *bytes, gsize n) {
     (void)s;
@@ -173,7 +173,7 @@ static void on_resolved(struct mwServiceResolve *service, guint32 id, guint32 co
     resolved = 1;
 }
 
-/* Takes what comes until `*flag` reaches `value`. */
+/* Processes what the server sends until `*flag` reaches `value`. */
 static void until(struct mwSession *s, const int *flag, int value, int seconds, const char *what) {
     time_t end = time(NULL) + seconds;
     time_t alive = time(NULL) + 5;
@@ -239,7 +239,7 @@ int main(int argc, char **argv) {
     mwSession_addService(s, MW_SERVICE(resolve));
     mwSession_start(s);
     int started = 0;
-    for (time_t end = time(NULL) + PATIENCE; !started && time(NULL) <= end;) {
+    for (time_t end = time(NULL) + STEP_TIMEOUT; !started && time(NULL) <= end;) {
         until(s, &started, 1, 0, NULL);
         started = mwSession_isStarted(s);
     }
@@ -251,7 +251,7 @@ int main(int argc, char **argv) {
             struct mwIdBlock target = {argv[at + 1], NULL};
             struct mwConversation *c = mwServiceIm_getConversation(im, &target);
             if (mwConversation_isClosed(c)) mwConversation_open(c);
-            for (time_t end = time(NULL) + PATIENCE; !mwConversation_isOpen(c);) {
+            for (time_t end = time(NULL) + STEP_TIMEOUT; !mwConversation_isOpen(c);) {
                 int open = 0;
                 until(s, &open, 1, 0, NULL);
                 if (mwConversation_isClosed(c)) die("the conversation was refused");
@@ -259,12 +259,12 @@ int main(int argc, char **argv) {
             }
             int before = answers;
             mwConversation_send(c, mwImSend_PLAIN, argv[at + 2]);
-            until(s, &answers, before + 1, PATIENCE, "no answer");
+            until(s, &answers, before + 1, STEP_TIMEOUT, "no answer");
             at += 2;
         } else if (strcmp(step, "wait") == 0 && at + 1 < argc) {
             answering = 1;
             printf("waiting\n");
-            until(s, &heard, heard + atoi(argv[++at]), PATIENCE, "no message");
+            until(s, &heard, heard + atoi(argv[++at]), STEP_TIMEOUT, "no message");
             answering = 0;
         } else if (strcmp(step, "aware") == 0 && at + 1 < argc) {
             struct mwAwareIdBlock id = {mwAware_USER, argv[at + 1], NULL};
@@ -272,13 +272,13 @@ int main(int argc, char **argv) {
             struct mwAwareList *list = mwAwareList_new(aware, &others);
             GList *ids = g_list_append(NULL, &id);
             mwAwareList_addAware(list, ids);
-            until(s, &on_line, 1, PATIENCE, "not on line");
+            until(s, &on_line, 1, STEP_TIMEOUT, "not on line");
             on_line = 0;
         } else if (strcmp(step, "resolve") == 0 && at + 1 < argc) {
             resolved = 0;
             GList *names = g_list_append(NULL, argv[++at]);
             mwServiceResolve_resolve(resolve, names, mwResolveFlag_USERS, on_resolved, NULL, NULL);
-            until(s, &resolved, 1, PATIENCE, "not resolved");
+            until(s, &resolved, 1, STEP_TIMEOUT, "not resolved");
         } else if (strcmp(step, "idle") == 0 && at + 1 < argc) {
             int never = 0;
             until(s, &never, 1, atoi(argv[++at]), NULL);

@@ -1,4 +1,4 @@
-//! The soak's graph: what there was, over time, one small plot each.
+//! The graph of the soak test: one small plot over time for each value.
 
 use std::fmt::Write;
 
@@ -9,7 +9,8 @@ const HEIGHT: f64 = 110.0;
 const LEFT: f64 = 64.0;
 const TOP: f64 = 34.0;
 const GAP: f64 = 46.0;
-/// Points of an edge: of a plot there is what lay between the least and the most of each one's time.
+/// The number of points of an edge. A plot is the area between the lowest and the highest value in the time of each
+/// point.
 const POINTS: usize = 200;
 
 const STYLE: &str = "<style>
@@ -36,7 +37,7 @@ pub fn svg(samples: &[Sample]) -> String {
     for (n, (name, of)) in PLOTS.iter().enumerate() {
         let top = TOP + n as f64 * (HEIGHT + GAP);
         let most = samples.iter().map(of).fold(1.0, f64::max);
-        // Up along the most, back along the least.
+        // Forward along the highest values, back along the lowest.
         let edge = |best: fn(f64, f64) -> f64, from: f64| {
             samples.chunks(each).map(move |chunk| {
                 let value = chunk.iter().map(of).fold(from, best);

@@ -1,4 +1,4 @@
-//! A scripted Sametime client over every way in.
+//! A scripted Sametime client over every transport.
 
 use std::{io, net::SocketAddr};
 
@@ -7,14 +7,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use super::{
     frames::{self, Frame},
     http::Stream,
+    in_time,
     route::Route,
-    soon,
     tunnel::{self, Kind, Pace},
 };
 
-/// A way in.
+/// A transport of a client, with TLS or without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Transport {
     Raw,
     Tls,
     Polling,
@@ -23,10 +23,11 @@ pub enum Way {
     HybridTls,
 }
 
-impl Way {
+impl Transport {
     pub const ALL: [Self; 6] = [Self::Raw, Self::Tls, Self::Polling, Self::Hybrid, Self::PollingTls, Self::HybridTls];
 }
 
+/// A client on a connection, or on a tunnel session.
 pub struct Client {
     from: ReadHalf<Stream>,
     into: WriteHalf<Stream>,
@@ -34,38 +35,40 @@ pub struct Client {
 }
 
 impl Client {
-    pub async fn connect(way: Way, to: SocketAddr) -> Self {
-        Self::connect_paced(way, to, Pace::default()).await
+    /// Connects. Panics where the connection cannot be opened.
+    pub async fn connect(transport: Transport, to: SocketAddr) -> Self {
+        Self::connect_paced(transport, to, Pace::default()).await
     }
 
-    pub async fn connect_paced(way: Way, to: SocketAddr, pace: Pace) -> Self {
-        Self::connect_by(way, &to.into(), pace).await.unwrap()
+    /// As [`Self::connect`], with other waiting times of a tunnel client.
+    pub async fn connect_paced(transport: Transport, to: SocketAddr, pace: Pace) -> Self {
+        Self::connect_through(transport, &to.into(), pace).await.unwrap()
     }
 
-    /// By a proxy, say. A tunnel client's connections are opened as it goes.
-    pub async fn connect_by(way: Way, route: &Route, pace: Pace) -> io::Result<Self> {
+    /// Connects by a route, for example through a proxy. A tunnel client opens its connections later, as it needs them.
+    pub async fn connect_through(transport: Transport, route: &Route, pace: Pace) -> io::Result<Self> {
         let tunnelled = |kind, tls| {
             let (near, far) = tokio::io::duplex(1 << 20);
             tokio::spawn(tunnel::drive(kind, route.clone(), tls, pace, far));
             Box::new(near) as Stream
         };
-        Ok(Self::over(match way {
-            Way::Raw => route.connect(false).await?,
-            Way::Tls => route.connect(true).await?,
-            Way::Polling => tunnelled(Kind::Polling, false),
-            Way::Hybrid => tunnelled(Kind::Hybrid, false),
-            Way::PollingTls => tunnelled(Kind::Polling, true),
-            Way::HybridTls => tunnelled(Kind::Hybrid, true),
+        Ok(Self::on_stream(match transport {
+            Transport::Raw => route.connect(false).await?,
+            Transport::Tls => route.connect(true).await?,
+            Transport::Polling => tunnelled(Kind::Polling, false),
+            Transport::Hybrid => tunnelled(Kind::Hybrid, false),
+            Transport::PollingTls => tunnelled(Kind::Polling, true),
+            Transport::HybridTls => tunnelled(Kind::Hybrid, true),
         }))
     }
 
-    /// A client on a stream of the test's making.
-    pub fn over(stream: Stream) -> Self {
+    /// A client on a stream that the test has opened.
+    pub fn on_stream(stream: Stream) -> Self {
         let (from, into) = tokio::io::split(stream);
         Self { from, into, next_channel: 1 }
     }
 
-    /// Its two directions, for saying and hearing at once.
+    /// Its two directions, for sending and receiving at the same time.
     pub fn split(self) -> (ReadHalf<Stream>, WriteHalf<Stream>) {
         (self.from, self.into)
     }
@@ -79,18 +82,19 @@ impl Client {
         self.send(&frame.bytes()).await;
     }
 
-    /// The next frame; `None` at the end.
+    /// The next frame; `None` at the end of the stream.
     pub async fn recv(&mut self) -> Option<Frame> {
-        soon("a frame", Frame::read(&mut self.from)).await
+        in_time("a frame", Frame::read(&mut self.from)).await
     }
 
-    /// Everything until the end.
+    /// All bytes until the end of the stream.
     pub async fn recv_all(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
-        let _ = soon("the end", self.from.read_to_end(&mut all)).await;
+        let _ = in_time("the end", self.from.read_to_end(&mut all)).await;
         all
     }
 
+    /// Sends a Handshake and returns its HandshakeAck.
     pub async fn handshake(&mut self) -> Frame {
         self.send_frame(&frames::handshake()).await;
         let ack = self.recv().await.expect("a HandshakeAck");
@@ -98,6 +102,7 @@ impl Client {
         ack
     }
 
+    /// Sends Handshake and Login, and reads their acknowledgements.
     pub async fn log_in(&mut self, name: &str) {
         self.handshake().await;
         self.send_frame(&frames::login(name, "secret")).await;
@@ -105,7 +110,7 @@ impl Client {
         assert_eq!(ack.kind, frames::LOGIN_ACK, "{ack:x?}");
     }
 
-    /// Opens a chat; returns its channel.
+    /// Opens a chat with the user `peer`. Returns its channel.
     pub async fn open_chat(&mut self, peer: &str) -> u32 {
         let channel = self.next_channel;
         self.next_channel += 1;
@@ -115,7 +120,8 @@ impl Client {
         channel
     }
 
-    pub async fn say(&mut self, channel: u32, text: &[u8]) {
+    /// Sends an instant message.
+    pub async fn send_text(&mut self, channel: u32, text: &[u8]) {
         self.send_frame(&frames::message(channel, text)).await;
     }
 
@@ -123,7 +129,7 @@ impl Client {
         self.send_frame(&frames::log_out()).await;
     }
 
-    /// Closes this side; the other may still speak.
+    /// Closes the sending direction. The multiplexer may still send.
     pub async fn shut_down(&mut self) {
         self.into.shutdown().await.unwrap();
     }

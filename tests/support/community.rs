@@ -1,4 +1,4 @@
-//! A Community server that does what a test says, and remembers every byte that it was sent.
+//! A Community server that follows a script of the test, and keeps every byte that it receives.
 
 use std::{
     future::Future,
@@ -24,13 +24,13 @@ use super::frames::{self, Frame};
 
 pub type Record = Arc<Mutex<Vec<u8>>>;
 
-/// One connection, for a script.
+/// One connection, as a script uses it.
 pub struct Connection {
     pub from: Recording,
     pub into: OwnedWriteHalf,
 }
 
-/// Reads and remembers.
+/// Reads from a connection and keeps what it reads.
 pub struct Recording {
     inner: OwnedReadHalf,
     record: Record,
@@ -50,6 +50,7 @@ impl AsyncRead for Recording {
 }
 
 impl Connection {
+    /// The next frame; `None` at the end of the stream.
     pub async fn recv(&mut self) -> Option<Frame> {
         Frame::read(&mut self.from).await
     }
@@ -58,8 +59,8 @@ impl Connection {
         let _ = self.into.write_all(bytes).await;
     }
 
-    /// Answers handshake and log-in.
-    pub async fn let_in(&mut self) -> Option<()> {
+    /// Acknowledges Handshake and Login. `None` if the client sends something else, or nothing more.
+    pub async fn accept_login(&mut self) -> Option<()> {
         while let Some(frame) = self.recv().await {
             match frame.kind {
                 frames::HANDSHAKE => {
@@ -76,9 +77,9 @@ impl Connection {
         None
     }
 
-    /// Lets in, accepts every channel, sends back all that comes on one, until log-out or end.
+    /// Accepts the log-in and every channel, and sends back every message, until the client logs out or closes.
     pub async fn echo(mut self) {
-        self.let_in().await;
+        self.accept_login().await;
         while let Some(frame) = self.recv().await {
             match frame.kind {
                 frames::CREATE => {
@@ -92,12 +93,13 @@ impl Connection {
         }
     }
 
-    /// Reads until the client's end.
-    pub async fn read_on(&mut self) {
+    /// Reads until the client closes.
+    pub async fn read_to_end(&mut self) {
         let _ = self.from.read_to_end(&mut Vec::new()).await;
     }
 }
 
+/// A Community server. It ends when it is dropped.
 pub struct Community {
     pub address: SocketAddr,
     records: Arc<Mutex<Vec<Record>>>,
@@ -106,8 +108,8 @@ pub struct Community {
 }
 
 impl Community {
-    /// A server whose every connection with a first byte is played by `script`; connections
-    /// without one are the multiplexer's own looks.
+    /// Starts a server that runs `script` for every connection on which a byte arrives. Connections without a byte are
+    /// health checks of the multiplexer.
     pub async fn start<F, S>(script: F) -> Self
     where
         F: Fn(Connection) -> S + Send + Sync + 'static,
@@ -144,18 +146,18 @@ impl Community {
         Self::start(Connection::echo).await
     }
 
-    /// The setting that sends clients here.
+    /// The configuration with which the multiplexer sends clients to this server.
     pub fn setting(&self) -> String {
         format!("[community]\nservers = [\"{}\"]\n", self.address)
     }
 
-    /// Sessions so far.
+    /// The number of sessions so far.
     pub fn sessions(&self) -> usize {
         self.connections.load(Relaxed)
     }
 
-    /// What session `n` sent.
-    pub fn seen(&self, n: usize) -> Vec<u8> {
+    /// The bytes that session `n` has sent so far.
+    pub fn received(&self, n: usize) -> Vec<u8> {
         self.records.lock()[n].lock().clone()
     }
 }

@@ -1,5 +1,5 @@
-//! Frames as a client or a Community server reads and writes them: written for the tests from
-//! the protocol's description, not with the program's own code.
+//! Frames as a client or a Community server reads and writes them. This code is written from the protocol's
+//! description and shares nothing with the program.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -33,7 +33,7 @@ impl Frame {
         out
     }
 
-    /// Reads the next frame, past keep-alives; `None` at the end of the stream.
+    /// Reads the next frame and skips keep-alives; `None` at the end of the stream.
     pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Option<Self> {
         let first = loop {
             match stream.read_u8().await {
@@ -77,7 +77,7 @@ pub fn opaque(data: &[u8]) -> Vec<u8> {
     [&(data.len() as u32).to_be_bytes(), data].concat()
 }
 
-/// As a real Java client begins: major 0xFFFF, minor 0.
+/// A Handshake as a real Java client sends it: major 0xFFFF, minor 0.
 pub fn handshake() -> Frame {
     let mut body = vec![0xFF, 0xFF, 0, 0];
     body.extend([0; 16]);
@@ -101,7 +101,7 @@ pub fn create_chat(channel: u32, peer: &str) -> Frame {
 }
 
 pub fn message(channel: u32, text: &[u8]) -> Frame {
-    // A string's length has two bytes; longer texts go as data of their own.
+    // The length of a String has two bytes, so a longer text is sent as data of another type.
     let data = if text.len() < 0x1_0000 {
         [&[0, 0, 0, 1][..], &string(text)].concat()
     } else {

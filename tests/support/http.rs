@@ -1,4 +1,4 @@
-//! HTTP/1 by hand, so that a test can say every byte of a request.
+//! HTTP/1 without a library, so that a test decides about every byte of a request.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -19,7 +19,7 @@ pub async fn tcp(to: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// Connects, with TLS where asked for. The server's certificate is believed: it is our own.
+/// Connects, with TLS if `tls` is true. Every certificate of the server is accepted, because it is self-signed.
 pub async fn connect(to: SocketAddr, tls: bool) -> Stream {
     if tls { Box::new(connect_tls(to).await) } else { Box::new(tcp(to).await) }
 }

@@ -14,10 +14,14 @@ pub struct Mux {
     pub folder: TempDir,
 }
 
-/// Settings of `toml`, with ports of the system's choice and a TLS pair in `folder`.
+/// The settings of `toml`, with ports that the system chooses and a certificate in `folder`. If `toml` names no Community
+/// servers, clients are sent to the sandbox.
 pub fn settings(toml: &str, folder: &Path) -> Settings {
     let file = folder.join("stconfig.toml");
-    let mut settings = config::parse(toml, &file, std::iter::empty()).unwrap_or_else(|faults| panic!("{faults}"));
+    let sandbox = ("SAMETIME_MUX__COMMUNITY__SERVERS".to_owned(), "sandbox".to_owned());
+    let variables = (!toml.contains("\nservers = ")).then_some(sandbox);
+    let settings = config::parse(toml, &file, variables.into_iter());
+    let mut settings = settings.unwrap_or_else(|faults| panic!("{faults}"));
     for listener in &mut settings.ingress.listeners {
         listener.port = 0;
         listener.host = "127.0.0.1".to_owned();
@@ -31,7 +35,7 @@ pub fn settings(toml: &str, folder: &Path) -> Settings {
     settings
 }
 
-/// Starts with the settings of `toml` and all defaults besides.
+/// Starts a multiplexer with the settings of `toml`. All other settings have their defaults.
 pub async fn start(toml: &str) -> Mux {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(settings(toml, folder.path())).await.unwrap();
@@ -39,23 +43,24 @@ pub async fn start(toml: &str) -> Mux {
 }
 
 impl Mux {
-    /// A port of `section`.
+    /// The address of a port of `section`.
     pub fn port(&self, section: Section) -> SocketAddr {
         self.server.listeners().iter().find(|port| port.section == section).unwrap().address
     }
 
-    /// The Community port.
+    /// The address of the Community port.
     pub fn raw(&self) -> SocketAddr {
         self.port(Section::ClientConnections)
     }
 
+    /// Gets a page of the admin endpoint.
     pub async fn get(&self, path: &str) -> super::http::Response {
         let mut tcp = super::http::tcp(self.server.admin_address().unwrap()).await;
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         super::http::exchange(&mut tcp, request.as_bytes()).await.unwrap()
     }
 
-    /// The value of a metric, by its whole name.
+    /// The value of a metric, by its name with its labels; 0 if there is none.
     pub async fn metric(&self, name: &str) -> f64 {
         let body = String::from_utf8(self.get("/metrics").await.body).unwrap();
         let line = body.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));

@@ -1,4 +1,4 @@
-//! Programs that no one here wrote: started, stopped, listened to.
+//! Programs of other projects: how a test starts and stops them, and reads their output.
 
 use std::{
     fs::File,
@@ -12,18 +12,18 @@ use std::{
     },
 };
 
-use super::{has, skip, soon, until};
+use super::{has, in_time, skip, wait_until};
 
-/// Ends with the test, and so do the processes that it started.
+/// A process that is killed when this value is dropped, together with the processes that it started.
 pub struct Process(pub Child);
 
 impl Process {
-    /// Starts `command` as the head of a process group of its own; it says nothing.
+    /// Starts `command` as the leader of its own process group. Its output is discarded.
     pub fn start(command: &mut Command) -> Self {
         Self(command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
-    /// As `start`, with what it says in `log`.
+    /// As [`Self::start`], with its output in the file `log`.
     pub fn start_logged(command: &mut Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         let (out, error) = (file.try_clone().unwrap(), file);
@@ -33,7 +33,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Harmless where it heads no group.
+        // This has no effect on a process that leads no group.
         let group = format!("-{}", self.0.id());
         let _ = Command::new("kill").args(["-KILL", "--", &group]).stderr(Stdio::null()).status();
         let _ = self.0.kill();
@@ -48,10 +48,10 @@ pub fn text(bytes: &[u8]) -> String {
 /// Runs a program to its end.
 pub async fn run(command: &mut Command) -> Output {
     let mut command = tokio::process::Command::from(std::mem::replace(command, Command::new("true")));
-    soon("the program's end", command.kill_on_drop(true).output()).await.unwrap()
+    in_time("the program's end", command.kill_on_drop(true).output()).await.unwrap()
 }
 
-/// An address on loopback where nobody listened a moment ago; each another. Below the ports that the
+/// An address on loopback where no program listens now, a different one each time. Its port is below those that the
 /// kernel gives to outgoing connections, so that it is still free when a program binds it.
 pub fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -64,15 +64,15 @@ pub fn free_address() -> SocketAddr {
     }
 }
 
-/// Starts a proxy, on a port that it is told, and waits until it accepts.
+/// Starts a proxy with the command that `start` returns for a free port, and waits until it accepts connections.
 pub async fn proxy(start: impl FnOnce(u16) -> Command) -> (Process, SocketAddr) {
     let address = free_address();
     let process = Process::start(&mut start(address.port()));
-    until("the proxy's port", || TcpStream::connect(address).is_ok()).await;
+    wait_until("the proxy's port", || TcpStream::connect(address).is_ok()).await;
     (process, address)
 }
 
-/// The client of `tests/peers/meanwhile.c`, built once.
+/// The client of `tests/peers/meanwhile.c`, which is built once; `None` if it cannot be built here.
 pub fn meanwhile() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     BUILT.get_or_init(build_meanwhile).as_deref()
@@ -100,8 +100,9 @@ fn build_meanwhile() -> Option<PathBuf> {
     Some(program)
 }
 
-/// Runs libmeanwhile's client against `to`; returns its exit code and what it said.
-pub async fn talk(
+/// Runs libmeanwhile's client against `to`, with the arguments `through` for a proxy. Returns its exit code and its
+/// output.
+pub async fn run_meanwhile(
     through: &[&str],
     to: SocketAddr,
     name: &str,
@@ -114,10 +115,10 @@ pub async fn talk(
     (output.status.code(), text(&output.stdout))
 }
 
-/// Steps of libmeanwhile's client: a chat.
+/// Steps of libmeanwhile's client that make a chat.
 pub const CHAT: &[&str] = &["say", "echo", "hello", "say", "echo", "gr\u{fc}\u{df} dich"];
 
-/// What a log-in with a chat looks like in libmeanwhile's words.
+/// Asserts that libmeanwhile's client logged in and made the chat [`CHAT`].
 pub fn assert_chat((code, said): (Option<i32>, String)) {
     let expected = "logged in\nopened echo\nheard echo: hello\ndone say\nheard echo: gr\u{fc}\u{df} dich\ndone say\n";
     assert!(said.starts_with(expected), "{said}");

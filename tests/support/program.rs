@@ -15,14 +15,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
-    http,
+    http, in_time,
     peer::{Process, free_address},
-    soon, until,
+    wait_until,
 };
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_sametime-mux");
 
-/// Ports that were free a moment ago, each another.
+/// Ports that are free now, all different.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     std::array::from_fn(|_| free_address().port())
 }
@@ -38,13 +38,15 @@ pub struct Program {
     pub admin: u16,
 }
 
-/// What a test configures; the rest are defaults, on ports that are free.
+/// The configuration of a test. All other settings have their defaults, on ports that are free. If `more` has no
+/// `[community]`, clients are sent to the sandbox.
 pub struct Setup {
     pub folder: TempDir,
     pub raw: u16,
     pub http: u16,
     pub https: u16,
     pub admin: u16,
+    /// Further lines of the configuration database.
     pub more: String,
 }
 
@@ -58,14 +60,17 @@ impl Setup {
         this
     }
 
+    /// The configuration database.
     pub fn file(&self) -> PathBuf {
         self.folder.path().join("stconfig.toml")
     }
 
+    /// The text of the configuration database, with the Community ports `raw`.
     pub fn toml(&self, raw: &[u16]) -> String {
         let folder = self.folder.path().display();
+        let sandbox = if self.more.contains("[community]") { "" } else { "[community]\nservers = [\"sandbox\"]\n" };
         format!(
-            "[client_connections]\nports = {raw:?}\n[http_tunneled_client_connections]\nports = [{}]\n[https_tunneled_client_connections]\nports = [{}]\n[tls]\ncertificate = \"{folder}/server.pem\"\nprivate_key = \"{folder}/server.key\"\n[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"{folder}/token\"\n{}",
+            "[client_connections]\nports = {raw:?}\n[http_tunneled_client_connections]\nports = [{}]\n[https_tunneled_client_connections]\nports = [{}]\n[tls]\ncertificate = \"{folder}/server.pem\"\nprivate_key = \"{folder}/server.key\"\n{sandbox}[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"{folder}/token\"\n{}",
             self.http, self.https, self.admin, self.more
         )
     }
@@ -74,23 +79,25 @@ impl Setup {
         fs::write(self.file(), self.toml(raw)).unwrap();
     }
 
+    /// Runs a command of the program to its end.
     pub fn command(&self, arguments: &[&str]) -> Output {
         Command::new(PROGRAM).args(arguments).env("SAMETIME_MUX_CONFIG", self.file()).output().unwrap()
     }
 
-    /// Starts and waits for `ready`.
+    /// Starts the program and waits until it is ready.
     pub fn start(self) -> Program {
         let program = self.spawn();
-        program.says("ready");
+        program.wait_for_log("ready");
         program
     }
 
+    /// Starts the program.
     pub fn spawn(self) -> Program {
-        self.spawn_by(Command::new(PROGRAM))
+        self.spawn_with(Command::new(PROGRAM))
     }
 
-    /// As `spawn`, by a command that runs the program, or ends with it.
-    pub fn spawn_by(self, mut command: Command) -> Program {
+    /// As [`Self::spawn`], with a command that runs the program with the arguments that are added to it.
+    pub fn spawn_with(self, mut command: Command) -> Program {
         let mut child = command
             .args(["run", "--config"])
             .arg(self.file())
@@ -110,20 +117,26 @@ impl Setup {
 }
 
 impl Program {
-    /// Waits until the log says `what`.
-    pub fn says(&self, what: &str) {
+    /// Waits until the log contains `what`, and panics when it takes longer than a minute.
+    pub fn wait_for_log(&self, what: &str) {
         let since = Instant::now();
         while !self.log.lock().contains(what) {
-            assert!(since.elapsed() < Duration::from_secs(60), "the log never says {what:?}:\n{}", self.log.lock());
+            assert!(
+                since.elapsed() < Duration::from_secs(60),
+                "the log does not contain {what:?}:\n{}",
+                self.log.lock()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
+    /// Sends a signal, for example `HUP`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
+    /// Waits until the program ends; `None` if a signal ended it.
     pub fn exit_code(&mut self) -> Option<i32> {
         let since = Instant::now();
         loop {
@@ -135,37 +148,39 @@ impl Program {
         }
     }
 
-    pub async fn ask(&self, request: &str) -> http::Response {
+    /// Sends a request to the admin endpoint, for example `GET /readyz`.
+    pub async fn request(&self, request: &str) -> http::Response {
         let mut tcp = http::tcp(local(self.admin)).await;
         let request = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        soon("an answer", http::exchange(&mut tcp, request.as_bytes())).await.unwrap()
+        in_time("an answer", http::exchange(&mut tcp, request.as_bytes())).await.unwrap()
     }
 
     pub async fn status(&self) -> Value {
-        serde_json::from_slice(&self.ask("GET /api/status").await.body).unwrap()
+        serde_json::from_slice(&self.request("GET /api/status").await.body).unwrap()
     }
 
-    /// The sum of a metric over the labels that begin with `name`.
+    /// The sum of a metric over all label sets; with labels in `name`, the value for these.
     pub async fn metric(&self, name: &str) -> f64 {
-        let body = self.ask("GET /metrics").await.body;
+        let body = self.request("GET /metrics").await.body;
         let lines = String::from_utf8(body).unwrap();
         let lines =
             lines.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
     }
 
-    /// Memory of the process, in bytes.
+    /// The resident memory of the process, in bytes.
     pub fn resident(&self) -> u64 {
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
         statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * rustix::param::page_size() as u64
     }
 
+    /// Asks the admin endpoint for a reload.
     pub async fn reload(&self, token: &str) -> http::Response {
         let mut tcp = http::tcp(local(self.admin)).await;
         let head = format!(
             "POST /api/reload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
         );
-        soon("an answer", http::exchange(&mut tcp, head.as_bytes())).await.unwrap()
+        in_time("an answer", http::exchange(&mut tcp, head.as_bytes())).await.unwrap()
     }
 }
 
@@ -176,7 +191,7 @@ impl Drop for Program {
     }
 }
 
-/// The sandbox Community server as a process, on an address that it keeps.
+/// The sandbox Community server as a process. It has the same address after each start.
 pub struct Sandbox {
     pub address: SocketAddr,
     process: Option<Process>,
@@ -197,22 +212,22 @@ impl Sandbox {
         let mut command = Command::new(PROGRAM);
         self.process = Some(Process::start(command.args(["community", "--listen", &self.address.to_string()])));
         let address = self.address;
-        until("the Community's port", || std::net::TcpStream::connect(address).is_ok()).await;
+        wait_until("the Community's port", || std::net::TcpStream::connect(address).is_ok()).await;
     }
 
-    /// Kills it, by no signal that it could answer.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         self.process = None;
     }
 
-    /// "STOP", "CONT".
+    /// Sends a signal, `STOP` or `CONT`.
     pub fn signal(&self, name: &str) {
         let id = self.process.as_ref().unwrap().0.id().to_string();
         assert!(Command::new("kill").args([format!("-{name}"), id]).status().unwrap().success());
     }
 }
 
-/// The setting that sends clients to `servers`, by turns.
+/// The configuration with which the multiplexer sends clients to all of `servers`, one after the other.
 pub fn servers(servers: &[SocketAddr], more: &str) -> String {
     let servers: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
     format!("[community]\nservers = {servers:?}\nbalance = \"round-robin\"\n{more}\n")

@@ -1,5 +1,4 @@
-//! What runs have measured, in documents: between two marks, written anew where
-//! `SAMETIME_MUX_RECORD` is set.
+//! Measurements in documents. They are between two marks, and are written if `SAMETIME_MUX_RECORD` is set.
 
 use std::{
     fs::{self, File},
@@ -10,20 +9,21 @@ fn document(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Whether figures are to be written.
+/// Whether measurements are to be written.
 pub fn is_asked_for() -> bool {
     std::env::var_os("SAMETIME_MUX_RECORD").is_some()
 }
 
-/// What stands between the marks `name` of a document.
+/// The text between the marks `name` of a document.
 pub fn recorded(file: &str, name: &str) -> String {
     let text = fs::read_to_string(document(file)).unwrap();
     let (_, rest) = text.split_once(&format!("<!-- {name} -->\n")).unwrap();
     rest.split_once(&format!("<!-- end of {name} -->")).unwrap().0.to_owned()
 }
 
+/// Changes the text between the marks `name`.
 fn change(file: &str, name: &str, change: impl FnOnce(&str) -> String) {
-    // Tests run side by side, in processes of their own, too.
+    // Tests run in parallel, also in different processes.
     let lock = File::open(document("Cargo.toml")).unwrap();
     lock.lock().unwrap();
     let (was, text) = (recorded(file, name), fs::read_to_string(document(file)).unwrap());
@@ -32,13 +32,13 @@ fn change(file: &str, name: &str, change: impl FnOnce(&str) -> String) {
     fs::write(document(file), text.replacen(&format!("{head}{was}{end}"), &is, 1)).unwrap();
 }
 
-/// Puts `text` between the marks.
+/// Writes `text` between the marks.
 pub fn between(file: &str, name: &str, text: &str) {
     change(file, name, |_| text.to_owned());
 }
 
-/// Puts a row in the place of the one whose first cell is the same. There must be one, so that the
-/// document and the tests name the same things.
+/// Writes a table row in place of the row with the same first cell. Panics if there is none, so that the document and
+/// the tests name the same things.
 pub fn row(file: &str, name: &str, cells: &[&str]) {
     let row = format!("| {} |", cells.join(" | "));
     println!("{row}");
@@ -53,7 +53,7 @@ pub fn row(file: &str, name: &str, cells: &[&str]) {
     }
 }
 
-/// A row of the attacks in `docs/reliability.md`.
+/// Writes a row of the table of attacks in `docs/reliability.md`.
 pub fn attack(what: &str, tried: &str, seen: &str, lost: &str, test: &str) {
     row("docs/reliability.md", "attacks", &[what, tried, seen, lost, &format!("`{test}`")]);
 }

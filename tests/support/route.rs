@@ -1,4 +1,4 @@
-//! How a client reaches the multiplexer: straight, or by way of a proxy.
+//! How a client reaches the multiplexer: direct, or through a proxy.
 
 use std::{
     io,
@@ -12,29 +12,30 @@ use tokio::{
 
 use super::http::{self, Stream};
 
-/// What is said to a proxy before the connection is the client's own.
+/// The protocol in which a client asks a proxy for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
+    /// An HTTP CONNECT request.
     Connect,
-    /// By address.
+    /// SOCKS4 with an address.
     Socks4,
-    /// By address.
+    /// SOCKS5 with an address.
     Socks5,
-    /// By name: the proxy looks it up.
+    /// SOCKS5 with a host name, which the proxy resolves.
     Socks5Name,
 }
 
-/// The way of each connection that a client opens.
+/// The route of each connection that a client opens.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// Where its TCP connections go.
+    /// The address that its TCP connections go to.
     pub to: SocketAddr,
-    /// The proxy at `to` is asked for a connection to `target`.
+    /// How the proxy at `to` is asked for a connection to `target`; `None`: there is no such proxy.
     pub hop: Option<Hop>,
     pub target: SocketAddr,
-    /// User and password for a SOCKS5 proxy.
+    /// User name and password for a SOCKS5 proxy.
     pub login: Option<(String, String)>,
-    /// In front of `/CommunityCBR/`: a reverse proxy's prefix, or scheme and host for an HTTP proxy.
+    /// What precedes `/CommunityCBR/`: the prefix of a reverse proxy, or scheme and host for an HTTP proxy.
     pub prefix: String,
 }
 
@@ -45,17 +46,17 @@ impl From<SocketAddr> for Route {
 }
 
 impl Route {
-    /// By the proxy at `proxy`, which is asked for a connection to `target`.
-    pub fn by(proxy: SocketAddr, hop: Hop, target: SocketAddr) -> Self {
+    /// Through the proxy at `proxy`, which is asked for a connection to `target`.
+    pub fn through(proxy: SocketAddr, hop: Hop, target: SocketAddr) -> Self {
         Self { hop: Some(hop), target, ..proxy.into() }
     }
 
-    /// Behind a reverse proxy that takes the tunnel under `prefix`.
-    pub fn under(proxy: SocketAddr, prefix: &str) -> Self {
+    /// Through a reverse proxy that has the tunnel under the path `prefix`.
+    pub fn behind(proxy: SocketAddr, prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), ..proxy.into() }
     }
 
-    /// By an HTTP proxy, which is given the whole URL.
+    /// Through an HTTP proxy, which gets requests in absolute form.
     pub fn absolute(proxy: SocketAddr, target: SocketAddr) -> Self {
         Self { prefix: format!("http://{target}"), ..proxy.into() }
     }
@@ -64,7 +65,7 @@ impl Route {
         Self { login: Some((user.to_owned(), password.to_owned())), ..self }
     }
 
-    /// Opens a connection, with TLS inside it where asked for.
+    /// Opens a connection, with TLS inside it if `tls` is true.
     pub async fn connect(&self, tls: bool) -> io::Result<Stream> {
         let mut tcp = TcpStream::connect(self.to).await?;
         tcp.set_nodelay(true)?;
@@ -78,7 +79,7 @@ impl Route {
         if tls { Ok(Box::new(http::tls_over(tcp).await?)) } else { Ok(Box::new(tcp)) }
     }
 
-    /// As a real Java client asks an HTTPS proxy.
+    /// Sends CONNECT as a real Java client does.
     async fn http_connect(&self, tcp: &mut TcpStream) -> io::Result<()> {
         tcp.write_all(format!("CONNECT {} HTTP/1.0\r\n\r\n", self.target).as_bytes()).await?;
         let mut head = Vec::new();
@@ -90,7 +91,7 @@ impl Route {
     }
 
     async fn socks4(&self, tcp: &mut TcpStream) -> io::Result<()> {
-        let IpAddr::V4(ip) = self.target.ip() else { return Err(io::Error::other("SOCKS4 knows IPv4 alone")) };
+        let IpAddr::V4(ip) = self.target.ip() else { return Err(io::Error::other("SOCKS4 has IPv4 only")) };
         let port = self.target.port().to_be_bytes();
         tcp.write_all(&[&[4, 1][..], &port, &ip.octets(), b"bob\0"].concat()).await?;
         let mut answer = [0; 8];

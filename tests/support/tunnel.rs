@@ -1,5 +1,5 @@
-//! A client's side of the HTTP tunnel, as the recordings show it: written for the tests from
-//! the tunnel's description, not with the program's own code.
+//! A client's side of the HTTP tunnel, as the recordings show it. This code is written from the tunnel's description
+//! and shares nothing with the program.
 
 use std::{io, sync::LazyLock, time::Duration};
 
@@ -20,7 +20,7 @@ pub static PRIME: LazyLock<BigUint> = LazyLock::new(|| {
     BigUint::parse_bytes(hex, 16).unwrap()
 });
 
-/// A CBC chain over RC2.
+/// A chain of RC2 blocks in CBC mode.
 #[derive(Clone)]
 pub struct Chain(pub [u8; 8]);
 
@@ -61,6 +61,7 @@ impl Chain {
     }
 }
 
+/// The public Diffie-Hellman value of a secret.
 pub fn public(secret: &BigUint) -> Vec<u8> {
     padded(&BigUint::from(3u32).modpow(secret, &PRIME))
 }
@@ -70,7 +71,7 @@ fn padded(n: &BigUint) -> Vec<u8> {
     [vec![0; 64 - bytes.len()], bytes].concat()
 }
 
-/// The session's key.
+/// The session's key, from the other side's public value and the own secret.
 pub fn key(theirs: &[u8], secret: &BigUint) -> Vec<u8> {
     padded(&BigUint::from_bytes_be(theirs).modpow(secret, &PRIME))[48..].to_vec()
 }
@@ -94,7 +95,7 @@ impl Kind {
     }
 }
 
-/// One session, as its client knows it.
+/// One session, as its client knows it. Without I/O: it makes the bodies of requests and reads those of responses.
 pub struct Session {
     pub kind: Kind,
     secret: BigUint,
@@ -159,7 +160,7 @@ impl Session {
         format!("/CommunityCBR/CC.{}.{}/", self.kind.number(), self.name)
     }
 
-    /// The first request's body.
+    /// The body of the first request.
     pub fn opening(&self) -> Vec<u8> {
         let mut body = vec![0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 64];
         body.extend(public(&self.secret));
@@ -169,7 +170,7 @@ impl Session {
         body
     }
 
-    /// Takes the first response in.
+    /// Reads the body of the first response.
     pub fn opened(&mut self, mut body: &[u8]) {
         let body = &mut body;
         assert_eq!(take(body, 6), [0; 6], "u32 0 and an empty string");
@@ -185,7 +186,7 @@ impl Session {
         assert!(body.is_empty(), "nothing was asked yet");
     }
 
-    /// A later request's body.
+    /// The body of a request after the first.
     pub fn request(&mut self, data: &[u8]) -> Vec<u8> {
         let cipher = self.cipher.as_ref().unwrap();
         let acknowledgement =
@@ -197,7 +198,7 @@ impl Session {
         [&[0; 4][..], &super::frames::opaque(acknowledgement), &payload].concat()
     }
 
-    /// Takes a later response in; returns the bytes of the stream.
+    /// Reads the body of a response after the first. Returns the bytes of the stream in it.
     pub fn response(&mut self, mut body: &[u8]) -> Vec<u8> {
         let body = &mut body;
         self.token = take_opaque(body).to_vec();
@@ -212,8 +213,8 @@ impl Session {
         if self.kind == Kind::Hybrid { records(&clear) } else { clear }
     }
 
-    /// The bytes of the stream in a response that the client does not take in.
-    pub fn peek(&self, mut body: &[u8]) -> Vec<u8> {
+    /// The payload of a response that the client ignores.
+    pub fn ignored_payload(&self, mut body: &[u8]) -> Vec<u8> {
         let body = &mut body;
         take_opaque(body);
         let padding = take(body, 1)[0];
@@ -222,15 +223,15 @@ impl Session {
     }
 }
 
-/// How a tunnel client is paced: real ones wait a second each time. With little patience, on a
-/// busy machine, two requests with data overtake each other, and the protocol can't tell.
+/// The waiting times of a tunnel client. Real clients wait a second each time. If a hybrid client waits too little on a
+/// busy machine, two requests with data may overtake each other, which the protocol cannot detect.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
-    /// Polling: from a response to the next idle poll.
+    /// Polling: the time from a response to the next poll without data.
     pub idle: Duration,
-    /// Hybrid: how long data waits for the held request's response.
-    pub patience: Duration,
-    /// Between the second copy of a request without a response and the third, and so on.
+    /// Hybrid: how long data waits for the response to the held request.
+    pub held_timeout: Duration,
+    /// The time between the second copy of a request and the third, and so on.
     pub retry: Duration,
 }
 
@@ -238,19 +239,19 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             idle: Duration::from_millis(10),
-            patience: Duration::from_millis(500),
+            held_timeout: Duration::from_millis(500),
             retry: Duration::from_millis(200),
         }
     }
 }
 
-/// Copies of one request, all without a response, until a client gives up. A real one sends six,
-/// the first again at once, then every three seconds.
+/// The number of copies of a request without a response after which a test fails. A real client sends six copies: the
+/// second at once, the others every three seconds.
 const COPIES: u32 = 30;
 
 type Posted = (Stream, io::Result<Response>);
 
-/// One request, on `connection` or a new one.
+/// Sends one request on `connection`, or on a new one.
 async fn post(route: Route, tls: bool, connection: Option<Stream>, path: String, body: Vec<u8>) -> io::Result<Posted> {
     let mut connection = match connection {
         Some(connection) => connection,
@@ -260,12 +261,12 @@ async fn post(route: Route, tls: bool, connection: Option<Stream>, path: String,
     Ok((connection, response))
 }
 
-/// What became of a request.
+/// The outcome of a request.
 enum Outcome {
     Response(Stream, Response),
-    /// No response, or a proxy's own: the identical request is due again.
+    /// There is no response, or one of a proxy: the identical request must be sent again.
     Lost(String),
-    /// The multiplexer knows no such session.
+    /// The multiplexer has no such session.
     Over,
 }
 
@@ -275,7 +276,7 @@ fn outcome(posted: io::Result<Posted>) -> Outcome {
         Ok((_, Err(failed))) => Outcome::Lost(failed.to_string()),
         Ok((_, Ok(response))) if response.status == 404 => Outcome::Over,
         Ok((connection, Ok(response))) if response.status == 200 => Outcome::Response(connection, response),
-        // Its own trouble with us.
+        // The response of a proxy that does not reach the multiplexer.
         Ok((_, Ok(response))) if [502, 503, 504].contains(&response.status) => Outcome::Lost(response.head),
         Ok((_, Ok(response))) => panic!("{}", response.head),
     }
@@ -307,8 +308,8 @@ impl Driver {
         post(self.route.clone(), self.tls, connection, path, body.to_vec())
     }
 
-    /// One request: the identical one again on a new connection, where the response is lost.
-    /// `None`: the session is over.
+    /// Sends a request, and the identical one again on a new connection if the response is lost. `None`: the session is
+    /// over.
     async fn exchange(&self, connection: Option<Stream>, body: &[u8]) -> Option<(Stream, Response)> {
         let mut connection = connection;
         for copy in 0..COPIES {
@@ -369,13 +370,13 @@ impl Driver {
             } else {
                 None
             };
-            // Data first waits for the held request's response, then goes beside it.
+            // Data first waits for the response to the held request, then is sent with a second request.
             let posted = match posted {
                 Some(posted) => Some(posted),
-                None => tokio::time::timeout(self.pace.patience, &mut held).await.ok(),
+                None => tokio::time::timeout(self.pace.held_timeout, &mut held).await.ok(),
             };
             let Some(posted) = posted else {
-                // The older request is left to itself: a real client reads its response no more.
+                // A real client ignores the response to the older request.
                 body = self.session.request(&std::mem::take(&mut data));
                 let next = tokio::spawn(self.post(None, &body));
                 tokio::spawn(std::mem::replace(&mut held, next));

@@ -1,11 +1,15 @@
-//! A page of its own: no other file, no network, light and dark.
+//! The HTML page of a run: one file that loads nothing from elsewhere, with a light and a dark form.
 
 use super::{
-    Outcome, Way, ms,
+    ms,
     plot::{Series, bars, escaped, lines, stacked},
     table, verdict,
 };
-use crate::load::{Latencies, run::Point};
+use crate::load::{
+    figures::{Latencies, TransportFigures},
+    run::{LoadResult, SecondSummary},
+    scenario::LoadTransport,
+};
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--bg:#fbfaf8;--card:#fff;--ink:#1d1f23;--soft:#666a73;--grid:#e4e2dd;--good:#1a7f4b;--bad:#b3261e;
@@ -32,31 +36,33 @@ svg{width:100%;height:auto;display:block}.grid{stroke:var(--grid)}.tick{fill:var
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--grid);white-space:nowrap}th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
 ";
 
+/// The shares of all latencies at which the plots of percentiles have a point, with their names.
 const SHARES: [(f64, &str); 7] =
     [(0.5, "50%"), (0.75, "75%"), (0.9, "90%"), (0.95, "95%"), (0.99, "99%"), (0.999, "99.9%"), (1.0, "all")];
 
-/// The page for a run.
-pub fn html(outcome: &Outcome) -> String {
-    let name = escaped(&outcome.scenario.name);
-    let class = if outcome.is_fine() { "good" } else { "bad" };
+/// The result of a run as an HTML page.
+pub fn html(result: &LoadResult) -> String {
+    let name = escaped(&result.scenario.name);
+    let class = if result.is_fine() { "good" } else { "bad" };
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{name}: load test</title><style>{STYLE}</style></head><body><main><h1>{name}</h1><p class=\"{class}\">{}</p><p class=\"soft\">{}</p>{}<div class=\"cards\">{}</div>{}</main></body></html>\n",
-        escaped(&verdict(outcome)),
-        escaped(&plan(outcome)),
-        tiles(outcome),
-        cards(outcome),
-        tables(outcome)
+        escaped(&verdict(result)),
+        escaped(&plan(result)),
+        tiles(result),
+        cards(result),
+        tables(result)
     )
 }
 
-fn plan(outcome: &Outcome) -> String {
-    let s = &outcome.scenario;
+/// What the run did, as one paragraph of the page.
+fn plan(result: &LoadResult) -> String {
+    let s = &result.scenario;
     let mix = s.mix;
     format!(
         "{} clients of {} processes against {}: raw {}, TLS {}, polling {}, hybrid {}; log-ins spread over {}, then {}; a message each {} on average, {} bytes in the median. Latencies count from the planned time.",
         s.clients,
-        outcome.workers,
-        outcome.route.raw,
+        result.workers,
+        result.route.raw,
         mix.raw,
         mix.tls,
         mix.polling,
@@ -68,11 +74,12 @@ fn plan(outcome: &Outcome) -> String {
     )
 }
 
-fn tiles(outcome: &Outcome) -> String {
-    let all = outcome.total.all();
-    let errors: u64 = outcome.total.errors.values().sum();
+/// The most important numbers.
+fn tiles(result: &LoadResult) -> String {
+    let all = result.total.all();
+    let errors: u64 = result.total.errors.values().sum();
     let tiles = [
-        ("clients at once", outcome.most_sessions().to_string()),
+        ("clients at once", result.most_sessions().to_string()),
         ("log-ins", all.log_ins.to_string()),
         ("log-in p99, ms", ms(all.login.quantile(0.99))),
         ("messages echoed", all.echoed.to_string()),
@@ -84,51 +91,55 @@ fn tiles(outcome: &Outcome) -> String {
     format!("<div class=\"tiles\">{}</div>", tiles.concat())
 }
 
-#[allow(clippy::cast_precision_loss)]
-fn over_time(outcome: &Outcome, name: &str, value: impl Fn(&Point) -> f64) -> Series {
-    Series { name: name.to_owned(), values: outcome.points.iter().map(value).collect() }
+/// A value of each second.
+fn over_time(result: &LoadResult, name: &str, value: impl Fn(&SecondSummary) -> f64) -> Series {
+    Series { name: name.to_owned(), values: result.points.iter().map(value).collect() }
 }
 
+/// The plots.
 #[allow(clippy::cast_precision_loss)]
-fn cards(outcome: &Outcome) -> String {
-    let (half, end) = (format!("{} s", outcome.seconds / 2), format!("{} s", outcome.seconds));
+fn cards(result: &LoadResult) -> String {
+    let (half, end) = (format!("{} s", result.seconds / 2), format!("{} s", result.seconds));
     let time = ["0 s", &half, &end];
     let rate = [
-        over_time(outcome, "log-ins in a second", |point| point.log_ins as f64),
-        over_time(outcome, "messages echoed in a second", |point| point.echoed as f64),
+        over_time(result, "log-ins in a second", |point| point.log_ins as f64),
+        over_time(result, "messages echoed in a second", |point| point.echoed as f64),
     ];
-    let sessions = Way::ALL
-        .map(|way| over_time(outcome, way.name(), move |point| point.sessions.get(&way).copied().unwrap_or(0) as f64));
+    let sessions = LoadTransport::ALL.map(|transport| {
+        let count = move |point: &SecondSummary| point.sessions.get(&transport).copied().unwrap_or(0) as f64;
+        over_time(result, transport.name(), count)
+    });
     let p99 = [
-        over_time(outcome, "log-in p99, ms", |point| point.login_p99),
-        over_time(outcome, "message p99, ms", |point| point.echo_p99),
+        over_time(result, "log-in p99, ms", |point| point.login_p99),
+        over_time(result, "message p99, ms", |point| point.echo_p99),
     ];
     let mut cards = vec![
         ("Log-ins and messages over time", lines("Log-ins and messages over time", &rate, &time, false)),
         ("Clients that are logged in, by transport", stacked("Sessions by transport", &sessions, &time)),
         ("Latency over time", lines("Latency over time", &p99, &time, true)),
-        ("Latency of log-ins, by transport, ms", percentiles(outcome, |figures| &figures.login)),
-        ("Latency of messages, by transport, ms", percentiles(outcome, |figures| &figures.echo)),
+        ("Latency of log-ins, by transport, ms", percentiles(result, |figures| &figures.login)),
+        ("Latency of messages, by transport, ms", percentiles(result, |figures| &figures.echo)),
     ];
-    let errors: Vec<_> = outcome.total.errors.iter().map(|(reason, n)| (reason.clone(), *n)).collect();
+    let errors: Vec<_> = result.total.errors.iter().map(|(reason, n)| (reason.clone(), *n)).collect();
     let errors = if errors.is_empty() { "<p class=\"soft\">None.</p>".to_owned() } else { bars("Errors", &errors) };
     cards.push(("Errors by reason", errors));
     cards.iter().map(|(title, body)| format!("<section class=\"card\"><h2>{title}</h2>{body}</section>")).collect()
 }
 
-/// Latency at rising shares of all, one line for each way.
-fn percentiles(outcome: &Outcome, of: impl Fn(&super::Figures) -> &Latencies) -> String {
-    let series = Way::ALL.map(|way| {
-        let latencies = outcome.total.ways.get(&way).map(&of);
+/// A plot of latencies over shares of all of them, with one line for each transport.
+fn percentiles(result: &LoadResult, of: impl Fn(&TransportFigures) -> &Latencies) -> String {
+    let series = LoadTransport::ALL.map(|transport| {
+        let latencies = result.total.transports.get(&transport).map(&of);
         let value = |share| latencies.map_or(0.0, |latencies| latencies.quantile(share));
-        Series { name: way.name().to_owned(), values: SHARES.map(|(share, _)| value(share)).to_vec() }
+        Series { name: transport.name().to_owned(), values: SHARES.map(|(share, _)| value(share)).to_vec() }
     });
     lines("Latency percentiles", &series, &SHARES.map(|(_, name)| name), true)
 }
 
-fn tables(outcome: &Outcome) -> String {
+/// The tables of the terminal, as HTML.
+fn tables(result: &LoadResult) -> String {
     let mut out = String::new();
-    for rows in table(outcome) {
+    for rows in table(result) {
         out += "<div class=\"card wide\"><table>";
         for (i, row) in rows.iter().enumerate() {
             let cell = if i == 0 { "th" } else { "td" };

@@ -1,4 +1,4 @@
-//! Plots as SVG, drawn with a page's own colours (CSS variables `--c0` and on).
+//! Plots as SVG. Their colours are those of the page: the CSS variables `--c0`, `--c1`, ...
 
 use std::fmt::Write;
 
@@ -9,14 +9,14 @@ const RIGHT: f64 = WIDTH - 20.0;
 const BOTTOM: f64 = 28.0;
 const TOP: f64 = 12.0;
 
-/// A line or an area of a plot.
+/// The values of one line or one area of a plot.
 pub(super) struct Series {
     pub(super) name: String,
-    /// Values at equal distances.
+    /// The values, at equal distances.
     pub(super) values: Vec<f64>,
 }
 
-/// A number that fits beside an axis.
+/// A number in a form that is short enough for an axis.
 fn short(value: f64) -> String {
     match value {
         v if v >= 10_000.0 => format!("{:.0}k", v / 1_000.0),
@@ -25,26 +25,27 @@ fn short(value: f64) -> String {
     }
 }
 
-/// A round number at or above `value`.
+/// The smallest round number that is not below `value`.
 fn round_up(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
     }
     let power = 10f64.powf(value.log10().floor());
-    // A quarter of each is a round number, too.
+    // A quarter of each of these is a round number, too: an axis has a tick at every quarter.
     [1.0, 2.0, 4.0, 6.0, 8.0, 10.0].into_iter().map(|step| step * power).find(|step| *step >= value).unwrap_or(value)
 }
 
 /// How values become heights.
 #[derive(Clone, Copy)]
 enum Scale {
-    /// From 0 to this.
+    /// From 0 to this value.
     Linear(f64),
-    /// From `LEAST` to this; below it counts as it. 0 is where nothing was measured: a gap.
+    /// From `LEAST` to this value; smaller values are drawn as `LEAST`. 0 means that nothing was measured, and
+    /// makes a gap in the line.
     Logarithmic(f64),
 }
 
-/// Where a logarithmic axis begins: a tenth of a millisecond.
+/// The smallest value on a logarithmic axis: a tenth of a millisecond.
 const LEAST: f64 = 0.1;
 
 impl Scale {
@@ -57,10 +58,12 @@ impl Scale {
         }
     }
 
-    fn has(self, value: f64) -> bool {
+    /// Whether `value` is drawn.
+    fn draws(self, value: f64) -> bool {
         matches!(self, Self::Linear(_)) || value > 0.0
     }
 
+    /// The height of `value`: 0 at the bottom of the axis, 1 at its top.
     fn height(self, value: f64) -> f64 {
         match self {
             Self::Linear(top) => value / top,
@@ -68,6 +71,7 @@ impl Scale {
         }
     }
 
+    /// The values that have a line and a number.
     fn ticks(self) -> Vec<f64> {
         match self {
             Self::Linear(top) => (0..=4).map(|step| top * f64::from(step) / 4.0).collect(),
@@ -78,11 +82,12 @@ impl Scale {
     }
 }
 
+/// The vertical position of a height from 0 to 1.
 fn y(height: f64) -> f64 {
     TOP + (HEIGHT - TOP - BOTTOM) * (1.0 - height)
 }
 
-/// Begins a plot: horizontal lines with their values, and what stands along the bottom.
+/// The beginning of a plot: horizontal lines with their values, and the texts `along` below the bottom line.
 fn frame(label: &str, scale: Scale, along: &[&str]) -> String {
     let mut out = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">");
     for tick in scale.ticks() {
@@ -106,27 +111,29 @@ fn frame(label: &str, scale: Scale, along: &[&str]) -> String {
     out
 }
 
+/// The horizontal position of the value `at`, of `of` values.
 #[allow(clippy::cast_precision_loss)]
 fn x(at: usize, of: usize) -> f64 {
     LEFT + (RIGHT - LEFT) * at as f64 / of.saturating_sub(1).max(1) as f64
 }
 
+/// The path of a line, with a gap where a value is not drawn.
 fn path(values: &[f64], scale: Scale) -> String {
     let (mut path, mut drawing) = (String::new(), false);
     for (i, value) in values.iter().enumerate() {
         let (x, y) = (x(i, values.len()), y(scale.height(*value)));
-        let _ = match (scale.has(*value), drawing) {
+        let _ = match (scale.draws(*value), drawing) {
             (true, true) => write!(path, "L{x:.1} {y:.1}"),
-            // A line of no length: a value between two gaps is a dot.
+            // A line without length, so that a value between two gaps appears as a dot.
             (true, false) => write!(path, "M{x:.1} {y:.1}h0"),
             (false, _) => Ok(()),
         };
-        drawing = scale.has(*value);
+        drawing = scale.draws(*value);
     }
     path
 }
 
-/// Lines; `along` is spread over the bottom.
+/// A plot of lines. The texts `along` are spread over the horizontal axis.
 pub(super) fn lines(label: &str, series: &[Series], along: &[&str], logarithmic: bool) -> String {
     let scale = Scale::of(series, logarithmic);
     let mut out = frame(label, scale, along);
@@ -136,7 +143,7 @@ pub(super) fn lines(label: &str, series: &[Series], along: &[&str], logarithmic:
     out + "</svg>" + &legend(series)
 }
 
-/// Areas on top of each other.
+/// A plot of areas that are stacked on top of each other.
 pub(super) fn stacked(label: &str, series: &[Series], along: &[&str]) -> String {
     let length = series.iter().map(|s| s.values.len()).max().unwrap_or(0);
     let mut sum = Series { name: String::new(), values: vec![0.0; length] };
@@ -160,7 +167,7 @@ pub(super) fn stacked(label: &str, series: &[Series], along: &[&str]) -> String 
     out + "</svg>" + &legend(series)
 }
 
-/// Bars from left to right, with their numbers.
+/// Horizontal bars, with their names and numbers.
 pub(super) fn bars(label: &str, bars: &[(String, u64)]) -> String {
     let most = bars.iter().map(|(_, n)| *n).max().unwrap_or(1).max(1);
     let mut out = format!("<div class=\"bars\" role=\"img\" aria-label=\"{label}\">");
@@ -181,7 +188,7 @@ fn legend(series: &[Series]) -> String {
     format!("<ul class=\"legend\">{}</ul>", items.collect::<String>())
 }
 
-/// `text` as it may stand in a page.
+/// `text` with the characters that have a meaning in HTML escaped.
 pub(super) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
@@ -205,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_is_no_markup() {
+    fn text_from_a_server_is_escaped() {
         let page = bars("x", &[("<script>".to_owned(), 3)]);
         assert!(page.contains("&lt;script&gt;") && !page.contains("<script>"));
     }

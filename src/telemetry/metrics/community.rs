@@ -1,4 +1,4 @@
-//! The Community servers.
+//! The Community servers: which of them answer, and how many clients each one has.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -9,14 +9,14 @@ use prometheus_client::{
 use super::registered;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct ServerLabel {
     server: String,
 }
 
-/// See the module's page.
+/// The metrics of the Community servers.
 pub struct CommunityMetrics {
-    up: Family<Labels, Gauge>,
-    sessions: Family<Labels, Gauge>,
+    up: Family<ServerLabel, Gauge>,
+    sessions: Family<ServerLabel, Gauge>,
 }
 
 impl CommunityMetrics {
@@ -27,12 +27,12 @@ impl CommunityMetrics {
         }
     }
 
-    /// All servers: name, whether up, clients.
+    /// Replaces the values of all servers. For each one: its name, whether it answers, and how many clients it has.
     pub fn set(&self, servers: impl Iterator<Item = (String, bool, u64)>) {
         self.up.clear();
         self.sessions.clear();
         for (server, up, sessions) in servers {
-            let labels = Labels { server };
+            let labels = ServerLabel { server };
             self.up.get_or_create(&labels).set(up.into());
             self.sessions.get_or_create(&labels).set(i64::try_from(sessions).unwrap_or(i64::MAX));
         }

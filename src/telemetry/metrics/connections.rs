@@ -1,4 +1,4 @@
-//! Connections that are not a session: not yet, never, or HTTP.
+//! Connections that are not a session: they have not shown their protocol yet, never become a session, or carry HTTP.
 
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
@@ -8,7 +8,7 @@ use prometheus_client::{
 use super::{OutcomeCounters, as_gauge, registered};
 use crate::telemetry::outcome::ConnectionDrop;
 
-/// See the module's page.
+/// The metrics of connections that are not a session.
 pub struct ConnectionMetrics {
     /// Connections that never became a session.
     pub dropped: OutcomeCounters<ConnectionDrop>,
@@ -35,12 +35,12 @@ impl ConnectionMetrics {
         }
     }
 
-    /// A connection waits, because more arrive than may be served in a second.
+    /// Counts a connection that waits because more arrive than `limits.connection_rate` allows.
     pub fn delayed(&self) {
         self.delayed.inc();
     }
 
-    /// How many there are at present.
+    /// Sets how many there are at present.
     pub fn set_present(&self, connections: usize) {
         self.present.set(as_gauge(connections));
     }

@@ -5,9 +5,9 @@ use prometheus_client::registry::Registry;
 use super::OutcomeCounters;
 use crate::telemetry::outcome::RequestRefusal;
 
-/// See the module's page.
+/// The metrics of HTTP requests.
 pub struct HttpMetrics {
-    /// Requests that were refused for their form.
+    /// Refused requests.
     pub refused: OutcomeCounters<RequestRefusal>,
 }
 

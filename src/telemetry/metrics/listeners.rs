@@ -1,4 +1,4 @@
-//! Listeners: which are up, and what went wrong.
+//! Listeners: which of them are bound, and their errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,13 +16,13 @@ use crate::{
 };
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
-struct PortLabels {
+struct ListenerLabels {
     section: &'static str,
     port: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
-struct AddressLabels {
+struct ListenerAddressLabels {
     section: &'static str,
     address: String,
     port: u32,
@@ -41,15 +41,15 @@ pub struct ShownListener {
     pub is_up: bool,
 }
 
-/// See the module's page.
+/// The metrics of listeners.
 pub struct ListenerMetrics {
-    up: Family<PortLabels, Gauge>,
-    address_up: Family<AddressLabels, Gauge>,
+    up: Family<ListenerLabels, Gauge>,
+    address_up: Family<ListenerAddressLabels, Gauge>,
     /// The labels that are shown.
-    shown: Mutex<(BTreeSet<PortLabels>, BTreeSet<AddressLabels>)>,
-    /// How often a listener could not be bound.
+    shown: Mutex<(BTreeSet<ListenerLabels>, BTreeSet<ListenerAddressLabels>)>,
+    /// Times that a listener could not be bound.
     pub failures: OutcomeCounters<ListenerFailure>,
-    /// How often a listener could not accept a connection.
+    /// Times that a listener could not accept a connection.
     pub accept_errors: OutcomeCounters<AcceptError>,
 }
 
@@ -74,8 +74,9 @@ impl ListenerMetrics {
         let (mut ports, mut addresses) = (BTreeMap::new(), BTreeMap::new());
         for ShownListener { section, address, port, is_up } in listeners {
             let (section, port) = (section.name(), u32::from(*port));
-            *ports.entry(PortLabels { section, port }).or_insert(true) &= is_up;
-            *addresses.entry(AddressLabels { section, address: address.clone(), port }).or_insert(true) &= is_up;
+            *ports.entry(ListenerLabels { section, port }).or_insert(true) &= is_up;
+            *addresses.entry(ListenerAddressLabels { section, address: address.clone(), port }).or_insert(true) &=
+                is_up;
         }
         let mut shown = self.shown.lock();
         for (labels, &is_up) in &ports {

@@ -1,4 +1,4 @@
-//! What the system reports about this process.
+//! The process: descriptors, memory and tasks, as the system and the runtimes report them.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ impl ProcessMetrics {
         }
     }
 
-    /// The runtimes whose tasks are counted, in addition to the present one's.
+    /// Sets the runtimes whose tasks are counted; the current one is always among them.
     pub fn set_runtimes(&self, runtimes: &[Handle]) {
         let present = Handle::current();
         let others = runtimes.iter().filter(|runtime| runtime.id() != present.id()).cloned();

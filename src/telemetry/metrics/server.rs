@@ -1,4 +1,4 @@
-//! The program as a whole: its version, how long it runs, reloads of its configuration, its admin endpoint.
+//! The program: its version, the time since its start, reloads of its configuration, and its admin endpoint.
 
 use std::{
     sync::atomic::AtomicU64,
@@ -13,13 +13,13 @@ use prometheus_client::{
 use super::{OutcomeCounters, registered_seconds};
 use crate::telemetry::outcome::{AdminClose, ReloadOutcome, ReloadRefusal};
 
-/// See the module's page.
+/// The metrics of the program.
 pub struct ServerMetrics {
     started: Instant,
     uptime: Gauge<f64, AtomicU64>,
     reloads: OutcomeCounters<ReloadOutcome>,
     reloads_refused: OutcomeCounters<ReloadRefusal>,
-    /// Connections to the admin endpoint that were closed.
+    /// Connections to the admin endpoint that it closed.
     pub admin_closed: OutcomeCounters<AdminClose>,
 }
 
@@ -31,19 +31,16 @@ impl ServerMetrics {
             uptime: registered_seconds(all, "uptime", "Since the start", Gauge::default()),
             reloads: OutcomeCounters::register(all, "Reloads of the configuration, by outcome"),
             reloads_refused: OutcomeCounters::register(all, "Reloads that were refused, by reason"),
-            admin_closed: OutcomeCounters::register(
-                all,
-                "Connections to the admin endpoint that were closed, by reason",
-            ),
+            admin_closed: OutcomeCounters::register(all, "Connections to the admin endpoint that it closed, by reason"),
         }
     }
 
-    /// Since the start.
+    /// The time since the start.
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// A reload was tried.
+    /// Counts a reload; `refusal` is the reason if it was refused.
     pub fn reload(&self, refusal: Option<ReloadRefusal>) {
         if let Some(reason) = refusal {
             self.reloads_refused.count(reason);

@@ -1,4 +1,4 @@
-//! Sessions: how many, over which transport, how they end.
+//! Sessions: how many there are, over which transport, and how they end.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -28,7 +28,7 @@ struct PortLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ListenerLabels {
+struct ListenerSessionsLabels {
     address: String,
     port: u32,
 }
@@ -45,25 +45,25 @@ struct SessionCounts {
 }
 
 impl SessionsGauge {
-    /// One more.
+    /// Counts a session that begins.
     pub fn opened(&self) {
         self.0.present.inc();
         self.0.opened.inc();
         self.0.of_listener.inc();
     }
 
-    /// One less.
+    /// Counts a session that ends.
     pub fn closed(&self) {
         self.0.present.dec();
         self.0.of_listener.dec();
     }
 }
 
-/// See the module's page.
+/// The metrics of sessions.
 pub struct SessionMetrics {
     present: Family<PortLabels, Gauge>,
     opened: Family<PortLabels, Counter>,
-    by_listener: Family<ListenerLabels, Gauge>,
+    by_listener: Family<ListenerSessionsLabels, Gauge>,
     /// Every listener since the start, with its sessions. A listener's number is its place, counted from 1.
     listeners: Mutex<Vec<(SocketAddr, Gauge)>>,
     gauges: Mutex<BTreeMap<(Port, Transport), SessionsGauge>>,
@@ -110,11 +110,11 @@ impl SessionMetrics {
         }
     }
 
-    /// The port of the listener at `address`. Its sessions are shown from now on, none as 0.
+    /// The port of the listener at `address`. Its sessions are in the metrics from now on, with 0 if there are none.
     pub fn port(&self, address: SocketAddr) -> Port {
         let mut listeners = self.listeners.lock();
         let place = listeners.iter().position(|(known, _)| *known == address).unwrap_or_else(|| {
-            let labels = ListenerLabels { address: address.ip().to_string(), port: address.port().into() };
+            let labels = ListenerSessionsLabels { address: address.ip().to_string(), port: address.port().into() };
             listeners.push((address, self.by_listener.get_or_create(&labels).clone()));
             listeners.len() - 1
         });
@@ -127,7 +127,7 @@ impl SessionMetrics {
         port
     }
 
-    /// The sessions of a port and transport, shown as 0 from now on.
+    /// The gauge of a port and transport. It is in the metrics from now on, with 0 if there is no session.
     pub fn of(&self, port: impl Into<Port>, transport: Transport) -> SessionsGauge {
         let port = port.into();
         let mut gauges = self.gauges.lock();
@@ -144,7 +144,7 @@ impl SessionMetrics {
         gauge.clone()
     }
 
-    /// Clients at present over the transports that match, summed over all ports.
+    /// The number of present sessions on transports that match, over all ports.
     pub fn present(&self, matches: impl Fn(Transport) -> bool) -> u64 {
         let gauges = self.gauges.lock();
         // Listeners with one port number share a gauge.
@@ -156,19 +156,19 @@ impl SessionMetrics {
         u64::try_from(matching.values().sum::<i64>()).unwrap_or(0)
     }
 
-    /// Every listener since the start, with its clients at present.
+    /// Every listener since the start, with its present sessions.
     pub fn by_listener(&self) -> Vec<(SocketAddr, u64)> {
         let listeners = self.listeners.lock();
         listeners.iter().map(|(address, sessions)| (*address, u64::try_from(sessions.get()).unwrap_or(0))).collect()
     }
 
-    /// A session ended, so many seconds after its connection was accepted.
+    /// Counts a session that ended `seconds` after its connection was accepted.
     pub fn closed(&self, end: SessionEnd, seconds: f64) {
         self.closed.count(end);
         self.duration.observe(seconds);
     }
 
-    /// The Community has answered a log-in, so many seconds after the connection was accepted.
+    /// Counts a log-in that the Community has accepted or refused, `seconds` after the connection was accepted.
     pub fn login(&self, seconds: f64, accepted: bool) {
         if accepted {
             self.login.observe(seconds);
@@ -177,7 +177,7 @@ impl SessionMetrics {
         }
     }
 
-    /// Clients that are not logged in yet, and bytes that are held, at present.
+    /// Sets how many clients are not logged in yet, and how many bytes are held, at present.
     pub fn set_load(&self, logging_in: usize, held_bytes: usize) {
         self.logging_in.set(as_gauge(logging_in));
         self.held_bytes.set(as_gauge(held_bytes));

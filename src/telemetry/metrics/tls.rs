@@ -10,11 +10,11 @@ use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
 use super::{OutcomeCounters, registered_seconds};
 use crate::telemetry::outcome::TlsOutcome;
 
-/// See the module's page.
+/// The metrics of TLS.
 pub struct TlsMetrics {
-    /// Handshakes.
+    /// Handshakes, by outcome.
     pub handshakes: OutcomeCounters<TlsOutcome>,
-    /// When the certificate expires, in seconds since 1970; 0: not known.
+    /// When the certificate expires, in seconds since 1970; 0 until it is set.
     certificate_expires: AtomicI64,
     certificate_expiry: Gauge<f64, AtomicU64>,
 }
@@ -33,7 +33,7 @@ impl TlsMetrics {
         }
     }
 
-    /// When the certificate expires, in seconds since 1970.
+    /// Sets when the certificate expires, in seconds since 1970.
     pub fn set_certificate_expires(&self, unix: i64) {
         self.certificate_expires.store(unix, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Bytes and frames that were relayed.
+//! Relayed bytes and frames.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -6,59 +6,63 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Which direction bytes go.
+/// In which direction bytes are relayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From the client.
+    /// From the client to the Community.
     ToCommunity,
-    /// From the Community.
+    /// From the Community to the client.
     ToClient,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct DirectionLabel {
     direction: &'static str,
 }
 
-/// A direction's counters, resolved once: relaying a byte looks up no label.
-struct Flow {
+/// The counters of one direction. They are looked up once, so that relaying looks up no label.
+struct DirectionCounters {
     bytes: Counter,
     frames: Counter,
 }
 
-/// See the module's page.
+/// The metrics of relayed bytes and frames.
 pub struct TrafficMetrics {
-    to_community: Flow,
-    to_client: Flow,
+    to_community: DirectionCounters,
+    to_client: DirectionCounters,
 }
 
 impl TrafficMetrics {
     pub(in crate::telemetry) fn register(all: &mut Registry) -> Self {
-        let (bytes, frames) = (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
-        let flow = |direction| {
-            let labels = Labels { direction };
-            Flow { bytes: bytes.get_or_create(&labels).clone(), frames: frames.get_or_create(&labels).clone() }
+        let (bytes, frames) =
+            (Family::<DirectionLabel, Counter>::default(), Family::<DirectionLabel, Counter>::default());
+        let counters = |direction| {
+            let labels = DirectionLabel { direction };
+            DirectionCounters {
+                bytes: bytes.get_or_create(&labels).clone(),
+                frames: frames.get_or_create(&labels).clone(),
+            }
         };
-        let this = Self { to_community: flow("to_community"), to_client: flow("to_client") };
+        let this = Self { to_community: counters("to_community"), to_client: counters("to_client") };
         all.register("bytes", "Bytes relayed", bytes);
         all.register("frames", "Frames relayed", frames);
         this
     }
 
-    /// So many bytes were read for the given direction.
+    /// Counts `n` relayed bytes.
     #[inline]
     pub fn bytes(&self, direction: Direction, n: u64) {
-        self.flow(direction).bytes.inc_by(n);
+        self.counters(direction).bytes.inc_by(n);
     }
 
-    /// So many frames were read for the given direction.
+    /// Counts `n` relayed frames.
     #[inline]
     pub fn frames(&self, direction: Direction, n: u64) {
-        self.flow(direction).frames.inc_by(n);
+        self.counters(direction).frames.inc_by(n);
     }
 
     #[inline]
-    fn flow(&self, direction: Direction) -> &Flow {
+    fn counters(&self, direction: Direction) -> &DirectionCounters {
         match direction {
             Direction::ToCommunity => &self.to_community,
             Direction::ToClient => &self.to_client,

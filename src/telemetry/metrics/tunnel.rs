@@ -1,4 +1,4 @@
-//! Requests and sessions of the HTTP tunnel.
+//! The HTTP tunnel: its requests and sessions.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -12,20 +12,20 @@ use crate::{
     wire::Transport,
 };
 
-/// The transports that are a tunnel.
+/// The transports that use the tunnel.
 const KINDS: [Transport; 2] = [Transport::HttpPolling, Transport::HttpHybrid];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct TunnelLabels {
     kind: &'static str,
     outcome: TunnelOutcome,
 }
 
-/// See the module's page.
+/// The metrics of the HTTP tunnel.
 pub struct TunnelMetrics {
     /// For each of [`KINDS`], a counter for each outcome.
     requests: [Box<[Counter]>; KINDS.len()],
-    /// Requests whose path does not say which tunnel they are for.
+    /// Requests whose path names no kind of tunnel.
     malformed: Counter,
     guesses_delayed: Counter,
     sessions: Gauge,
@@ -33,8 +33,8 @@ pub struct TunnelMetrics {
 
 impl TunnelMetrics {
     pub(in crate::telemetry) fn register(all: &mut Registry) -> Self {
-        let family = Family::<Labels, Counter>::default();
-        let counter = |kind, outcome| family.get_or_create(&Labels { kind, outcome }).clone();
+        let family = Family::<TunnelLabels, Counter>::default();
+        let counter = |kind, outcome| family.get_or_create(&TunnelLabels { kind, outcome }).clone();
         let this = Self {
             requests: KINDS.map(|kind| TunnelOutcome::ALL.iter().map(|at| counter(kind.name(), *at)).collect()),
             malformed: counter("unknown", TunnelOutcome::Malformed),
@@ -55,24 +55,24 @@ impl TunnelMetrics {
         this
     }
 
-    /// A request was answered.
+    /// Counts a request, by its outcome.
     pub fn request(&self, kind: Transport, outcome: TunnelOutcome) {
         if let Some(at) = KINDS.iter().position(|known| *known == kind) {
             self.requests[at][outcome.index()].inc();
         }
     }
 
-    /// A request's path is meant for the tunnel, but does not name a tunnel.
+    /// Counts a request whose path is meant for the tunnel but names no kind of tunnel.
     pub fn malformed_path(&self) {
         self.malformed.inc();
     }
 
-    /// A request for an unknown session was answered late.
+    /// Counts a request for an unknown session that is answered late.
     pub fn guess_delayed(&self) {
         self.guesses_delayed.inc();
     }
 
-    /// How many sessions there are at present.
+    /// Sets how many sessions there are at present.
     pub fn set_sessions(&self, sessions: usize) {
         self.sessions.set(as_gauge(sessions));
     }

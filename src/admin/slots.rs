@@ -23,13 +23,13 @@ pub(super) const MAX_CONNECTIONS: usize = 64;
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The place of one connection.
-pub(super) struct Seat {
+pub(super) struct ConnectionSlot {
     pub(super) peer: IpAddr,
     /// Since when it waits for a request to be complete; none while a request is answered.
     waiting_since: Mutex<Option<Instant>>,
 }
 
-impl Seat {
+impl ConnectionSlot {
     pub(super) fn new(peer: IpAddr, now: Instant) -> Self {
         Self { peer: peer.to_canonical(), waiting_since: Mutex::new(Some(now)) }
     }
@@ -59,23 +59,23 @@ impl Seat {
 
 /// The places that are taken.
 #[derive(Default)]
-pub(super) struct Seats(Vec<(Arc<Seat>, AbortHandle)>);
+pub(super) struct ConnectionSlots(Vec<(Arc<ConnectionSlot>, AbortHandle)>);
 
-impl Seats {
-    /// Makes room for one more connection, and returns the seat of the connection that was closed for it, if one was.
-    pub(super) fn make_room(&mut self) -> Option<Arc<Seat>> {
+impl ConnectionSlots {
+    /// Makes room for one more connection, and returns the slot of the connection that was closed for it, if one was.
+    pub(super) fn make_room(&mut self) -> Option<Arc<ConnectionSlot>> {
         self.0.retain(|(_, task)| !task.is_finished());
         if self.0.len() < MAX_CONNECTIONS {
             return None;
         }
-        let waiting: Vec<_> = self.0.iter().map(|(seat, _)| (seat.peer, *seat.waiting_since.lock())).collect();
-        let (seat, task) = self.0.swap_remove(least_missed(&waiting)?);
+        let waiting: Vec<_> = self.0.iter().map(|(slot, _)| (slot.peer, *slot.waiting_since.lock())).collect();
+        let (slot, task) = self.0.swap_remove(least_missed(&waiting)?);
         task.abort();
-        Some(seat)
+        Some(slot)
     }
 
-    pub(super) fn take(&mut self, seat: Arc<Seat>, task: AbortHandle) {
-        self.0.push((seat, task));
+    pub(super) fn take(&mut self, slot: Arc<ConnectionSlot>, task: AbortHandle) {
+        self.0.push((slot, task));
     }
 }
 
@@ -119,20 +119,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_seat_is_stalled_only_while_it_waits() {
-        let seat = Arc::new(Seat::new(ip(1), Instant::now()));
-        seat.answers();
-        let waiting = tokio::time::timeout(STALL_TIMEOUT / 2, seat.stalled());
+        let slot = Arc::new(ConnectionSlot::new(ip(1), Instant::now()));
+        slot.answers();
+        let waiting = tokio::time::timeout(STALL_TIMEOUT / 2, slot.stalled());
         assert!(waiting.await.is_err(), "it is being answered");
     }
 
     #[tokio::test]
     async fn the_number_of_seats_is_bounded() {
-        let mut seats = Seats::default();
+        let mut slots = ConnectionSlots::default();
         let mut evicted = 0;
         for _ in 0..2 * MAX_CONNECTIONS {
-            evicted += usize::from(seats.make_room().is_some());
-            seats.take(Arc::new(Seat::new(ip(1), Instant::now())), tokio::spawn(pending::<()>()).abort_handle());
-            assert!(seats.0.len() <= MAX_CONNECTIONS);
+            evicted += usize::from(slots.make_room().is_some());
+            slots.take(
+                Arc::new(ConnectionSlot::new(ip(1), Instant::now())),
+                tokio::spawn(pending::<()>()).abort_handle(),
+            );
+            assert!(slots.0.len() <= MAX_CONNECTIONS);
         }
         assert_eq!(evicted, MAX_CONNECTIONS);
     }

@@ -1,18 +1,22 @@
 //! The bodies of messages that the sandbox reads and writes.
 //!
-//! Layouts: draft-houri-sametime-community-client-00, and what libmeanwhile reads.
+//! The layouts are those of draft-houri-sametime-community-client-00, and where it is silent, those that
+//! libmeanwhile reads.
 
-use rc2::{
-    Rc2,
-    cipher::{Array, BlockCipherDecrypt},
+use std::ops::RangeInclusive;
+
+use crate::wire::{
+    message::{Reader, Writer},
+    tunnel::cipher::{Cipher, FIRST_IV},
 };
 
-use crate::wire::message::{Reader, Writer};
-
-/// Services, by the number in a CreateCnl.
+/// The services of channels, as numbers in a CreateCnl.
 pub(super) const INSTANT_MESSAGES: u32 = 0x1000;
 pub(super) const AWARENESS: u32 = 0x11;
 pub(super) const RESOLVE: u32 = 0x15;
+
+/// Bytes of an RC2 key.
+const RC2_KEY: RangeInclusive<usize> = 1..=128;
 
 /// Message types on the awareness channel.
 pub(super) const AWARE_ADD: u16 = 0x0068;
@@ -22,47 +26,51 @@ const AWARE_UPDATE: u16 = 0x01F5;
 /// Message type on the resolve channel.
 pub(super) const RESOLVE_ACTION: u16 = 0x02;
 
+/// The status of a user who has set none.
 const STATUS_ACTIVE: u16 = 0x0020;
-/// What others see of a user who has set no text.
+/// The status text of a user who has set none.
 const STATUS_TEXT: &[u8] = b"I am active";
-/// Resolve: one match, or none.
+/// The result for a name in a resolve response: there is one match, or none.
 const RESOLVED: u32 = 0;
 const NO_MATCH: u32 = 0x8000_0000;
-/// Resolve: the match is a user.
+/// The type of a match in a resolve response: a user.
 const MATCH_USER: u32 = 1;
 
-/// A user, as others see it.
+/// One log-in of a user, as other users see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct User {
     pub(super) name: Vec<u8>,
-    /// Of one log-in; clients make keys of it.
+    /// The id of the log-in. Clients derive keys from it.
     login_id: Vec<u8>,
     login_type: u16,
-    /// Status, time and text, as set.
+    /// Status, time and text, as the client set them.
     pub(super) status: Vec<u8>,
 }
 
 impl User {
+    /// A user who has set no status.
     pub(super) fn new(name: &[u8], login_id: &[u8], login_type: u16) -> Self {
         let mut status = Writer::new();
         status.u16(STATUS_ACTIVE).u32(0).string(STATUS_TEXT);
         Self { name: name.to_vec(), login_id: login_id.to_vec(), login_type, status: status.0 }
     }
 
-    /// The login info block: login id, type, user id, name, community, and the full part.
+    /// Writes a login info block: login id, login type, user id, user name, community, then the byte 1 and the full
+    /// part (description, address, server id).
     fn write_info<'w>(&self, out: &'w mut Writer, address: u32) -> &'w mut Writer {
         out.string(&self.login_id).u16(self.login_type).string(&self.name).string(&self.name).string(b"");
         out.u8(1).string(b"").u32(address).string(b"sandbox")
     }
 
-    /// The body of a LoginAck.
+    /// The body of a LoginAck for a client with this IPv4 address.
     pub(super) fn login_ack(&self, address: u32) -> Vec<u8> {
         let mut out = Writer::new();
         self.write_info(&mut out, address).u16(0).u8(0).u32(0).raw(&self.status);
         out.0
     }
 
-    /// The body of a CreateCnl for channel `id`, made of what the creator sent.
+    /// The body of a CreateCnl for the channel `id`, made of the fields that the creator sent, with the creator's
+    /// login info block between them.
     pub(super) fn create(&self, id: u32, front: &[u8], back: &[u8]) -> Vec<u8> {
         let mut out = Writer::new();
         out.u32(0).u32(id).raw(front).u8(1);
@@ -71,10 +79,9 @@ impl User {
     }
 }
 
-/// The body of an AcceptCnl that `user` sent, with its login info block for the creator: the
-/// server side writes it, as it does in a CreateCnl. One that has it, or has no place for it,
-/// stays as it is.
-pub(super) fn accepted(body: &[u8], user: &User) -> Vec<u8> {
+/// The body of an AcceptCnl that `user` sent, with the user's login info block added for the creator. The server
+/// side writes this block, as in a CreateCnl. A body that has one, or has no place for it, stays unchanged.
+pub(super) fn accept_with_user(body: &[u8], user: &User) -> Vec<u8> {
     let mut reader = Reader(body);
     let front = (reader.u32(), reader.u32(), reader.u32(), reader.opaque());
     let at = body.len() - reader.0.len();
@@ -87,70 +94,54 @@ pub(super) fn accepted(body: &[u8], user: &User) -> Vec<u8> {
     out.0
 }
 
-/// A log-in, as far as the sandbox looks.
-pub(super) struct Login<'a> {
+/// The fields of a Login that the sandbox reads.
+pub(super) struct LoginBody<'a> {
     pub(super) login_type: u16,
     pub(super) name: &'a [u8],
+    /// The password, in the form that `auth_type` gives.
     auth: &'a [u8],
     auth_type: u16,
 }
 
-/// Reads the body of a Login.
-pub(super) fn login(body: &[u8]) -> Option<Login<'_>> {
+/// Reads the body of a Login; `None` if it is cut off.
+pub(super) fn login(body: &[u8]) -> Option<LoginBody<'_>> {
     let mut reader = Reader(body);
     let (login_type, name) = (reader.u16()?, reader.string()?);
     let auth = reader.opaque().unwrap_or_default();
-    Some(Login { login_type, name, auth, auth_type: reader.u16().unwrap_or_default() })
+    Some(LoginBody { login_type, name, auth, auth_type: reader.u16().unwrap_or_default() })
 }
 
-impl Login<'_> {
-    /// The password, where the sandbox can tell it: plain, or RC2 under a key sent along.
+impl LoginBody<'_> {
+    /// The password, if the sandbox can read it: type 0 is plain, type 2 is encrypted with RC2 under a key that the
+    /// client sends with it.
     pub(super) fn password(&self) -> Option<Vec<u8>> {
         match self.auth_type {
             0 => Some(self.auth.to_vec()),
             2 => {
                 let mut reader = Reader(self.auth);
                 let (key, secret) = (reader.opaque()?, reader.opaque()?);
-                rc2_decrypt(key, secret)
+                RC2_KEY.contains(&key.len()).then(|| Cipher::new(key).decrypt(&mut FIRST_IV.clone(), secret))?
             }
             _ => None,
         }
     }
 }
 
-fn rc2_decrypt(key: &[u8], secret: &[u8]) -> Option<Vec<u8>> {
-    if key.is_empty() || key.len() > 128 || secret.is_empty() || !secret.len().is_multiple_of(8) {
-        return None;
-    }
-    let cipher = Rc2::new_with_eff_key_len(key, 1024);
-    let (mut clear, mut before) = (Vec::new(), [0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF]);
-    for block in secret.chunks_exact(8) {
-        let mut one = Array::from(before);
-        one.copy_from_slice(block);
-        cipher.decrypt_block(&mut one);
-        clear.extend(one.iter().zip(before).map(|(byte, mask)| byte ^ mask));
-        before.copy_from_slice(block);
-    }
-    let pad = usize::from(*clear.last()?);
-    clear.truncate(clear.len().checked_sub(pad)?);
-    Some(clear)
-}
-
-/// A CreateCnl, taken apart.
-pub(super) struct Create<'a> {
+/// The fields of a CreateCnl.
+pub(super) struct CreateBody<'a> {
     pub(super) channel: u32,
     pub(super) target: &'a [u8],
     pub(super) service: u32,
     pub(super) protocol: u32,
     pub(super) version: u32,
-    /// From the target to the additional data.
+    /// The bytes from the target to the additional data.
     pub(super) front: &'a [u8],
-    /// Behind the creator block.
+    /// The bytes behind the creator block.
     pub(super) back: &'a [u8],
 }
 
-/// Reads the body of a CreateCnl.
-pub(super) fn create(body: &[u8]) -> Option<Create<'_>> {
+/// Reads the body of a CreateCnl; `None` if it is cut off.
+pub(super) fn create(body: &[u8]) -> Option<CreateBody<'_>> {
     let mut reader = Reader(body);
     let (_, channel) = (reader.u32()?, reader.u32()?);
     let front = reader.0;
@@ -164,11 +155,11 @@ pub(super) fn create(body: &[u8]) -> Option<Create<'_>> {
             let _full = (reader.string()?, reader.u32()?, reader.string()?);
         }
     }
-    Some(Create { channel, target, service, protocol, version, front, back: reader.0 })
+    Some(CreateBody { channel, target, service, protocol, version, front, back: reader.0 })
 }
 
-/// The body of an AcceptCnl by the sandbox itself.
-pub(super) fn accept(create: &Create<'_>) -> Vec<u8> {
+/// The body of the AcceptCnl with which the sandbox itself accepts a channel.
+pub(super) fn accept(create: &CreateBody<'_>) -> Vec<u8> {
     let mut additional = Writer::new();
     if create.service == INSTANT_MESSAGES {
         additional.u32(1).u32(1).u32(2);
@@ -179,14 +170,15 @@ pub(super) fn accept(create: &Create<'_>) -> Vec<u8> {
     out.0
 }
 
-/// The body of a SendOnCnl.
+/// The body of a SendOnCnl with a message type and data.
 pub(super) fn send(kind: u16, data: &[u8]) -> Vec<u8> {
     let mut out = Writer::new();
     out.u16(kind).opaque(data);
     out.0
 }
 
-/// The names in an awareness list: `u32 count`, then each `u16 type, string user, string community`.
+/// The user names in an awareness list: `u32 count`, then for each user `u16 type, String user, String community`.
+/// A list that is cut off ends at the last whole entry.
 pub(super) fn aware_names(data: &[u8]) -> Vec<&[u8]> {
     let mut reader = Reader(data);
     let count = reader.u32().unwrap_or_default();
@@ -198,6 +190,7 @@ pub(super) fn aware_names(data: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
+/// What an awareness message reports of one user; `None`: the user is offline.
 fn aware_entry(name: &[u8], user: Option<&User>) -> Vec<u8> {
     const USER: u16 = 2;
     let mut entry = Writer::new();
@@ -206,12 +199,12 @@ fn aware_entry(name: &[u8], user: Option<&User>) -> Vec<u8> {
         entry.string(name).raw(&user.status).string(name);
     }
     let mut out = Writer::new();
-    // The length of the entry stands in front of it.
+    // The length of an entry precedes it.
     out.opaque(&entry.0);
     out.0
 }
 
-/// The body of a SendOnCnl that tells about all of `users`.
+/// The body of a SendOnCnl that reports all of `users`.
 pub(super) fn aware_snapshot(users: &[(&[u8], Option<User>)]) -> Vec<u8> {
     let mut out = Writer::new();
     out.u32(u32::try_from(users.len()).unwrap_or(u32::MAX));
@@ -221,12 +214,13 @@ pub(super) fn aware_snapshot(users: &[(&[u8], Option<User>)]) -> Vec<u8> {
     send(AWARE_SNAPSHOT, &out.0)
 }
 
-/// The body of a SendOnCnl that tells about one user.
+/// The body of a SendOnCnl that reports a change of one user.
 pub(super) fn aware_update(name: &[u8], user: Option<&User>) -> Vec<u8> {
     send(AWARE_UPDATE, &aware_entry(name, user))
 }
 
-/// The answer to a resolve request: `u32 0, u32 id, u32 count, names, u32 flags`.
+/// The response to a resolve request, whose data is `u32 0, u32 id, u32 count, Strings, u32 flags`; `None` if the
+/// data is cut off.
 pub(super) fn resolved(data: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
     let mut reader = Reader(data);
     let (_, id, count) = (reader.u32()?, reader.u32()?, reader.u32()?);
@@ -248,19 +242,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_accept_tells_the_creator_who_accepted() {
+    fn an_accept_is_sent_on_with_the_user_who_accepted() {
         let (user, mut body) = (User::new(b"ann", b"ID1", 0x1700), Writer::new());
         body.u32(0x1000).u32(0x1000).u32(3).opaque(b"extra").u8(0).u16(0).u32(0);
-        let told = accepted(&body.0, &user);
-        let mut reader = Reader(&told);
+        let sent_on = accept_with_user(&body.0, &user);
+        let mut reader = Reader(&sent_on);
         assert_eq!((reader.bytes(12), reader.opaque(), reader.u8()), (body.0.get(..12), Some(&b"extra"[..]), Some(1)));
         assert_eq!(
             (reader.string(), reader.u16(), reader.string()),
             (Some(&b"ID1"[..]), Some(0x1700), Some(&b"ann"[..]))
         );
-        assert_eq!(&told[told.len() - 6..], [0; 6], "what followed");
-        assert_eq!(accepted(&told, &user), told, "once");
-        assert_eq!(accepted(b"with pleasure", &user), b"with pleasure");
+        assert_eq!(&sent_on[sent_on.len() - 6..], [0; 6], "the fields that follow");
+        assert_eq!(accept_with_user(&sent_on, &user), sent_on, "only once");
+        assert_eq!(accept_with_user(b"with pleasure", &user), b"with pleasure");
     }
 
     #[test]
@@ -271,7 +265,7 @@ mod tests {
             super::login(&body.0).expect("whole").password()
         };
         assert_eq!(login(0, b"wrong"), Some(b"wrong".to_vec()));
-        // Key and ciphertext as a real client sent them.
+        // The key and the ciphertext that a real client sent.
         let mut auth = Writer::new();
         auth.opaque(&[0x85, 0xc0, 0xf2, 0x4e, 0x2c]).opaque(&[0x87, 0x91, 0xf6, 0xf4, 0xd3, 0x89, 0xab, 0x05]);
         assert_eq!(login(2, &auth.0), Some(b"secret".to_vec()));

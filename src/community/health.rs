@@ -1,0 +1,222 @@
+//! What is known of a Community server: whether it answers, and when to try it again. No I/O; time is an argument.
+//!
+//! ```text
+//!                 answered, or accepted (if not suspect)
+//!   untried ──────────────────────────────────────────────► up
+//!      │                                                    │ ▲
+//!      │ failed                                      failed │ │ answered, or
+//!      │                                                    ▼ │ accepted (if not suspect)
+//!      └──────────────────────────────────────────────────► down ──┐
+//!                                                           ▲      │ failed: the next try
+//!                                                           └──────┘ is later each time
+//! ```
+//!
+//! - *Accepted*: the server accepted a connection. A server that hangs does this, too, since its operating system does.
+//! - *Answered*: the server answered a Handshake.
+//! - *Unanswered*: the server accepted a connection and did not answer the Handshake on it. In any state it makes the
+//!   server **suspect**, until it answers a Handshake. While it is suspect, an accepted connection proves nothing.
+
+use std::time::{Duration, Instant};
+
+/// The time before the first try of a server that is down. It is doubled after each failed try.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
+/// The longest time between two tries.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
+
+/// The states of the diagram.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum HealthState {
+    /// The server was not tried yet. Clients are sent to it, since it may be up.
+    Untried,
+    /// It answered, or accepted a connection, the last time.
+    Up,
+    /// It failed the last time.
+    Down {
+        /// The error, for log and status.
+        error: String,
+        /// When it may be tried again.
+        next_try: Instant,
+        /// The time from the try after that to the one that follows.
+        back_off: Duration,
+    },
+}
+
+/// The health of a server.
+#[derive(Debug, Clone)]
+pub(super) struct Health {
+    state: HealthState,
+    /// It has not answered the last Handshake.
+    is_suspect: bool,
+}
+
+/// What the choice of a server depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct HealthView {
+    /// It answered, or accepted a connection, the last time.
+    pub(super) is_up: bool,
+    /// It is up, or was not tried yet.
+    pub(super) is_hopeful: bool,
+    /// It has not answered the last Handshake.
+    pub(super) is_suspect: bool,
+    /// A client may be sent to it. This includes a server that is down when its next try is due, but not a suspect one:
+    /// that one is tried without clients, who would wait for nothing.
+    pub(super) may_be_tried: bool,
+}
+
+impl Health {
+    /// The health of a server that was not tried yet.
+    pub(super) fn untried() -> Self {
+        Self { state: HealthState::Untried, is_suspect: false }
+    }
+
+    /// What the choice of a server depends on, at `now`.
+    pub(super) fn view(&self, now: Instant) -> HealthView {
+        let is_hopeful = !matches!(self.state, HealthState::Down { .. });
+        let is_due = matches!(self.state, HealthState::Down { next_try, .. } if now >= next_try);
+        HealthView {
+            is_up: self.is_up(),
+            is_hopeful,
+            is_suspect: self.is_suspect,
+            may_be_tried: is_hopeful || (is_due && !self.is_suspect),
+        }
+    }
+
+    /// Whether it answered, or accepted a connection, the last time.
+    pub(super) fn is_up(&self) -> bool {
+        self.state == HealthState::Up
+    }
+
+    /// Whether it has not answered the last Handshake.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
+
+    /// Why it is down; `None` if it is not.
+    pub(super) fn last_error(&self) -> Option<&str> {
+        match &self.state {
+            HealthState::Down { error, .. } => Some(error),
+            HealthState::Untried | HealthState::Up => None,
+        }
+    }
+
+    /// The time from `now` to the next check; `None`: no check is due until something happens. `check_interval` is the
+    /// time between checks of a server that is up.
+    pub(super) fn next_check(&self, now: Instant, check_interval: Option<Duration>) -> Option<Duration> {
+        match self.state {
+            HealthState::Untried => Some(Duration::ZERO),
+            HealthState::Up => check_interval,
+            HealthState::Down { next_try, .. } => Some(next_try.saturating_duration_since(now)),
+        }
+    }
+
+    /// *Accepted.* Returns whether the server is up since now.
+    pub(super) fn accepted(&mut self) -> bool {
+        !self.is_suspect && self.set_up()
+    }
+
+    /// *Answered.* Returns whether the server is up since now.
+    pub(super) fn answered(&mut self) -> bool {
+        self.is_suspect = false;
+        self.set_up()
+    }
+
+    fn set_up(&mut self) -> bool {
+        std::mem::replace(&mut self.state, HealthState::Up) != HealthState::Up
+    }
+
+    /// *Unanswered.* Returns whether the server is suspect since now.
+    pub(super) fn unanswered(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_suspect, true)
+    }
+
+    /// *Failed*, with an error. Returns the time to the next try if the server is down since now.
+    pub(super) fn failed(&mut self, error: String, now: Instant) -> Option<Duration> {
+        match &mut self.state {
+            HealthState::Untried | HealthState::Up => {
+                let (next_try, back_off) = (now + FIRST_BACK_OFF, FIRST_BACK_OFF * 2);
+                self.state = HealthState::Down { error, next_try, back_off };
+                Some(FIRST_BACK_OFF)
+            }
+            HealthState::Down { error: last_error, next_try, back_off } => {
+                *last_error = error;
+                // When many clients fail at the same time, only the first one moves the next try.
+                if now >= *next_try {
+                    *next_try = now + *back_off;
+                    *back_off = (*back_off * 2).min(LONGEST_BACK_OFF);
+                }
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn failed(health: &mut Health, now: Instant) -> Option<Duration> {
+        health.failed("refused".to_owned(), now)
+    }
+
+    #[test]
+    fn an_untried_server_is_hopeful_and_checked_at_once() {
+        let (health, now) = (Health::untried(), Instant::now());
+        let view = HealthView { is_up: false, is_hopeful: true, is_suspect: false, may_be_tried: true };
+        assert_eq!(health.view(now), view);
+        assert_eq!(health.next_check(now, None), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_server_that_is_up_is_checked_as_configured() {
+        let (mut health, now) = (Health::untried(), Instant::now());
+        assert!(health.accepted() && !health.accepted(), "up since now, then still up");
+        assert!(health.is_up());
+        assert_eq!(health.next_check(now, Some(5 * MS)), Some(5 * MS));
+        assert_eq!(health.next_check(now, None), None);
+    }
+
+    #[test]
+    fn tries_of_a_server_that_is_down_become_rarer_up_to_five_seconds() {
+        let (mut health, mut now) = (Health::untried(), Instant::now());
+        assert_eq!(failed(&mut health, now), Some(FIRST_BACK_OFF));
+        assert_eq!(health.last_error(), Some("refused"));
+        for wait in [250, 500, 1000, 2000, 4000, 5000, 5000] {
+            let wait = wait * MS;
+            assert_eq!(health.next_check(now, None), Some(wait));
+            // Others that fail before the next try change nothing.
+            assert_eq!(failed(&mut health, now + wait / 2), None);
+            assert!(!health.view(now + wait - MS).may_be_tried);
+            now += wait;
+            assert!(health.view(now).may_be_tried);
+            assert_eq!(failed(&mut health, now), None, "down already");
+        }
+        // After it was up, the first wait is short again.
+        assert!(health.accepted());
+        assert_eq!(health.last_error(), None);
+        assert_eq!(failed(&mut health, now), Some(FIRST_BACK_OFF));
+    }
+
+    #[test]
+    fn a_suspect_server_has_to_answer_a_handshake() {
+        let (mut health, now) = (Health::untried(), Instant::now());
+        health.answered();
+        assert!(health.unanswered() && !health.unanswered(), "suspect since now, then still suspect");
+        // It is up, and others are preferred.
+        let view = health.view(now);
+        assert!(view.is_up && view.is_suspect && view.may_be_tried);
+        failed(&mut health, now);
+        assert!(!health.accepted() && !health.is_up(), "a connection proves nothing");
+        assert!(!health.view(now + 10 * FIRST_BACK_OFF).may_be_tried, "no client waits for it");
+        assert!(health.answered() && health.is_up() && !health.is_suspect());
+    }
+
+    #[test]
+    fn an_untried_server_can_be_suspect() {
+        let (mut health, now) = (Health::untried(), Instant::now());
+        assert!(health.unanswered());
+        assert!(health.view(now).is_hopeful && !health.accepted() && !health.is_up());
+        assert_eq!(health.next_check(now, None), Some(Duration::ZERO));
+    }
+}

@@ -1,0 +1,121 @@
+//! The states *collecting* and *connecting* of a session: the client's first frame, and a link to a server that has it.
+
+use std::{
+    future::{Future, poll_fn},
+    mem,
+    ops::Range,
+    pin::pin,
+    task::Poll,
+};
+
+use tokio::time::timeout_at;
+
+use super::{
+    admission::Ticket,
+    end::{ClientFault, CommunityFault, End, LimitReached, is_truncation},
+    facts::FrameObserver,
+    relay::Relay,
+};
+use crate::{
+    runtime::scratch,
+    stream::Stream,
+    telemetry::Direction,
+    wire::{
+        frame::{self, First, FrameError, MAX_BEFORE_LOGIN},
+        message::{kind, stamp_client_address},
+    },
+};
+
+/// How many bytes are collected while the first frame is not complete. This has room for keep-alives before it and the
+/// beginning of a second frame after it.
+const FIRST_BYTES: usize = 2 * MAX_BEFORE_LOGIN as usize;
+
+/// Collects the first frame and opens a link to a server that has it. The bytes that client and server sent in the
+/// meantime are kept in the two directions of `relay`.
+pub(super) async fn open(relay: &mut Relay) -> Result<(), End> {
+    let Relay { context, ticket, via, client, link: opened, to_community, to_client, facts, .. } = relay;
+    let first = mem::take(&mut to_community.kept);
+    let deadline = via.accepted + context.settings.load().login_timeout;
+    let (mut bytes, handshake) = {
+        let collecting = pin!(timeout_at(deadline.into(), collect_handshake(client, first, facts.limit(), ticket)));
+        unless_ordered(ticket, collecting).await?.map_err(|_| End::Client(ClientFault::LoginTimeout))??
+    };
+    // A client that has sent nothing but its Handshake waits for the answer.
+    let waits = bytes[handshake.end..].iter().all(|&byte| frame::is_keep_alive(byte));
+    stamp_client_address(&mut bytes[handshake], via.client.ip());
+    let observer = FrameObserver { ticket, telemetry: &context.telemetry, accepted: via.accepted };
+    to_community.take(Direction::ToCommunity, &mut bytes, facts, observer).map_err(client_frame)?;
+    ticket.holds(bytes.len());
+    let mut read = None;
+    let link = {
+        // One read, and no other until there is a link.
+        let more = pin!(async {
+            if waits {
+                let most = ticket.may_read();
+                let reading = poll_fn(|cx| scratch::poll_read_some(client, cx, most, |bytes, _| bytes.to_vec()));
+                read = Some(reading.await);
+            }
+        });
+        unless_ordered(ticket, context.community.connect(via.client, &bytes, more)).await?
+    };
+    let (link, mut answer) = link.map_err(End::NoLink)?;
+    *opened = Some(link);
+    let answered = to_client.take(Direction::ToClient, &mut answer, facts, observer);
+    to_client.kept = answer;
+    answered.map_err(|error| End::Community(CommunityFault::Frame(error)))?;
+    match read {
+        None => (),
+        Some(Ok(Some(mut more))) => {
+            let taken = to_community.take(Direction::ToCommunity, &mut more, facts, observer);
+            to_community.kept = more;
+            taken.map_err(client_frame)?;
+        }
+        Some(Ok(None)) => to_community.end(),
+        Some(Err(error)) if is_truncation(&error) => to_community.end(),
+        Some(Err(error)) => return Err(facts.client_failed(error)),
+    }
+    ticket.holds(to_community.kept.len() + to_client.kept.len());
+    Ok(())
+}
+
+/// Reads until the first frame is complete. Returns all bytes that were read, and where in them the frame is.
+async fn collect_handshake(
+    client: &mut Stream,
+    mut bytes: Vec<u8>,
+    limit: u32,
+    ticket: &Ticket,
+) -> Result<(Vec<u8>, Range<usize>), End> {
+    loop {
+        match frame::first(&bytes, limit).map_err(client_frame)? {
+            First::Whole { head, start, end } if head.kind == kind::HANDSHAKE && head.channel == 0 => {
+                return Ok((bytes, start..end));
+            }
+            First::Whole { head, .. } => return Err(End::Client(ClientFault::NotAHandshake(head.kind))),
+            // Most of it are keep-alives: a frame is at most half as long.
+            First::Partial if bytes.len() >= FIRST_BYTES => {
+                return Err(client_frame(FrameError::TooShort { length: 0 }));
+            }
+            First::Partial if !ticket.may_hold(bytes.len()) => return Err(End::Limit(LimitReached::HeldBytes)),
+            First::Partial => ticket.holds(bytes.len()),
+        }
+        match poll_fn(|cx| scratch::poll_read(client, cx, |read, _| bytes.extend_from_slice(read))).await {
+            Ok(Some(())) => (),
+            Ok(None) => return Err(End::Client(ClientFault::NoHandshake)),
+            Err(error) if is_truncation(&error) => return Err(End::Client(ClientFault::NoHandshake)),
+            Err(error) => return Err(End::Client(ClientFault::of_stream(error))),
+        }
+    }
+}
+
+fn client_frame(error: FrameError) -> End {
+    End::Client(ClientFault::Frame(error))
+}
+
+/// The result of `work`, unless the session gets an order before.
+async fn unless_ordered<T>(ticket: &Ticket, mut work: impl Future<Output = T> + Unpin) -> Result<T, End> {
+    poll_fn(|cx| match ticket.entry.poll_order(cx) {
+        Some(order) => Poll::Ready(Err(End::Ordered(order))),
+        None => pin!(&mut work).poll(cx).map(Ok),
+    })
+    .await
+}
