@@ -1,9 +1,12 @@
-//! Sockets of the system: listening, keep-alive, names and addresses.
+//! Sockets of the system: listening, connecting, keep-alive, names and addresses.
 
 pub mod address;
+mod attempts;
+pub mod connect;
 pub mod keepalive;
 pub mod listen;
 pub mod lookup;
+pub mod own;
 pub mod resolve;
 mod section;
 

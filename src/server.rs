@@ -135,6 +135,11 @@ impl Server {
         self.0.ports.bound()
     }
 
+    /// The addresses of all listeners that are bound, with that of the admin endpoint.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners().into_iter().map(|listener| listener.address).chain(self.admin_address()).collect()
+    }
+
     /// The address of the admin endpoint; none if it is off.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.0.admin.lock().as_ref().map(|service| service.address)

@@ -39,7 +39,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("telemetry", &["net", "wire"]),
     ("limits", &["net"]),
     ("runtime", &[]),
-    ("net", &[]),
+    ("net", &["log"]),
     ("log", &[]),
     ("wire", &[]),
 ];
@@ -55,7 +55,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
-    ("net", &["listen lookup resolve", "keepalive address section"]),
+    ("net", &["connect", "listen lookup resolve", "own attempts", "keepalive address section"]),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
     ("stream", &["admission link", "arrival refusal", "io", "error"]),

@@ -1,13 +1,14 @@
 //! Direct links: one TCP connection to a Community server for each client.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{io, net::SocketAddr};
 
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
 use super::{CommunitySettings, failure::ConnectError};
 use crate::{
     net::{
+        connect::connect,
         keepalive::{VANISHED_TIMEOUT, watch_for_vanished},
         lookup::RemoteHost,
     },
@@ -19,6 +20,8 @@ use crate::{
 pub(super) struct OpenedStream {
     /// The stream.
     pub(super) stream: Stream,
+    /// The server's address.
+    pub(super) address: SocketAddr,
     /// What has to be sent before the client's bytes. With `community.send_proxy_protocol` this is a PROXY v2 header,
     /// otherwise it is empty.
     pub(super) preamble: Vec<u8>,
@@ -33,34 +36,29 @@ pub(super) async fn open(
     client: Option<SocketAddr>,
     settings: &CommunitySettings,
 ) -> Result<OpenedStream, ConnectError> {
-    let within = settings.connect_timeout;
-    let tcp = timeout(within, connect(host)).await.map_err(|_| ConnectError::NoAnswer(within))??;
-    tcp.set_nodelay(true)?;
-    watch_for_vanished(SockRef::from(&tcp), VANISHED_TIMEOUT)?;
-    let preamble = if settings.send_proxy_protocol { proxy_header(&tcp, client)? } else { Vec::new() };
-    Ok(OpenedStream { stream: Stream::Tcp(tcp), preamble })
+    let (tcp, address) = connect(host, settings.connect_timeout).await?;
+    let prepared = prepare(&tcp, client, address, settings);
+    let preamble = prepared.map_err(|error| ConnectError::at_once(address, error))?;
+    Ok(OpenedStream { stream: Stream::Tcp(tcp), address, preamble })
 }
 
-/// Connects to the first address that accepts a connection.
-async fn connect(host: &RemoteHost) -> Result<TcpStream, ConnectError> {
-    let mut last = None;
-    for address in &*host.addresses().await.map_err(ConnectError::NotResolved)? {
-        match TcpStream::connect(address).await {
-            Ok(tcp) => return Ok(tcp),
-            Err(error) => last = Some(error),
-        }
-    }
-    host.expire();
-    // There is at least one address.
-    Err(last.unwrap_or_else(|| std::io::ErrorKind::NotFound.into()).into())
+/// Sets the options of a new connection. Returns what has to be sent first.
+fn prepare(
+    tcp: &TcpStream,
+    client: Option<SocketAddr>,
+    server: SocketAddr,
+    settings: &CommunitySettings,
+) -> io::Result<Vec<u8>> {
+    tcp.set_nodelay(true)?;
+    watch_for_vanished(SockRef::from(tcp), VANISHED_TIMEOUT)?;
+    if settings.send_proxy_protocol { proxy_header(tcp, client, server) } else { Ok(Vec::new()) }
 }
 
 /// The PROXY header that tells the server the client's address.
-fn proxy_header(tcp: &TcpStream, client: Option<SocketAddr>) -> Result<Vec<u8>, ConnectError> {
+fn proxy_header(tcp: &TcpStream, client: Option<SocketAddr>, server: SocketAddr) -> io::Result<Vec<u8>> {
     let client = match client {
         Some(client) => client,
         None => tcp.local_addr()?,
     };
-    let server = tcp.peer_addr().unwrap_or(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0));
     Ok(proxy_protocol::v2(client, server))
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     limits::budget::LITTLE,
-    net::lookup::RemoteHost,
+    net::{lookup::RemoteHost, own::OwnListeners},
     runtime::scratch,
     stream::{Lease, MoreFromClient, Stream},
     wire::message,
@@ -55,11 +55,11 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// A server that was not tried yet. `address` is `host:port`.
-    pub(super) fn new(name: &str, address: &str) -> Arc<Self> {
+    /// A server that was not tried yet. `address` is `host:port`; it must not be one of the listeners of `own`.
+    pub(super) fn new(name: &str, address: &str, own: OwnListeners) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            host: RemoteHost::new(address),
+            host: RemoteHost::new(address, own),
             health: Mutex::new(Health::untried()),
             sessions: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
@@ -118,7 +118,10 @@ impl Endpoint {
     ) -> Result<(Stream, Vec<u8>), OpenError> {
         let opening = async {
             let opened = self.open_stream(Some(client), settings).await?;
-            Ok(handshake(opened, hello, more, settings).await?)
+            let address = opened.address;
+            let answered = handshake(opened, hello, more, settings).await;
+            self.host.note_use(address, answered.is_ok());
+            Ok(answered?)
         };
         let result: Result<(Stream, Vec<u8>), OpenError> = opening.await;
         match &result {
@@ -143,7 +146,10 @@ impl Endpoint {
             let opened = self.open_stream(None, settings).await?;
             if by_handshake {
                 let never = std::future::pending();
-                handshake(opened, &message::handshake(), never, settings).await?;
+                let address = opened.address;
+                let answered = handshake(opened, &message::handshake(), never, settings).await;
+                self.host.note_use(address, answered.is_ok());
+                answered?;
             }
             Ok::<_, OpenError>(())
         };
@@ -220,7 +226,7 @@ impl Endpoint {
 
 /// Sends `hello`, and waits for an answer until `more` is ready.
 async fn handshake(
-    OpenedStream { mut stream, preamble }: OpenedStream,
+    OpenedStream { mut stream, preamble, .. }: OpenedStream,
     hello: &[u8],
     more: impl Future<Output = ()>,
     settings: &CommunitySettings,

@@ -5,32 +5,38 @@
 //! | [`ConnectError::System`] | this machine's | server is full | unchanged | unchanged |
 //! | [`ConnectError::NotResolved`] | the server's | cannot connect | down | down |
 //! | [`ConnectError::Unreachable`] | the server's | cannot connect | down | down |
-//! | [`ConnectError::TimedOut`], [`ConnectError::NoAnswer`] | the server's | not responding | down | down |
+//! | [`ConnectError::TimedOut`], [`ConnectError::LookupTimedOut`] | the server's | not responding | down | down |
 //! | [`HandshakeError::System`] | this machine's | not responding | suspect | suspect |
 //! | the other [`HandshakeError`]s | the server's, or the client's | not responding | suspect | suspect and down |
 //!
 //! A client's Handshake that stays unanswered may be the client's fault: an invalid Handshake, for example. So it only
 //! makes the server suspect, and the check with this program's own Handshake decides.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use rustix::io::Errno;
 
-use crate::{net::lookup::LookupError, stream::LinkFailure};
+use crate::{
+    net::{
+        connect::{ConnectFailure, FailedAttempt, Unconnected},
+        lookup::LookupError,
+    },
+    stream::LinkFailure,
+};
 
 /// No connection to a server was made.
 #[derive(Debug)]
 pub(super) enum ConnectError {
     /// Descriptors, memory or local ports have run out.
-    System(io::Error),
-    /// The server's name has no address.
+    System(Unconnected),
+    /// The server's name has no address that can be used.
     NotResolved(LookupError),
     /// The server refused the connection, or no network leads to it.
-    Unreachable(io::Error),
-    /// The system gave up waiting for the server.
-    TimedOut(io::Error),
-    /// The server did not accept the connection within `community.connect_timeout`, which is this long.
-    NoAnswer(Duration),
+    Unreachable(Unconnected),
+    /// An address of the server was silent until the system, or this program, gave up waiting.
+    TimedOut(Unconnected),
+    /// Its name was not looked up within `community.connect_timeout`, which is this long.
+    LookupTimedOut(Duration),
 }
 
 /// A connection was made, and the Handshake on it was not answered.
@@ -77,7 +83,7 @@ impl OpenError {
         match self {
             Self::Connect(ConnectError::System(_)) => LinkFailure::System,
             Self::Connect(ConnectError::NotResolved(_) | ConnectError::Unreachable(_)) => LinkFailure::CannotConnect,
-            Self::Connect(ConnectError::TimedOut(_) | ConnectError::NoAnswer(_)) | Self::Handshake(_) => {
+            Self::Connect(ConnectError::TimedOut(_) | ConnectError::LookupTimedOut(_)) | Self::Handshake(_) => {
                 LinkFailure::NotResponding
             }
         }
@@ -91,7 +97,7 @@ impl OpenError {
                 ConnectError::NotResolved(_)
                 | ConnectError::Unreachable(_)
                 | ConnectError::TimedOut(_)
-                | ConnectError::NoAnswer(_),
+                | ConnectError::LookupTimedOut(_),
             ) => Verdict::DOWN,
             Self::Handshake(_) => Verdict::SUSPECT,
         }
@@ -109,25 +115,47 @@ impl OpenError {
     }
 }
 
-/// Whether descriptors, memory or local ports have run out. Such an error says nothing about the server.
+/// Whether descriptors or memory have run out. Such an error says nothing about the server.
 fn is_of_this_machine(error: &io::Error) -> bool {
-    let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    has_code(error, &shortages)
+    has_code(error, &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM])
 }
 
 fn has_code(error: &io::Error, codes: &[Errno]) -> bool {
     error.raw_os_error().is_some_and(|code| codes.contains(&Errno::from_raw_os_error(code)))
 }
 
-/// The system's error of a socket that connects.
-impl From<io::Error> for ConnectError {
-    fn from(error: io::Error) -> Self {
-        if is_of_this_machine(&error) {
-            Self::System(error)
-        } else if has_code(&error, &[Errno::TIMEDOUT]) {
-            Self::TimedOut(error)
+impl From<ConnectFailure> for ConnectError {
+    fn from(failure: ConnectFailure) -> Self {
+        match failure {
+            ConnectFailure::NotResolved(error) => Self::NotResolved(error),
+            ConnectFailure::LookupTimedOut(within) => Self::LookupTimedOut(within),
+            ConnectFailure::Unconnected(all) => Self::of_addresses(all),
+        }
+    }
+}
+
+impl ConnectError {
+    /// The connection to `address` failed as soon as it was made.
+    pub(super) fn at_once(address: SocketAddr, error: io::Error) -> Self {
+        let attempts = vec![FailedAttempt { address, error: Some(error) }];
+        Self::of_addresses(Unconnected { attempts, within: Duration::ZERO })
+    }
+
+    /// The failure behind those of all addresses. If this machine lacks something, the server is not known.
+    fn of_addresses(all: Unconnected) -> Self {
+        let is_lacking = |attempt: &FailedAttempt| attempt.error.as_ref().is_some_and(is_of_this_machine);
+        // No local port is left. With several addresses it may also be that this machine has no address of the family.
+        let has_no_port = |attempt: &FailedAttempt| {
+            attempt.error.as_ref().is_some_and(|error| has_code(error, &[Errno::ADDRNOTAVAIL]))
+        };
+        let is_silent =
+            |attempt: &FailedAttempt| attempt.error.as_ref().is_none_or(|error| has_code(error, &[Errno::TIMEDOUT]));
+        if all.attempts.iter().any(is_lacking) || all.attempts.iter().all(has_no_port) {
+            Self::System(all)
+        } else if all.attempts.iter().any(is_silent) {
+            Self::TimedOut(all)
         } else {
-            Self::Unreachable(error)
+            Self::Unreachable(all)
         }
     }
 }
@@ -154,9 +182,11 @@ impl From<HandshakeError> for OpenError {
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::System(error) | Self::Unreachable(error) | Self::TimedOut(error) => error.fmt(f),
+            Self::System(all) | Self::Unreachable(all) | Self::TimedOut(all) => all.fmt(f),
             Self::NotResolved(error) => error.fmt(f),
-            Self::NoAnswer(within) => write!(f, "no answer within {}", humantime::format_duration(*within)),
+            Self::LookupTimedOut(within) => {
+                write!(f, "its name was not resolved within {}", humantime::format_duration(*within))
+            }
         }
     }
 }
@@ -186,8 +216,18 @@ impl fmt::Display for OpenError {
 mod tests {
     use super::*;
 
+    const WITHIN: Duration = Duration::from_secs(5);
+
+    /// Addresses with these errors; `None`: silent.
+    fn addresses(errors: &[Option<Errno>]) -> OpenError {
+        let address = SocketAddr::from(([192, 0, 2, 1], 1533));
+        let attempts = errors.iter().map(|errno| FailedAttempt { address, error: errno.map(io::Error::from) });
+        let all = Unconnected { attempts: attempts.collect(), within: WITHIN };
+        ConnectError::from(ConnectFailure::Unconnected(all)).into()
+    }
+
     fn connect(errno: Errno) -> OpenError {
-        ConnectError::from(io::Error::from(errno)).into()
+        addresses(&[Some(errno)])
     }
 
     fn handshake(errno: Errno) -> OpenError {
@@ -199,15 +239,18 @@ mod tests {
         use LinkFailure::{CannotConnect, NotResponding, System};
         let [unchanged, suspect] = [Verdict::UNCHANGED, Verdict::SUSPECT];
         let [down, both] = [Verdict::DOWN, Verdict::SUSPECT_AND_DOWN];
-        let within = Duration::from_secs(5);
         for (error, failure, of_client, of_check) in [
             (connect(Errno::MFILE), System, unchanged, unchanged),
             (connect(Errno::ADDRNOTAVAIL), System, unchanged, unchanged),
             (connect(Errno::CONNREFUSED), CannotConnect, down, down),
             (connect(Errno::HOSTUNREACH), CannotConnect, down, down),
             (connect(Errno::TIMEDOUT), NotResponding, down, down),
-            (ConnectError::NoAnswer(within).into(), NotResponding, down, down),
-            (HandshakeError::NoAnswer(within).into(), NotResponding, suspect, both),
+            (addresses(&[None]), NotResponding, down, down),
+            (addresses(&[Some(Errno::CONNREFUSED), None]), NotResponding, down, down),
+            (addresses(&[Some(Errno::CONNREFUSED), Some(Errno::MFILE)]), System, unchanged, unchanged),
+            (addresses(&[Some(Errno::ADDRNOTAVAIL), Some(Errno::CONNREFUSED)]), CannotConnect, down, down),
+            (ConnectError::LookupTimedOut(WITHIN).into(), NotResponding, down, down),
+            (HandshakeError::NoAnswer(WITHIN).into(), NotResponding, suspect, both),
             (HandshakeError::Closed.into(), NotResponding, suspect, both),
             (handshake(Errno::CONNRESET), NotResponding, suspect, both),
             (handshake(Errno::NOBUFS), NotResponding, suspect, suspect),
@@ -221,7 +264,7 @@ mod tests {
     #[test]
     fn the_log_names_the_time_that_was_waited() {
         let within = Duration::from_millis(200);
-        assert_eq!(ConnectError::NoAnswer(within).to_string(), "no answer within 200ms");
+        assert_eq!(ConnectError::LookupTimedOut(within).to_string(), "its name was not resolved within 200ms");
         assert_eq!(HandshakeError::NoAnswer(within).to_string(), "no answer to the Handshake within 200ms");
     }
 }

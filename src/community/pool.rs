@@ -11,7 +11,10 @@ use super::{
     balance::{Balancer, Candidate},
     endpoint::Endpoint,
 };
-use crate::stream::{Community, Link, LinkError, LinkFailure, Linking, MoreFromClient};
+use crate::{
+    net::own::OwnListeners,
+    stream::{Community, Link, LinkError, LinkFailure, Linking, MoreFromClient},
+};
 
 /// The servers of one configuration.
 struct ServerSet {
@@ -27,6 +30,7 @@ pub struct Pool {
     leaving: Mutex<Vec<Arc<Endpoint>>>,
     /// The tasks that check the configured servers.
     checks: Mutex<Vec<AbortHandle>>,
+    own: OwnListeners,
 }
 
 /// A server, as the status shows it.
@@ -44,12 +48,12 @@ pub struct ServerStatus {
 
 impl Pool {
     /// Starts to check the servers of `settings`. `sandbox` is the address of the sandbox Community server, if it runs.
-    /// Must be called on a tokio runtime.
-    pub fn start(settings: CommunitySettings, sandbox: Option<SocketAddr>) -> Arc<Self> {
+    /// A server whose address is that of a listener in `own` is not used. Must be called on a tokio runtime.
+    pub fn start(settings: CommunitySettings, sandbox: Option<SocketAddr>, own: OwnListeners) -> Arc<Self> {
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, None);
         let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), balancer };
         let current = ArcSwap::from_pointee(none);
-        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default() });
+        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own });
         pool.reconfigure(settings, sandbox);
         pool
     }
@@ -68,7 +72,7 @@ impl Pool {
                     ServerAddress::Address(address) => (address.as_str(), address.clone()),
                 };
                 let known = before.endpoints.iter().chain(&*leaving).find(|endpoint| *endpoint.name == *name);
-                Some(known.cloned().unwrap_or_else(|| Endpoint::new(name, &address)))
+                Some(known.cloned().unwrap_or_else(|| Endpoint::new(name, &address, self.own.clone())))
             })
             .collect();
         let stays = |endpoint: &Arc<Endpoint>| endpoints.iter().any(|other| Arc::ptr_eq(other, endpoint));

@@ -20,7 +20,8 @@ use super::{
     sandbox_service, unix_time,
 };
 use crate::{
-    community::Pool, config::Settings, ingress::Ingress, mux::Mux, runtime::Workers, stream::Core, telemetry::Telemetry,
+    community::Pool, config::Settings, ingress::Ingress, mux::Mux, net::own::OwnListeners, runtime::Workers,
+    stream::Core, telemetry::Telemetry,
 };
 
 impl Server {
@@ -46,7 +47,9 @@ impl Server {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
             ServicePlan::Off | ServicePlan::Kept => None,
         };
-        let pool = Pool::start(settings.community.clone(), sandbox.as_ref().map(|service| service.address));
+        let own = OwnListeners::default();
+        let sandbox_address = sandbox.as_ref().map(|service| service.address);
+        let pool = Pool::start(settings.community.clone(), sandbox_address, own.clone());
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
         let own_certificate = acceptor.certificate();
         let ingress = Ingress::start(
@@ -76,6 +79,8 @@ impl Server {
         if let ServicePlan::Bound(listener, address) = admin {
             *server.admin.lock() = Some(control::start(listener, address, &server));
         }
+        let listening = Arc::downgrade(&server);
+        own.set_source(move || listening.upgrade().map(|server| Self(server).addresses()).unwrap_or_default());
         tokio::spawn(ports::retry_down(Arc::downgrade(&server)));
         tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
         Ok(Self(server))
