@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(super) fn run(file: &Path) -> ExitCode {
-    match config::load(file) {
+    match config::load_and_look_up(file) {
         Ok(settings) => {
             print!("{}", report(&settings));
             ExitCode::SUCCESS
