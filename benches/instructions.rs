@@ -23,7 +23,7 @@ use sametime_mux::{
     wire::{
         Transport,
         frame::{self, Scanner},
-        tunnel::envelope::Kind,
+        tunnel::envelope::TunnelKind,
     },
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
             runtime.block_on(async {
                 match path {
                     "relay" => relay(count).await,
-                    "polling" => tunnel(Kind::Polling, count).await,
-                    "hybrid" => tunnel(Kind::Hybrid, count).await,
+                    "polling" => tunnel(TunnelKind::Polling, count).await,
+                    "hybrid" => tunnel(TunnelKind::Hybrid, count).await,
                     other => panic!("no such path: {other}"),
                 }
             });
@@ -144,25 +144,25 @@ async fn relay(count: usize) {
 }
 
 /// Each request carries a message, and its response carries another one. The work of the client is counted, too.
-async fn tunnel(kind: Kind, count: usize) {
+async fn tunnel(kind: TunnelKind, count: usize) {
     let (mux, links) = core();
     let service = Service::start(support::settings(Duration::from_secs(600)), Arc::new(mux));
     let mut client = support::Client::open(&service, kind);
-    let name = client.name.clone();
+    let name = client.name.unwrap();
     let (message, mut buffer) = (frame::build(4, 1, &BODY), [0; MESSAGE]);
     let first = client.request(&frame::build(0, 0, &HANDSHAKE_BODY));
-    let (answer, mut link) = tokio::join!(service.request(kind, &name, &first, support::FROM), async {
+    let (response, mut link) = tokio::join!(service.request(kind, name, &first, support::FROM), async {
         let mut link = link_of(&links).await;
         link.write_all(&message).await.unwrap();
         link
     });
-    assert_eq!(client.take(&answer.0).len(), MESSAGE);
+    assert_eq!(client.take(&response).len(), MESSAGE);
     for _ in 0..count {
         let body = client.request(&message);
-        let (answer, ()) = tokio::join!(service.request(kind, &name, &body, support::FROM), async {
+        let (response, ()) = tokio::join!(service.request(kind, name, &body, support::FROM), async {
             link.read_exact(&mut buffer).await.unwrap();
             link.write_all(&buffer).await.unwrap();
         });
-        assert_eq!(client.take(&answer.0).len(), MESSAGE);
+        assert_eq!(client.take(&response).len(), MESSAGE);
     }
 }

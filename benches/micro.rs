@@ -15,11 +15,14 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use sametime_mux::{
     ingress::tunnel::{
         Service,
-        session::{Accepted, Session},
+        session::{Accepted, TunnelSession},
     },
     wire::{
         frame::{self, Scanner},
-        tunnel::envelope::{self, Kind},
+        tunnel::{
+            envelope::{self, TunnelKind},
+            name::SessionName,
+        },
     },
 };
 use support::{Client, FROM, Keep, agreed, settings};
@@ -68,16 +71,18 @@ fn envelope(c: &mut Criterion) {
 
 fn session(c: &mut Criterion) {
     let mut group = c.benchmark_group("tunnel session");
-    for (name, kind, version) in
-        [("polling", Kind::Polling, 0), ("hybrid", Kind::Hybrid, 0), ("hybrid, encrypted", Kind::Hybrid, 1)]
-    {
+    for (name, kind, version) in [
+        ("polling", TunnelKind::Polling, 0),
+        ("hybrid", TunnelKind::Hybrid, 0),
+        ("hybrid, encrypted", TunnelKind::Hybrid, 1),
+    ] {
         // A request with a message, and its response with another one.
         group.bench_function(name, |b| {
             let open_session = || {
                 let (agreement, client_cipher) = agreed();
                 let token = [1; 5];
                 (
-                    Session::new(kind, version, 1, agreement.cipher, token),
+                    TunnelSession::new(kind, version, 1, agreement.cipher, token),
                     Client::of(kind, version, client_cipher, token),
                 )
             };
@@ -112,16 +117,17 @@ fn registry(c: &mut Criterion) {
     for sessions in [10, 1_000] {
         let (service, names) = runtime.block_on(async {
             let service = Service::start(settings(Duration::ZERO), Arc::new(Keep::default()));
-            let names: Vec<String> = (0..sessions).map(|_| Client::open(&service, Kind::Polling).name).collect();
+            let names: Vec<SessionName> =
+                (0..sessions).map(|_| Client::open(&service, TunnelKind::Polling).name.unwrap()).collect();
             (service, names)
         });
         let mut next_name = names.iter().cycle();
         group.bench_function(format!("found among {sessions}"), |b| {
-            b.iter(|| runtime.block_on(service.request(Kind::Polling, next_name.next().unwrap(), b"", FROM)));
+            b.iter(|| runtime.block_on(service.request(TunnelKind::Polling, *next_name.next().unwrap(), b"", FROM)));
         });
         group.bench_function(format!("not among {sessions}"), |b| {
-            let name = "0123456789abcdef0123456789abcdef";
-            b.iter(|| runtime.block_on(service.request(Kind::Polling, black_box(name), b"", FROM)));
+            let name = SessionName::parse("0123456789abcdef0123456789abcdef").unwrap();
+            b.iter(|| runtime.block_on(service.request(TunnelKind::Polling, black_box(name), b"", FROM)));
         });
     }
     group.finish();

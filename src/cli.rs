@@ -1,15 +1,16 @@
 //! The command line, with one file for each command.
 //!
 //! Exit codes: 0 for success, 1 for a failure while running, 2 for wrong arguments or a faulty configuration. Logs and
-//! errors go to stderr, results to stdout.
+//! errors go to stderr, results to stdout; `output` writes both.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
 mod check;
 mod community;
 mod load;
+mod output;
 pub(crate) mod run;
 mod status;
 
@@ -62,11 +63,21 @@ enum Command {
     Status(status::Arguments),
 }
 
+/// Whether the first argument begins the command `run`, which needs no name.
+fn begins_run(argument: Option<OsString>) -> bool {
+    argument.is_none_or(|argument| argument == "run" || argument.as_encoded_bytes().starts_with(b"--config"))
+}
+
 /// Runs the command that the arguments of this process name. Returns its exit code.
 pub fn main() -> ExitCode {
-    let Arguments { command, config } = Arguments::parse();
+    // Parsing the arguments takes longer than this, and a signal may come at any moment.
+    let main_thread = begins_run(std::env::args_os().nth(1)).then(run::MainThread::start);
+    let Arguments { command, config } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(usage) => return output::print_usage(&usage),
+    };
     match command.unwrap_or(Command::Run(config)) {
-        Command::Run(config) => run::run(&config.file()),
+        Command::Run(config) => run::run(config.file(), main_thread.unwrap_or_else(run::MainThread::start)),
         Command::Check(config) => check::run(&config.file()),
         Command::Community(arguments) => on_runtime(community::run(arguments)),
         Command::Load(arguments) => on_runtime(load::run(*arguments)),
@@ -84,7 +95,7 @@ fn on_runtime(work: impl Future<Output = ExitCode>) -> ExitCode {
             code
         }
         Err(error) => {
-            eprintln!("sametime-mux: the threads can't be started: {error}");
+            output::complain(format_args!("sametime-mux: the threads can't be started: {error}"));
             ExitCode::from(FAILED)
         }
     }

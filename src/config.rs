@@ -31,13 +31,25 @@ use reader::KeyReader;
 /// The prefix of the environment variables that override keys: `SAMETIME_MUX__SECTION__KEY`.
 pub const ENV_PREFIX: &str = "SAMETIME_MUX__";
 
+/// The form of the file that settings were read from. A reload compares it with the form of the file in force, to notice
+/// a file that is cut off.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FileForm {
+    /// The sections, with the lines of their headers, counted from 1.
+    pub sections: BTreeMap<String, usize>,
+    /// Whether the last line has a line end. An empty file has no last line.
+    pub has_last_line_end: bool,
+}
+
 /// Checked settings, grouped by the room that they configure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The file that they were read from.
     pub file: PathBuf,
+    /// The form of this file.
+    pub form: FileForm,
     /// Listeners, TLS, HTTP and the tunnel.
-    pub ingress: ingress::Settings,
+    pub ingress: ingress::IngressSettings,
     /// The core: limits and timeouts of clients.
     pub mux: mux::MuxSettings,
     /// The Community servers and the links to them.

@@ -1,12 +1,12 @@
-//! The ways in, each yielding an [`Arrival`].
+//! Ingress: accepts connections on the ports, and turns every client into an [`Arrival`] for the core.
 //!
 //! ```text
-//!  listener ── detect ──┬── raw ───────────────────┐
-//!     │                 ├── tls ── detect ── raw ──┼── Arrival ── Core
-//!  PROXY header         └── http ── tunnel ────────┘
-//!                              └── backend (anything that is not the tunnel)
+//!  listener ── identify ──┬── Sametime ──────────────────────┐
+//!     │                   ├── TLS ── identify ── Sametime ───┼── Arrival ── Core
+//!  PROXY header           └── HTTP ──┬── tunnel ─────────────┘
+//!                                    └── web server (any request that is not the tunnel's)
 //! ```
-//! Every port takes every way in: the first bytes decide.
+//! Every port accepts every transport: the first bytes decide. HTTP may be inside TLS, too.
 
 use std::{
     net::SocketAddr,
@@ -17,19 +17,14 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use ipnet::IpNet;
-use tracing::{info, warn};
 
 use crate::{
-    limits::{Budget, tally::Place},
     log::Throttle,
     net::Section,
     runtime::Workers,
-    stream::{self, Arrival, Core, Stream, Via},
-    telemetry::{
-        Telemetry,
-        outcome::{Outcome, Refusal, RequestRefusal},
-    },
-    wire::Transport,
+    stream::{Arrival, Core, Stream, Via},
+    telemetry::{Telemetry, outcome::Outcome},
+    wire::{Transport, reason::Reason},
 };
 
 pub mod accept;
@@ -37,105 +32,112 @@ mod connection;
 mod connection_limits;
 pub mod detect;
 pub mod http;
+pub mod identify;
 pub mod tls;
 pub mod tunnel;
 
-pub use connection_limits::Limits;
+pub use connection_limits::ConnectionLimits;
 pub use tls::{ClientCertificates, TlsSettings};
 
 /// One listener, as configured.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListenerSettings {
-    /// The section that it stands in.
+    /// The section of the configuration database that contains it.
     pub section: Section,
-    /// The address or name to listen on; empty: every address, IPv4 and IPv6.
+    /// The address or name to listen on; empty: all addresses, IPv4 and IPv6.
     pub host: String,
-    /// The port; 0, which only tests use, takes any free one.
+    /// The port. Only tests use 0, which binds any free port.
     pub port: u16,
 }
 
-/// Settings of the ways in.
+/// Settings of the ingress.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Every listener, in the file's order.
+pub struct IngressSettings {
+    /// The listeners, in the order of the file.
     pub listeners: Vec<ListenerSettings>,
-    /// Whether a port that can't be bound fails the start, whatever its section.
+    /// Whether the start fails if any port can't be bound. Without this it fails only for a Community port.
     pub require_all: bool,
     /// Whether other processes of this user may listen on the same ports.
     pub share_ports: bool,
-    /// Peers whose PROXY header is believed and required.
+    /// Trusted proxies, which have to send a PROXY header.
     pub proxy_protocol_from: Vec<IpNet>,
-    /// Peers whose X-Forwarded-For is believed.
+    /// Trusted proxies, whose X-Forwarded-For names the client.
     pub forwarded_for_from: Vec<IpNet>,
-    /// Bounds for connections that are no session.
-    pub limits: Limits,
-    /// From accept to the end of the first frame or request.
+    /// Limits of connections that are not a session.
+    pub limits: ConnectionLimits,
+    /// How long a client may take from accept until its first frame, or its first request, is complete.
     pub login_timeout: Duration,
-    /// A connection whose peer is gone without a word is given up after so long; 8 s at the least.
+    /// After how long without an answer of the peer's system a connection is closed; 8 s or more.
     pub vanished_timeout: Duration,
-    /// The most that one frame may hold, in bytes; bounds a tunnel request, too.
+    /// The longest frame of a client in bytes. It bounds a tunnel request, too.
     pub max_frame: u32,
-    /// The TLS pair.
+    /// The certificate and its key, and client certificates.
     pub tls: TlsSettings,
-    /// Where other HTTP requests go: scheme and authority of a URL.
+    /// The web server for requests that are not the tunnel's: scheme and authority of a URL.
     pub http_backend: Option<hyper::Uri>,
-    /// Requests that may be on their way there at once.
+    /// How many requests may be at the web server at once.
     pub http_backend_connections: usize,
     /// The HTTP tunnel.
-    pub tunnel: tunnel::Settings,
+    pub tunnel: tunnel::TunnelSettings,
 }
 
-/// What all ways in share.
+/// Accepts connections and hands clients to the core. All ports share it.
 pub struct Ingress {
-    settings: ArcSwap<Settings>,
-    tls: tls::Acceptor,
-    counters: Arc<connection_limits::Counters>,
-    budget: Arc<Budget>,
-    tunnel: Arc<tunnel::Service>,
-    backend: http::Backend,
+    settings: ArcSwap<IngressSettings>,
     core: Arc<dyn Core>,
-    workers: Workers,
     telemetry: Arc<Telemetry>,
-    troubles: Throttle,
-    guesses: Throttle,
-    pauses: Throttle,
-    accept_errors: Throttle,
-    odd_requests: Throttle,
+    /// For `accept`.
+    accepting: accept::Accepting,
+    /// For `connection`.
+    tls: tls::Acceptor,
+    /// For `accept`, `connection` and `http`.
+    counters: Arc<connection_limits::ConnectionCounters>,
+    /// Lines about connections and tunnel sessions that are refused.
+    troubles: Arc<Throttle>,
+    tunnel: Arc<tunnel::Service>,
+    http: Arc<http::HttpContext>,
 }
 
 impl Ingress {
-    /// The ways in to `core`, connections on `workers`. Must be called on a tokio runtime.
+    /// An ingress that hands clients to `core` and serves connections on `workers`. It has to be called on a tokio
+    /// runtime, which the ingress's own tasks run on.
     pub fn start(
-        settings: Settings,
+        settings: IngressSettings,
         tls: tls::Acceptor,
         core: Arc<dyn Core>,
         workers: Workers,
         telemetry: Arc<Telemetry>,
     ) -> Arc<Self> {
-        let counters = connection_limits::Counters::new();
+        let counters = connection_limits::ConnectionCounters::new();
         tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
+        let tunnel = tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core));
+        let troubles = Arc::<Throttle>::default();
+        let http = http::HttpContext::new(
+            &settings,
+            Arc::clone(&tunnel),
+            core.budget(),
+            Arc::clone(&counters),
+            Arc::clone(&telemetry),
+            Arc::clone(&troubles),
+        );
         Arc::new(Self {
+            accepting: accept::Accepting::new(workers),
             tls,
-            tunnel: tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core)),
             counters,
-            budget: core.budget(),
-            backend: http::Backend::new(),
+            troubles,
+            tunnel,
+            http,
             settings: ArcSwap::from_pointee(settings),
             core,
-            workers,
             telemetry,
-            troubles: Throttle::default(),
-            guesses: Throttle::default(),
-            pauses: Throttle::default(),
-            accept_errors: Throttle::default(),
-            odd_requests: Throttle::default(),
         })
     }
 
-    /// Takes up new settings, and a new TLS pair, for connections and requests from now on.
-    pub fn reconfigure(&self, settings: Settings, tls: &tls::Acceptor) {
+    /// Uses new settings and a new certificate for connections and requests from now on.
+    pub fn reconfigure(&self, settings: IngressSettings, tls: &tls::Acceptor) {
         self.tls.replace(tls);
         self.tunnel.reconfigure(settings.tunnel.clone());
+        self.http.reconfigure(&settings);
         self.settings.store(Arc::new(settings));
     }
 
@@ -149,61 +151,38 @@ impl Ingress {
         self.tls.certificate()
     }
 
-    /// Connections at present that are no session.
+    /// How many connections there are that are not a session.
     pub fn connections(&self) -> usize {
         self.counters.connections()
     }
 
-    /// Tunnel sessions at present, those that have ended but may be asked for still among them.
+    /// How many tunnel sessions there are. A session that has ended counts until it is forgotten.
     pub fn tunnel_sessions(&self) -> usize {
         self.tunnel.sessions()
     }
 
-    /// Notes a connection that waits for its turn.
-    fn paused(&self, port: u16) {
-        self.telemetry.connections.delayed();
-        if let Some(more) = self.pauses.pass() {
-            warn!(port, more, "more connections than limits.connection_rate: they wait");
-        }
-    }
-
-    /// Notes an HTTP request that is refused for its form.
-    fn odd_request(&self, reason: RequestRefusal, origin: &Origin) {
-        self.telemetry.http.refused.count(reason);
-        if let Some(more) = self.odd_requests.pass() {
-            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
-        }
-    }
-
-    /// Hands frames over to the core, which counts the client from then on, or refuses the client
-    /// in its own protocol.
-    async fn arrive(&self, stream: Stream, first: Bytes, origin: Origin, transport: Transport, place: Place) {
+    /// Hands a client's frames to the core, which counts the client from then on. If the core refuses the client,
+    /// returns its stream and the reason for the farewell message.
+    fn hand_over(
+        &self,
+        stream: Stream,
+        first: Bytes,
+        origin: &Origin,
+        transport: Transport,
+    ) -> Option<(Stream, Reason)> {
         let via = Via { client: origin.client, port: origin.port, transport, accepted: origin.accepted };
-        if let Err(refused) = self.core.take(Arrival { stream, first, via }) {
-            let (refusal, Arrival { stream, first, .. }) = *refused;
-            drop(first);
-            if let Some(reason) = refusal.policy().farewell() {
-                Box::pin(stream::refuse(stream, reason)).await;
-            }
-        }
-        drop(place);
-    }
-
-    /// Notes a tunnel session that is refused on this floor.
-    fn no_session(&self, refusal: Refusal, client: SocketAddr, port: u16) {
-        self.telemetry.sessions.refused.count(refusal);
-        if let Some(more) = self.troubles.pass() {
-            warn!(%client, port, reason = refusal.name(), sessions = self.tunnel.sessions(), more, "client refused");
-        }
+        let (refusal, Arrival { stream, .. }) = *self.core.take(Arrival { stream, first, via }).err()?;
+        refusal.policy().farewell().map(|reason| (stream, reason))
     }
 }
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy)]
 struct Origin {
-    /// The client, by PROXY header where that is believed, else the peer.
+    /// The client that the PROXY header of a trusted proxy contains; otherwise the peer.
     client: SocketAddr,
     /// The listener's port.
     port: u16,
+    /// When the connection was accepted.
     accepted: Instant,
 }

@@ -61,20 +61,22 @@
 //!
 //! | what | where |
 //! |---|---|
-//! | the first bytes decide on the protocol | [`ingress::detect`], called by [`ingress::connection`](ingress) |
+//! | the first bytes decide on the protocol | [`ingress::detect`], asked by [`ingress::identify`] for [`ingress::connection`](ingress) |
 //! | the form of an HTTP request is checked | [`ingress::http::guard`](ingress::http), by the rules of [`ingress::http::framing`](ingress::http) |
-//! | an HTTP request goes to the tunnel, to the web server, or gets a 404 | `ingress::http::route` |
-//! | a tunnel request gets a 404 | [`ingress::tunnel::service`](ingress::tunnel); it is sent late by `ingress::http::route` |
+//! | an HTTP request goes to the tunnel, to the web server, or gets a 404 | [`ingress::http::route`](ingress::http) |
+//! | a tunnel request gets a 404 | [`ingress::tunnel::service`](ingress::tunnel); [`ingress::http::tunnel_request`](ingress::http) sends it late |
+//! | the order of a tunnel session's requests, and what waits | [`ingress::tunnel::live`](ingress::tunnel) |
 //! | the tunnel's acknowledgement is checked | [`ingress::tunnel::session`] |
 //! | the bytes of a tunnel request are read and written | [`wire::tunnel::envelope`]; encryption: [`wire::tunnel::cipher`] |
 //! | a client is counted, or refused | [`mux::admission`](mux) |
 //! | a connection that is not a client yet is counted | [`ingress::connection_limits`](ingress) |
-//! | the client's address is written into the Handshake | [`wire::message::stamp_client_address`], called by [`mux::session`](mux) |
-//! | the memory of a slow client is bounded | [`limits::budget`], asked by [`mux::relay`](mux) and `ingress::tunnel::stream` |
-//! | a Community server is chosen | [`community::pool`](community), by `community::balance` |
-//! | a Community server is checked | [`community::endpoint`](community), by `community::health` |
-//! | a trunk would be | in [`community`], beside [`community::direct`](community), where the stream of a [`stream::Link`] is opened |
+//! | the client's address is written into the Handshake | [`wire::message::stamp_client_address`], called by [`mux::opening`](mux) |
+//! | the memory of a slow client is bounded | [`limits::budget`], asked by [`mux::relay`](mux) and [`ingress::tunnel::live`](ingress::tunnel) |
+//! | a Community server is chosen | [`community::pool`](community), by [`community::balance`](community) |
+//! | a Community server is checked | [`community::endpoint`](community), by [`community::health`](community) |
+//! | a trunk would be | in [`community`], beside [`community::direct`](community): `Endpoint::open_stream` in [`community::endpoint`](community) opens the stream of a [`stream::Link`] |
 //! | SIGHUP is handled | [`cli::run`] receives it, [`server::reload`] exchanges the settings |
+//! | a reload is refused that is probably a mistake | `server::reload_guard` |
 //! | SIGTERM is handled | [`cli::run`] receives it, [`server::drain`] drains |
 //! | a port is opened, closed, or tried again | [`server::ports`] |
 //! | a key of the configuration is declared | [`config::schema`], with one file for each group of sections |
@@ -86,6 +88,8 @@
 // The map links to private modules. The documentation is built with `--document-private-items`, so these links work; a
 // link to a module that does not exist is still an error.
 #![allow(rustdoc::private_intra_doc_links)]
+// The macros that print panic if the output can't be written. `cli::output` writes what a command prints.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod admin;
 pub mod cli;

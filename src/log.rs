@@ -1,5 +1,5 @@
-//! The log: settings, the subscriber, the thread that writes lines, and the throttle for lines that
-//! outsiders can cause.
+//! The log: its settings, the subscriber, the thread that writes lines, and the throttle for lines that outsiders can
+//! cause.
 
 use serde::Deserialize;
 
@@ -10,29 +10,29 @@ mod throttle;
 pub use subscriber::Log;
 pub use throttle::{Throttle, Throttles};
 
-/// How logs are written.
+/// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text, for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// How much is logged.
+/// How much is logged: the lines of a level and of all levels above it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Nothing.
     Off,
-    /// What failed.
+    /// Failures.
     Error,
     /// What an admin should look into.
     Warn,
-    /// A line for each session.
+    /// One line for each session.
     Info,
-    /// A line for each oddity.
+    /// Single connections and requests.
     Debug,
     /// Everything.
     Trace,
@@ -41,8 +41,8 @@ pub enum LogLevel {
 /// Settings of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogSettings {
-    /// Text or JSON.
+    /// The form of a line. A reload does not change it.
     pub format: LogFormat,
-    /// How much.
+    /// How much is logged.
     pub level: LogLevel,
 }

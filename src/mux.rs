@@ -63,7 +63,7 @@ pub struct MuxSettings {
     pub exempt: Vec<IpNet>,
     /// The time from accept to the end of the first frame.
     pub login_timeout: Duration,
-    /// The time from accept after which a client that is not logged in is disconnected; `None`: never.
+    /// The time from admission after which a client that is not logged in is disconnected; `None`: never.
     pub logging_in_timeout: Option<Duration>,
     /// The time without a byte in any direction after which a session is ended; `None`: never.
     pub idle_timeout: Option<Duration>,

@@ -1,4 +1,5 @@
-//! Sockets of the system: listening, connecting, keep-alive, names and addresses.
+//! The system's sockets: listening, connecting, keep-alive, host names, client addresses, and the configuration sections
+//! of ports.
 
 pub mod address;
 mod attempts;

@@ -1,4 +1,4 @@
-//! Threads: one runtime for each core, what they share, and the buffer that each reads into.
+//! Threads: one worker for each core, how workers share a core, and the buffer that each of them reads into.
 
 mod core_sharing;
 pub mod scratch;

@@ -1,13 +1,14 @@
 //! Composes the rooms below into a running multiplexer, reloads it, and drains it.
 //!
 //! - `compose` starts it: it connects `ingress` to the core, and the core to the Community servers.
-//! - `reload` takes over new settings under running sessions.
+//! - `reload` takes over new settings under running sessions. `reload_guard` refuses those that are probably a file that
+//!   is cut off.
 //! - `drain` ends it.
 //! - `prepare` does everything of a start or a reload that can fail, before anything changes.
 //! - `control` is what the admin endpoint sees of the server, and can ask of it.
 //! - `ports` keeps the listeners: bound, down, opened and closed. `listener_error` and `port_holder` explain why one
 //!   is down.
-//! - `certificate` warns before the TLS certificate expires. `sandbox_service` runs the embedded Community server.
+//! - `certificate` loads the TLS certificate, and warns before it expires. `sandbox_service` runs the embedded Community server.
 
 use std::{
     fmt,
@@ -39,8 +40,10 @@ mod port_holder;
 pub(crate) mod ports;
 mod prepare;
 pub(crate) mod reload;
+mod reload_guard;
 mod sandbox_service;
 
+pub use certificate::check_files;
 use ports::Ports;
 
 /// The program's version.

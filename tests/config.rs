@@ -9,6 +9,11 @@ use sametime_mux::config::{self, ConfigErrors, ConfigPlace, Settings};
 const WRONG: &[(&str, &str, &str)] = &[
     ("client_connections.host_name", "\"not a name\"", "\"not a name\" is neither an address nor a name"),
     ("client_connections.host_name", "1", "1: invalid type: integer"),
+    ("client_connections.host_name", "\"[10.0.0.1]\"", "\"[10.0.0.1]\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"10.0.0.256\"", "\"10.0.0.256\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"127.1\"", "\"127.1\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"0x7f000001\"", "\"0x7f000001\" is neither an address nor a name"),
+    ("client_connections.host_name", "\"a..\"", "\"a..\" is neither an address nor a name"),
     ("client_connections.ports", "[0]", "0 is no port"),
     ("client_connections.ports", "[65536]", "65536 is no port"),
     ("client_connections.ports", "[-1]", "-1 is no port"),
@@ -22,16 +27,25 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("listeners.require_all", "\"yes\"", "invalid type: string"),
     ("listeners.share_ports", "1", "1: invalid type: integer"),
     ("listeners.proxy_protocol_from", "[\"10.0.0.0/33\"]", "\"10.0.0.0/33\" is no network"),
+    ("listeners.proxy_protocol_from", "[\"::ffff:10.0.0.0/95\"]", "a prefix of less than 96 bits"),
     ("listeners.forwarded_for_from", "[\"proxy.example\"]", "\"proxy.example\" is no network"),
     ("community.servers", "[]", "there is no server"),
     ("community.servers", "[\"chat.example\"]", "\"chat.example\" has no port"),
     ("community.servers", "[\"chat.example:0\"]", "\"chat.example:0\" has no legal port"),
     ("community.servers", "[\"::1:1533\"]", "\"::1:1533\" has no legal host; an IPv6 address stands in brackets"),
     ("community.servers", "[\"a:1533\", \"a:1533\"]", "\"a:1533\" stands there twice"),
+    ("community.servers", "[\"a:1533\", \"A.:1533\"]", "\"A.:1533\" stands there twice"),
+    ("community.servers", "[\"[::1]:1533\", \"[0:0::1]:1533\"]", "\"[0:0::1]:1533\" stands there twice"),
+    ("community.servers", "[\"10.0.0.1:1\", \"[::ffff:10.0.0.1]:1\"]", "stands there twice"),
+    ("community.servers", "[\"a:+1533\"]", "\"a:+1533\" has no legal port"),
+    ("community.servers", "[\"a:99999\"]", "\"a:99999\" has no legal port"),
+    ("community.servers", "[\"[10.0.0.1]:1533\"]", "\"[10.0.0.1]\" is neither an address nor a name"),
+    ("community.servers", "[\"10.0.0.256:1533\"]", "\"10.0.0.256\" is neither an address nor a name"),
     ("community.balance", "\"random\"", "unknown variant `random`"),
     ("community.recalculate_after", "0", "0 is out of bounds"),
     ("community.link", "\"tunnel\"", "unknown variant `tunnel`"),
     ("community.link", "\"trunk\"", "\"trunk\" is not in this version"),
+    ("community.send_proxy_protocol", "true", "the sandbox does not expect a PROXY header"),
     ("community.send_proxy_protocol", "2", "2: invalid type: integer"),
     ("community.connect_timeout", "\"0s\"", "\"0s\" is out of bounds"),
     ("community.handshake_timeout", "\"10ms\"", "\"10ms\" is out of bounds"),
@@ -46,6 +60,13 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("http_backend.url", "\"https://web.example\"", "does not begin with http://"),
     ("http_backend.url", "\"http://web.example/path\"", "is more, or less, than http://host:port"),
     ("http_backend.url", "\"web.example\"", "does not begin with http://"),
+    ("http_backend.url", "\"http://web.example:99999\"", "\"web.example:99999\" has no legal port"),
+    ("http_backend.url", "\"http://web.example:0\"", "\"web.example:0\" has no legal port"),
+    ("http_backend.url", "\"http://web.example:\"", "\"web.example:\" has no legal port"),
+    ("http_backend.url", "\"http://[::1]:65536\"", "\"[::1]:65536\" has no legal port"),
+    ("http_backend.url", "\"http://web.example#part\"", "is more, or less, than http://host:port"),
+    ("http_backend.url", "\"http://user@web.example\"", "is more, or less, than http://host:port"),
+    ("http_backend.url", "\"http://10.0.0.256\"", "\"10.0.0.256\" is neither an address nor a name"),
     ("http_backend.connections", "0", "0 is out of bounds"),
     ("tls.certificate", "\"\"", "\"\" is no file"),
     ("tls.private_key", "7", "7: invalid type: integer"),
@@ -87,8 +108,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("log.level", "\"loud\"", "unknown variant `loud`"),
 ];
 
+/// With the sandbox, where `text` names no servers.
 fn parse(text: &str) -> Result<Settings, ConfigErrors> {
-    config::parse(text, Path::new("st.toml"), std::iter::empty())
+    let sandbox = ("SAMETIME_MUX__COMMUNITY__SERVERS".to_owned(), "sandbox".to_owned());
+    let variables = (!text.contains("servers = ")).then_some(sandbox);
+    config::parse(text, Path::new("st.toml"), variables.into_iter())
 }
 
 fn faults(text: &str) -> Vec<String> {
@@ -99,7 +123,8 @@ fn faults(text: &str) -> Vec<String> {
 /// Parses a file with `capacity = 7`, and environment variables.
 fn parse_with(variables: &[(&str, &str)]) -> Result<Settings, ConfigErrors> {
     let own = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    config::parse("\n[limits]\ncapacity = 7\n", Path::new("st.toml"), own)
+    let text = "\n[limits]\ncapacity = 7\n[community]\nservers = [\"sandbox\"]\n";
+    config::parse(text, Path::new("st.toml"), own)
 }
 
 #[test]
@@ -166,6 +191,15 @@ fn a_port_may_be_used_twice_on_different_addresses() {
 }
 
 #[test]
+fn servers_have_no_default() {
+    let missing = |text: &str| config::parse(text, Path::new("st.toml"), std::iter::empty()).unwrap_err().to_string();
+    assert!(missing("").starts_with("st.toml: community.servers: the key is missing, and it has no default ("));
+    assert!(missing("\n[community]\n").starts_with("st.toml:2: community.servers: the key is missing"));
+    let wrong = missing("[community]\nservers = 5\n");
+    assert_eq!(wrong.lines().count(), 1, "a key that is wrong is not missing: {wrong}");
+}
+
+#[test]
 fn the_environment_overrides_the_file_and_is_checked_as_strictly() {
     assert_eq!(parse_with(&[]).unwrap().mux.capacity, 7);
     let settings = parse_with(&[
@@ -187,6 +221,56 @@ fn the_environment_overrides_the_file_and_is_checked_as_strictly() {
     let wrong = wrong.unwrap_err().to_string();
     assert!(wrong.contains("environment variable SAMETIME_MUX__LIMITS__CAPACITY: limits.capacity: many"), "{wrong}");
     assert!(wrong.contains("SAMETIME_MUX__LIMITS__CAPACTY: no such key (did you mean SAMETIME_MUX__LIMITS__CAPACITY?"));
+}
+
+/// Keys of which "" is a legal value: their variable, when it is empty, has that value.
+const MAY_BE_EMPTY: &[&str] = &[
+    "client_connections.host_name",
+    "http_tunneled_client_connections.host_name",
+    "https_tunneled_client_connections.host_name",
+    "trunk.certificate_authority",
+    "trunk_listener.host_name",
+    "http_backend.url",
+    "tls.client_ca",
+    "admin.listen",
+    "admin.token_file",
+];
+
+#[test]
+fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list() {
+    let text = "[client_connections]\nhost_name = \"127.0.0.1\"\n[http_backend]\nurl = \"http://127.0.0.1:8088\"\n\
+        [community]\nservers = [\"sandbox\"]\n";
+    let parse = |name: &str, value: &str| {
+        config::parse(text, Path::new("st.toml"), std::iter::once((name.to_owned(), value.to_owned())))
+    };
+    for key in config::keys() {
+        let full = format!("{}.{}", key.section, key.name);
+        let name = format!("SAMETIME_MUX__{}__{}", key.section.to_uppercase(), key.name.to_uppercase());
+        if MAY_BE_EMPTY.contains(&&*full) {
+            let settings = parse(&name, "").unwrap_or_else(|faults| panic!("{faults}"));
+            assert_eq!(settings, parse(&name, "\"\"").unwrap(), "{full}: it is the same as \"\"");
+            assert!(key.legal.contains("\"\""), "{full}: {}", key.legal);
+            continue;
+        }
+        // Lists have separators, which make no item.
+        let is_list = key.legal.starts_with("a list");
+        for empty in if is_list { ["", "  ", ",", " , "].as_slice() } else { &["", "  "] } {
+            let faults = parse(&name, empty).expect_err(&full);
+            assert_eq!(faults.faults.len(), 1, "{faults}");
+            let says = faults.to_string();
+            assert!(says.starts_with(&format!("environment variable {name}: {full}: ")), "{says}");
+            if empty.is_empty() {
+                assert!(says.contains("the variable is empty: unset it"), "{says}");
+            }
+        }
+    }
+    // An empty list is written.
+    let lists = config::keys().iter().filter(|key| key.legal.starts_with("a list")).count();
+    assert_eq!(lists, 7, "ports of three sections, servers, two lists of proxies, exempt addresses");
+    let none = "SAMETIME_MUX__HTTP_TUNNELED_CLIENT_CONNECTIONS__PORTS";
+    assert_eq!(parse(none, "[]").unwrap().ingress.listeners.len(), 2);
+    let says = parse("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "").unwrap_err().to_string();
+    assert!(says.contains("[] for an empty list"), "{says}");
 }
 
 /// All TOML files in a folder and the folders in it.
@@ -219,7 +303,9 @@ fn the_first_configuration_file_has_every_default_and_explains_every_key() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/stconfig.toml");
     let text = fs::read_to_string(&file).unwrap();
     let shipped = config::parse(&text, &file, std::iter::empty()).unwrap();
-    assert_eq!(shipped, config::parse("", &file, std::iter::empty()).unwrap());
+    let mut defaults = config::parse("[community]\nservers = [\"sandbox\"]\n", &file, std::iter::empty()).unwrap();
+    defaults.form = shipped.form.clone();
+    assert_eq!(shipped, defaults);
     let (mut section, mut explained, mut commented) = (String::new(), BTreeSet::new(), false);
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('[') {

@@ -214,7 +214,7 @@ async fn no_secret_and_no_name_is_in_the_log_however_much_is_logged() {
         assert_eq!(http::exchange(&mut tcp, &http::post(&path, &guess)).await.unwrap().status, status);
     }
     program.wait_for_log("tunnel: a request is refused");
-    program.wait_for_log("tunnel: a first request that");
+    program.wait_for_log("tunnel: a first request is refused");
     assert_eq!(program.reload("wrong").await.status, 401);
     assert_eq!(program.reload("open sesame").await.status, 200);
     program.wait_for_log("revision=2");

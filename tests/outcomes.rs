@@ -44,6 +44,15 @@ async fn every_outcome_is_in_the_metrics_at_zero() {
 }
 
 #[test]
+fn the_document_says_what_ends_with_the_outcomes_of_each_kind() {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).unwrap();
+    for kind in KINDS {
+        let row = format!("| `sametime_mux_{}_total` | {} |", kind.metric, kind.ends);
+        assert!(page.lines().any(|line| line == row), "no row {row}");
+    }
+}
+
+#[test]
 fn names_are_unique_and_every_outcome_has_a_sentence() {
     let mut metrics = BTreeSet::new();
     for kind in KINDS {

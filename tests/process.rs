@@ -58,6 +58,26 @@ fn assert_does_not_start_on(raw: u16) {
 }
 
 #[tokio::test]
+async fn a_listener_whose_name_does_not_resolve_never_opens_on_another_address() {
+    let setup = Setup::new("");
+    let http = setup.http;
+    let section = "[http_tunneled_client_connections]\n";
+    let toml = setup.toml(&[setup.raw]).replace(section, &format!("{section}host_name = \"no-such-host.invalid\"\n"));
+    fs::write(setup.file(), toml).unwrap();
+    let program = setup.start();
+    program.wait_for_log("reason=unresolved");
+    // Listeners that are down are tried again every 5 s.
+    let until = std::time::Instant::now() + Duration::from_secs(7);
+    while std::time::Instant::now() < until {
+        assert!(std::net::TcpStream::connect(local(http)).is_err(), "the file names no address of this machine");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let status = program.status().await;
+    let down = status["listeners"].as_array().unwrap().iter().find(|l| l["port"] == http).unwrap();
+    assert_eq!(down["state"], "down");
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_reported_and_stops_the_program_only_if_the_port_is_required() {
     let held = TcpListener::bind("[::]:0").unwrap();
     let mut setup = Setup::new("");
@@ -194,8 +214,10 @@ async fn a_reload_loads_a_new_certificate() {
     assert_eq!(refused.status, 422);
     assert!(text(&refused.body).contains("server.key is not"), "{}", text(&refused.body));
     assert_eq!(certificate(raw).await, old);
-    // If both files are missing, a new certificate is made.
-    fs::remove_file(folder.join("server.pem")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let new = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    fs::write(folder.join("server.pem"), new.pem()).unwrap();
+    fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
     assert_eq!(program.reload("open sesame").await.status, 200);
     assert_ne!(certificate(raw).await, old);
     before.send_text(channel, b"still here").await;

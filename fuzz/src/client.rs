@@ -2,12 +2,13 @@
 //! responses.
 
 use sametime_mux::{
-    ingress::tunnel::session::Token,
+    ingress::tunnel::Token,
     wire::{
         message::{Reader, Writer},
         tunnel::{
             cipher::{BLOCK, Cipher, FIRST_IV, agree_with},
-            envelope::{self, Kind},
+            envelope::{self, TunnelKind},
+            name::SessionName,
         },
     },
 };
@@ -24,7 +25,7 @@ pub fn public() -> [u8; 64] {
 
 /// One client whose session is open.
 pub struct Client {
-    kind: Kind,
+    kind: TunnelKind,
     version: u32,
     cipher: Cipher,
     token: Token,
@@ -38,7 +39,7 @@ pub struct Client {
 
 impl Client {
     /// A client whose first response carried `token`.
-    pub fn new(kind: Kind, version: u32, cipher: Cipher, token: Token) -> Self {
+    pub fn new(kind: TunnelKind, version: u32, cipher: Cipher, token: Token) -> Self {
         Self {
             kind,
             version,
@@ -53,10 +54,10 @@ impl Client {
     }
 
     /// The body of the first request.
-    pub fn opening(kind: Kind) -> Vec<u8> {
+    pub fn opening(kind: TunnelKind) -> Vec<u8> {
         let mut out = Writer::new();
         out.u32(0).u32(1).opaque(&public());
-        if kind == Kind::Hybrid {
+        if kind == TunnelKind::Hybrid {
             let mut open = Writer::new();
             open.u8(b'S').u32(CONNECTION).u8(b'C');
             out.raw(&envelope::record(0, &open.0));
@@ -65,11 +66,12 @@ impl Client {
     }
 
     /// Reads the first response. Returns the client and the name of its session.
-    pub fn opened(kind: Kind, body: &[u8]) -> (Self, String) {
+    pub fn opened(kind: TunnelKind, body: &[u8]) -> (Self, SessionName) {
         let mut reader = Reader(body);
         assert_eq!((reader.u32(), reader.string()), (Some(0), Some(&b""[..])));
         let version = reader.u32().expect("a version");
-        let name = String::from_utf8(reader.string().expect("a name").to_vec()).expect("text");
+        let name = std::str::from_utf8(reader.string().expect("a name")).ok().and_then(SessionName::parse);
+        let name = name.expect("a legal name");
         let public = reader.opaque().expect("a value");
         let token = reader.opaque().expect("a token").try_into().expect("five bytes");
         let cipher = agree_with(public, &SECRET).expect("legal").cipher;
@@ -83,7 +85,7 @@ impl Client {
             let secret = self.cipher.encrypt(&mut self.acknowledgement_iv, &self.token);
             secret.try_into().expect("one block")
         });
-        let clear = if self.kind == Kind::Hybrid { envelope::record(CONNECTION, data) } else { data.to_vec() };
+        let clear = if self.kind == TunnelKind::Hybrid { envelope::record(CONNECTION, data) } else { data.to_vec() };
         let payload =
             if self.version == 0 || clear.is_empty() { clear } else { self.cipher.encrypt(&mut self.sent_iv, &clear) };
         let mut out = Writer::new();
@@ -107,8 +109,8 @@ impl Client {
             self.cipher.decrypt(&mut self.received_iv, reader.0).expect("decrypts")
         };
         match self.kind {
-            Kind::Polling => self.received.extend(clear),
-            Kind::Hybrid => envelope::each_record(&clear, |on, data| {
+            TunnelKind::Polling => self.received.extend(clear),
+            TunnelKind::Hybrid => envelope::each_record(&clear, |on, data| {
                 assert_eq!(on, CONNECTION);
                 self.received.extend_from_slice(data);
             })

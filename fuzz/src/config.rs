@@ -17,6 +17,10 @@ pub fn check(input: &[u8]) {
             (name, value.to_owned())
         })
     };
+    // The one key without a default. Where the input has it, that value is looked at.
+    let servers = (format!("{ENV_PREFIX}COMMUNITY__SERVERS"), "sandbox".to_owned());
+    let servers = (!text.contains("servers") && !environment.contains("SERVERS")).then_some(servers);
+    let variables = || variables().chain(servers.clone());
     let parsed = parse(&text, Path::new("stconfig.toml"), variables());
     assert_eq!(parsed, parse(&text, Path::new("stconfig.toml"), variables()), "the same twice");
     match parsed {
@@ -38,7 +42,16 @@ pub fn check(input: &[u8]) {
             assert!(!ingress.login_timeout.is_zero());
             assert!((4096..=16 << 20).contains(&ingress.tunnel.window));
             assert!(ingress.tunnel.version <= 1 && !ingress.tunnel.session_timeout.is_zero());
-            assert!(ingress.http_backend.as_ref().is_none_or(|url| url.authority().is_some()));
+            // The HTTP client takes port 80 where it finds none.
+            let has_its_port = |url: &str| url.ends_with(']') || !url.contains(':');
+            assert!(ingress.http_backend.as_ref().is_none_or(|url| {
+                url.authority()
+                    .is_some_and(|all| url.port_u16().is_some_and(|port| port > 0) || has_its_port(all.as_str()))
+            }));
+            let networks = [&ingress.proxy_protocol_from, &ingress.forwarded_for_from, &limits.exempt];
+            // Clients are known by their IPv4 addresses.
+            let is_mapped = |ip| matches!(ip, std::net::IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+            assert!(!networks.iter().any(|all| all.iter().any(|network| is_mapped(network.addr()))));
             assert!((1..=1_000_000).contains(&limits.capacity) && limits.per_address <= limits.capacity);
             assert!(!settings.community.servers.is_empty());
         }

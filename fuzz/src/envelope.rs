@@ -4,7 +4,8 @@ use sametime_mux::wire::{
     message::{Reader, Writer},
     tunnel::{
         cipher::{BLOCK, Cipher, FIRST_IV, agree_with},
-        envelope::{self, Address, Kind},
+        envelope::{self, Address, TunnelKind},
+        name::{SessionName, UrlName},
     },
 };
 
@@ -15,8 +16,8 @@ pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     match choices.below(6) {
         0 => path(&String::from_utf8_lossy(choices.0)),
-        1 => opening(Kind::Polling, choices.0),
-        2 => opening(Kind::Hybrid, choices.0),
+        1 => opening(TunnelKind::Polling, choices.0),
+        2 => opening(TunnelKind::Hybrid, choices.0),
         3 => later(choices.0),
         4 => response(&mut choices),
         _ => cipher(&mut choices),
@@ -28,23 +29,31 @@ fn path(path: &str) {
     match envelope::address(path) {
         Address::Other => assert!(!tunnels),
         Address::Tunnel(kind, name) => {
-            assert!(tunnels && name.len() <= 64 && !name.contains('/'));
-            let number = if kind == Kind::Polling { "35" } else { "39" };
-            let plain = format!("/CommunityCBR/CC.{number}.{name}/");
+            let number = if kind == TunnelKind::Polling { "35" } else { "39" };
+            assert!(tunnels);
+            let text = match name {
+                UrlName::Empty => String::new(),
+                UrlName::Session(name) => String::from_utf8(name.digits().to_vec()).expect("digits"),
+                UrlName::NotAName { length } => {
+                    assert!((1..=64).contains(&length));
+                    "-".repeat(length.into())
+                }
+            };
+            let plain = format!("/CommunityCBR/CC.{number}.{text}/");
             assert_eq!(envelope::address(&plain), Address::Tunnel(kind, name));
         }
         Address::Probe | Address::Malformed => assert!(tunnels),
     }
 }
 
-fn opening(kind: Kind, body: &[u8]) {
+fn opening(kind: TunnelKind, body: &[u8]) {
     let Ok(opening) = envelope::opening(kind, body) else { return };
     assert!(opening.public.len() <= 65);
-    assert_eq!(opening.connection != 0, kind == Kind::Hybrid);
+    assert_eq!(opening.connection != 0, kind == TunnelKind::Hybrid);
     let mut again = Writer::new();
     again.u32(0).u32(1).opaque(opening.public);
     assert!(body.starts_with(&again.0));
-    if kind == Kind::Hybrid {
+    if kind == TunnelKind::Hybrid {
         records(&body[again.0.len()..]);
     }
     // Every public value of a client gives a key or is refused.
@@ -84,10 +93,11 @@ fn response(choices: &mut Choices<'_>) {
     let mut seen = Vec::new();
     envelope::each_record(&record, |on, data| seen.push((on, data.to_vec()))).expect("a record of our own");
     assert_eq!(seen, if payload.is_empty() { vec![] } else { vec![(7, payload.to_vec())] });
-    let body = envelope::opened(1, "name", payload, token);
+    let name = SessionName::parse("0123456789abcdef0123456789abcdef").expect("a name");
+    let body = envelope::opened(1, &name, payload, token);
     let mut reader = Reader(&body);
     assert_eq!((reader.u32(), reader.string(), reader.u32()), (Some(0), Some(&b""[..]), Some(1)));
-    assert_eq!((reader.string(), reader.opaque()), (Some(&b"name"[..]), Some(payload)));
+    assert_eq!((reader.string(), reader.opaque()), (Some(&name.digits()[..]), Some(payload)));
     assert_eq!((reader.opaque(), reader.u8(), reader.0), (Some(token), Some(0), &b""[..]));
 }
 

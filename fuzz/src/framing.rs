@@ -1,21 +1,21 @@
-//! The strict form of HTTP/1: a plain reader of whole requests reads what passes in the same way.
+//! The strict form of HTTP/1: a plain reader of complete requests reads what passes in the same way.
 
-use sametime_mux::ingress::http::framing::{Framing, WORD};
+use sametime_mux::ingress::http::framing::{Framing, MAX_WORD};
 
 use super::Choices;
 
-/// A request, as the plain reader returns it.
+/// A request, as the plain reader reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// The method and the target.
+    /// Method and target.
     pub line: (String, String),
-    /// The names, in lower case, and the values.
+    /// Names, in lower case, and values.
     pub headers: Vec<(String, Vec<u8>)>,
-    /// The body, without the form of its chunks.
+    /// The body, without the lines of its chunks.
     pub body: Vec<u8>,
 }
 
-/// Takes a line from the front; `None` if there is no CR LF.
+/// Takes a line from the front. `None`: there is no CR LF.
 fn line<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
     let line = &rest[..end];
@@ -40,15 +40,16 @@ fn headers(rest: &mut &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
             return None;
         }
         let name = String::from_utf8_lossy(name).to_lowercase();
-        let is_about_length = ["content-length", "transfer-encoding"].contains(&name.as_str());
-        if is_about_length && value.len() > WORD {
+        let decides = ["content-length", "transfer-encoding"].contains(&name.as_str());
+        if decides && value.len() > MAX_WORD {
             return None;
         }
         headers.push((name, value.trim_ascii().to_vec()));
     }
 }
 
-/// Takes a request from the front of `bytes`; `None` if it is not complete, or not of the strict form.
+/// Takes a request from the front of bytes that are all there. `None`: it is incomplete, or does not have the strict
+/// form.
 pub fn request(bytes: &mut &[u8]) -> Option<Request> {
     let mut rest = *bytes;
     while let Some(after) = rest.strip_prefix(b"\r\n") {
@@ -56,7 +57,7 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
     }
     let first: Vec<&[u8]> = line(&mut rest)?.split(|&b| b == b' ').collect();
     let [method, target, version] = first[..] else { return None };
-    let is_http_1_0 = match version {
+    let is_old = match version {
         b"HTTP/1.0" => true,
         b"HTTP/1.1" => false,
         _ => return None,
@@ -78,7 +79,7 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
             body = rest.get(..length)?.to_vec();
             rest = &rest[length..];
         }
-        ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && !is_http_1_0 => loop {
+        ([], [coding]) if coding.eq_ignore_ascii_case(b"chunked") && !is_old => loop {
             let line = line(&mut rest)?;
             let size = line.split(|&b| b == b';').next()?;
             let extension = &line[size.len()..];
@@ -107,14 +108,14 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
     Some(Request { line: (text(method), text(target)), headers, body })
 }
 
-/// The first byte chooses the fragments; the rest is the connection.
+/// The first byte chooses the length of the fragments. The rest is the connection's bytes.
 pub fn check(input: &[u8]) {
     let mut choices = Choices(input);
     let step = 1 + choices.below(40);
     let bytes = choices.0;
     let mut whole = Framing::default();
-    let fault = whole.follow(bytes).err();
-    assert!(fault.is_none_or(|(at, _)| at < bytes.len()));
+    let error = whole.follow(bytes).err();
+    assert!(error.is_none_or(|(at, _)| at < bytes.len()));
 
     let mut rest = bytes;
     let mut requests = 0;
@@ -122,18 +123,18 @@ pub fn check(input: &[u8]) {
         requests += 1;
     }
     assert_eq!(whole.requests(), requests);
-    if fault.is_none() {
-        // Everything was read, or the last request is not complete.
+    if error.is_none() {
+        // All bytes were read, or the end of a request is not there yet.
         let between = rest.is_empty() || rest.iter().all(|b| b"\r\n".contains(b));
         assert!(!whole.at_boundary() || between, "{}", rest.escape_ascii());
     }
 
     let (mut framing, mut seen) = (Framing::default(), None);
     for (n, piece) in bytes.chunks(step).enumerate() {
-        if let Err((at, fault)) = framing.follow(piece) {
-            seen = Some((n * step + at, fault));
+        if let Err((at, error)) = framing.follow(piece) {
+            seen = Some((n * step + at, error));
             break;
         }
     }
-    assert_eq!((framing.requests(), seen), (whole.requests(), fault));
+    assert_eq!((framing.requests(), seen), (whole.requests(), error));
 }

@@ -1,4 +1,4 @@
-//! PROXY headers: what is read is what was written, in any fragmentation and with any bytes after the header.
+//! PROXY headers: what was written is read, whatever follows it, in any fragmentation.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -9,8 +9,8 @@ use super::Choices;
 /// The longest header that is accepted.
 const LONGEST: usize = 16 + 4096;
 
-/// The first byte chooses what happens to the rest: it is read as it is, read after the beginning of a header of
-/// version 1 or 2, or a header is written from it.
+/// The first byte chooses what the rest is: the bytes to read, what follows the beginning of one of the two versions, or
+/// the addresses of a header that is written.
 pub fn check(input: &[u8]) {
     let Some((choice, bytes)) = input.split_first() else { return };
     match choice % 4 {
@@ -27,14 +27,14 @@ fn read(bytes: &[u8]) {
     match whole {
         Ok(Parsed::Whole { length, source }) => {
             assert!(is_header(bytes) && length <= bytes.len() && length <= LONGEST);
-            // The bytes after the header change nothing.
+            // Bytes behind the header change nothing.
             assert_eq!(parse(&bytes[..length]), whole);
             if bytes[0] == b'P' {
                 assert!(length <= 107 && bytes[..length].ends_with(b"\r\n"));
                 let line = std::str::from_utf8(&bytes[..length]).expect("version 1 is text");
                 assert_eq!(line.matches("\r\n").count(), 1);
                 if let Some(source) = source {
-                    // The standard library reads the same address and the same port.
+                    // The standard library reads the fields as the same address.
                     let fields: Vec<&str> = line.trim_end().split(' ').collect();
                     assert_eq!(fields.len(), 6);
                     assert_eq!(fields[2].parse::<IpAddr>().expect("an address"), source.ip());
@@ -57,7 +57,7 @@ fn read(bytes: &[u8]) {
 
 fn write(bytes: &[u8]) {
     let mut choices = Choices(bytes);
-    let is_ipv6 = choices.byte() & 1 == 1;
+    let six = choices.byte() & 1 == 1;
     let mut address = |n: usize| {
         let mut octets = [0; 16];
         for octet in &mut octets[..n] {
@@ -71,7 +71,7 @@ fn write(bytes: &[u8]) {
         };
         SocketAddr::new(ip, port)
     };
-    let (from, to) = (address(if is_ipv6 { 16 } else { 4 }), address(if is_ipv6 { 16 } else { 4 }));
+    let (from, to) = (address(if six { 16 } else { 4 }), address(if six { 16 } else { 4 }));
     let header = v2(from, to);
     let read = parse(&[&header, choices.0].concat());
     let Ok(Parsed::Whole { source: Some(source), length }) = read else { panic!("{read:?}") };

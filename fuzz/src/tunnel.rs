@@ -13,10 +13,10 @@ use std::{
 };
 
 use sametime_mux::{
-    ingress::tunnel::{Answer, Outcome, Service, Settings},
+    ingress::tunnel::{Service, TunnelResponse, TunnelSettings},
     stream::{Arrival, Core, Stream},
     telemetry::outcome::{Refusal, TunnelOutcome},
-    wire::tunnel::envelope::Kind,
+    wire::tunnel::{envelope::TunnelKind, name::SessionName},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -26,7 +26,8 @@ use super::{
 };
 
 /// The tunnels and their versions.
-const TUNNELS: [(Kind, u32); 4] = [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)];
+const TUNNELS: [(TunnelKind, u32); 4] =
+    [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)];
 /// The most requests that are at the server at the same time.
 const HELD: usize = 8;
 /// The limits between two responses that the client reads; see the module `session`.
@@ -51,14 +52,14 @@ impl Core for Community {
 /// A request that the service holds.
 struct Held {
     connection: usize,
-    answer: Pin<Box<dyn Future<Output = Outcome>>>,
+    response: Pin<Box<dyn Future<Output = TunnelResponse>>>,
 }
 
 /// Client, network, service and Community.
 struct World {
-    kind: Kind,
+    kind: TunnelKind,
     service: Arc<Service>,
-    name: String,
+    name: SessionName,
     client: Client,
     stream: Stream,
     /// The newest request, which has no response yet, and whether a copy of it has arrived.
@@ -105,7 +106,7 @@ pub fn check(input: &[u8]) {
 async fn run(input: &[u8]) {
     let mut choices = Choices(input);
     let (kind, version) = TUNNELS[choices.below(TUNNELS.len())];
-    let settings = Settings {
+    let settings = TunnelSettings {
         hold: Duration::from_secs(25),
         reply_wait: Duration::from_millis(100),
         // Longer than all steps of a run together.
@@ -119,7 +120,9 @@ async fn run(input: &[u8]) {
     };
     let core = Arc::new(Community::default());
     let service = Service::start(settings, Arc::clone(&core) as Arc<dyn Core>);
-    let (Answer::Body(body), _) = service.open(kind, &Client::opening(kind), FROM, 1533) else { panic!("refused") };
+    let TunnelResponse::Body(body, _) = service.open(kind, &Client::opening(kind), FROM, 1533) else {
+        panic!("refused")
+    };
     let (client, name) = Client::opened(kind, &body);
     let stream = core.0.lock().expect("one thread").take().expect("an arrival");
     let mut world = World {
@@ -164,7 +167,7 @@ impl World {
     /// The client sends a new request, or a copy of the newest one.
     fn post(&mut self, choices: &mut Choices<'_>) {
         let choice = choices.byte();
-        let in_parallel = self.kind == Kind::Hybrid && choice & 1 == 1;
+        let in_parallel = self.kind == TunnelKind::Hybrid && choice & 1 == 1;
         match &self.current {
             Some((_, arrived)) if !(in_parallel && *arrived && self.unread < UNREAD) => (),
             current => {
@@ -194,9 +197,9 @@ impl World {
         if self.held.len() == HELD {
             self.held.remove(0);
         }
-        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
-        let answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
-        self.held.push(Held { connection, answer });
+        let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
+        let response = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
+        self.held.push(Held { connection, response });
         self.settle();
     }
 
@@ -240,10 +243,10 @@ impl World {
         for byte in body.iter_mut().skip(4).take(4) {
             *byte = 0;
         }
-        let (service, name, kind) = (Arc::clone(&self.service), self.name.clone(), self.kind);
-        let mut answer = Box::pin(async move { service.request(kind, &name, &body, FROM.ip()).await });
-        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready((Answer::Unknown, _)) => (),
+        let (service, name, kind) = (Arc::clone(&self.service), self.name, self.kind);
+        let mut response = Box::pin(async move { service.request(kind, name, &body, FROM.ip()).await });
+        match response.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(response) if response.status() == 404 => (),
             other => panic!("{other:?}"),
         }
     }
@@ -255,15 +258,15 @@ impl World {
         loop {
             let before = self.held.len();
             let mut answered = Vec::new();
-            self.held.retain_mut(|held| match held.answer.as_mut().poll(&mut cx) {
+            self.held.retain_mut(|held| match held.response.as_mut().poll(&mut cx) {
                 Poll::Pending => true,
-                Poll::Ready((answer, outcome)) => {
-                    answered.push((held.connection, answer, outcome));
+                Poll::Ready(response) => {
+                    answered.push((held.connection, response));
                     false
                 }
             });
-            for (connection, answer, outcome) in answered {
-                self.answered(connection, answer, outcome);
+            for (connection, response) in answered {
+                self.answered(connection, response);
             }
             if self.held.len() == before {
                 break;
@@ -291,9 +294,9 @@ impl World {
     }
 
     /// A request has its response.
-    fn answered(&mut self, connection: usize, answer: Answer, outcome: TunnelOutcome) {
-        match answer {
-            Answer::Body(body) => {
+    fn answered(&mut self, connection: usize, response: TunnelResponse) {
+        match response {
+            TunnelResponse::Body(body, outcome) => {
                 let superseded = matches!(outcome, TunnelOutcome::Superseded | TunnelOutcome::Stale);
                 assert!(!superseded || !carries_payload(&body), "payload in a {outcome} response");
                 if connection == self.connection && self.current.take().is_some() {
@@ -302,7 +305,7 @@ impl World {
                 }
             }
             // A late copy of a request from a much older epoch.
-            Answer::Unknown => assert_ne!(connection, self.connection, "{outcome}"),
+            failed if failed.status() == 404 => assert_ne!(connection, self.connection, "{failed:?}"),
             other => panic!("{other:?}"),
         }
     }
@@ -338,7 +341,7 @@ impl World {
         self.arrive(self.connection, body);
         assert_eq!(self.client.received, self.community_sent);
         let body = self.client.request(&[]);
-        let (answer, outcome) = self.service.request(self.kind, &self.name, &body, FROM.ip()).await;
-        assert!(matches!(answer, Answer::Unknown), "{outcome}");
+        let response = self.service.request(self.kind, self.name, &body, FROM.ip()).await;
+        assert_eq!(response.status(), 404, "{response:?}");
     }
 }

@@ -1,25 +1,38 @@
-//! `sametime-mux check`: validates the configuration database, and shows the ports, the Community servers and the
-//! maximum memory.
+//! `sametime-mux check`: validates the configuration database and the certificate that it names, and shows the ports, the
+//! Community servers and the maximum memory.
 
 use std::{path::Path, process::ExitCode};
 
-use super::{BAD_USAGE, table};
+use super::{BAD_USAGE, output, table};
 use crate::{
     community::ServerAddress,
-    config::{self, Settings},
+    config::{self, ConfigError, ConfigErrors, ConfigPlace, Settings},
+    server,
 };
 
 pub(super) fn run(file: &Path) -> ExitCode {
-    match config::load_and_look_up(file) {
-        Ok(settings) => {
-            print!("{}", report(&settings));
-            ExitCode::SUCCESS
-        }
+    match config::load_and_look_up(file).and_then(|settings| check_files(&settings).map(|()| settings)) {
+        Ok(settings) => output::print(&report(&settings), ExitCode::SUCCESS),
         Err(errors) => {
-            eprintln!("{errors}");
+            output::complain(errors);
             ExitCode::from(BAD_USAGE)
         }
     }
+}
+
+/// Checks the files that the settings name. An error is reported at the head of the section.
+fn check_files(settings: &Settings) -> Result<(), ConfigErrors> {
+    const SECTION: &str = "tls";
+    server::check_files(settings).map_err(|error| {
+        let line = settings.form.sections.get(SECTION);
+        let fault = ConfigError {
+            place: line.map_or(ConfigPlace::File, |line| ConfigPlace::Line(*line)),
+            key: SECTION.to_owned(),
+            what: error.what,
+            legal: String::new(),
+        };
+        ConfigErrors { file: settings.file.clone(), faults: vec![fault] }
+    })
 }
 
 fn report(settings: &Settings) -> String {
@@ -29,7 +42,7 @@ fn report(settings: &Settings) -> String {
         vec![listener.section.to_string(), address.to_owned(), listener.port.to_string()]
     }));
     let servers = settings.community.servers.iter().map(|server| match server {
-        ServerAddress::Sandbox => "sandbox",
+        ServerAddress::Sandbox => "sandbox (any password logs in)",
         ServerAddress::Address(address) => address,
     });
     let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());

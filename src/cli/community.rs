@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
-use super::FAILED;
+use super::{FAILED, output};
 use crate::{
     log::{Log, LogFormat, LogLevel, LogSettings},
     net::listen,
@@ -20,12 +20,13 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
-    let Some(_log) = Log::start(LogSettings { format: LogFormat::Text, level: LogLevel::Info }) else {
-        return ExitCode::from(FAILED);
-    };
+    // First: until then, a signal kills the process.
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
-        error!("signals can't be received");
+        output::complain("sametime-mux: signals can't be received");
+        return ExitCode::from(FAILED);
+    };
+    let Some(_log) = Log::start(LogSettings { format: LogFormat::Text, level: LogLevel::Info }) else {
         return ExitCode::from(FAILED);
     };
     let listener = match listen::bind(arguments.listen, false) {

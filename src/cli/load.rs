@@ -11,7 +11,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{BAD_USAGE, FAILED, table};
+use super::{BAD_USAGE, FAILED, output, table};
 use crate::load::{self, LoadPlan, LoadResult, LoadRoute, Proxies, Scenario};
 
 /// Where stderr is not a terminal: seconds between two lines of progress.
@@ -105,7 +105,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
     let plan = match plan(&arguments) {
         Ok(plan) => plan,
         Err(why) => {
-            eprintln!("sametime-mux load: {why}");
+            output::complain(format_args!("sametime-mux load: {why}"));
             return ExitCode::from(BAD_USAGE);
         }
     };
@@ -123,7 +123,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    eprintln!("sametime-mux load: {why}");
+    output::complain(format_args!("sametime-mux load: {why}"));
     ExitCode::from(FAILED)
 }
 
@@ -181,26 +181,22 @@ fn show(arguments: &Arguments, outcome: &LoadResult) -> ExitCode {
         Ok(json) => json,
         Err(error) => return failed(&error.to_string()),
     };
-    let to_stdout = arguments.json.as_deref().is_some_and(|file| file.as_os_str() == "-");
+    let tables = || load::table(outcome).iter().map(|rows| table(rows) + "\n").collect::<String>();
     let mut files = Vec::new();
-    match &arguments.json {
-        Some(_) if to_stdout => println!("{json}"),
-        Some(file) => files.push((file, json)),
-        None => (),
-    }
+    let result = match &arguments.json {
+        Some(file) if file.as_os_str() == "-" => json + "\n",
+        json_file => {
+            files.extend(json_file.as_ref().map(|file| (file, json)));
+            tables() + &load::verdict(outcome) + "\n"
+        }
+    };
     files.extend(arguments.html.as_ref().map(|file| (file, load::html(outcome))));
     for (file, text) in files {
         if let Err(error) = fs::write(file, text) {
             return failed(&format!("{}: {error}", file.display()));
         }
     }
-    if !to_stdout {
-        for rows in load::table(outcome) {
-            println!("{}", table(&rows));
-        }
-        println!("{}", load::verdict(outcome));
-    }
-    if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    output::print(&result, if outcome.is_fine() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 /// Shows the progress of a run on stderr: as a bar on a terminal, else as a line every [`SHOW_EVERY`] seconds.
@@ -234,7 +230,9 @@ impl LoadProgress {
                 bar.set_position(outcome.seconds);
                 bar.set_message(text);
             }
-            None if outcome.seconds.is_multiple_of(SHOW_EVERY) => eprintln!("{} s: {text}", outcome.seconds),
+            None if outcome.seconds.is_multiple_of(SHOW_EVERY) => {
+                output::complain(format_args!("{} s: {text}", outcome.seconds))
+            }
             None => (),
         }
     }

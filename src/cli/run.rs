@@ -1,16 +1,26 @@
 //! `sametime-mux run`: runs the multiplexer.
 //!
 //! SIGHUP reloads the configuration database. SIGTERM and SIGINT drain; a second one stops at once.
+//!
+//! ```text
+//!           receives signals, reads the file     starts the server       serves           drains
+//!  SIGHUP   reloads when it serves               reloads when it serves  reloads          is ignored
+//!  SIGTERM  ends                                 ends                    drains           stops at once
+//! ```
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{fs, io, path::PathBuf, process::ExitCode, time::Duration};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, geteuid, getrlimit, set_dumpable_behavior, setrlimit};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
 use tracing::{error, info, warn};
 
-use super::{BAD_USAGE, FAILED};
+use super::{BAD_USAGE, FAILED, output};
 use crate::{
-    config::{self, Settings},
+    config::{self, ConfigErrors, Settings},
     log::Log,
     net::listen::BACKLOG,
     runtime::{Threads, Workers},
@@ -20,16 +30,77 @@ use crate::{
 /// Descriptors for everything except clients: listeners, log, admin endpoint, back end, files.
 const OTHER_DESCRIPTORS: u64 = 256;
 
-pub(super) fn run(file: &Path) -> ExitCode {
-    let settings = match config::load(file) {
+/// The thread that the signals are received on. It runs the admin endpoint, the timers and the health checks; the worker
+/// threads accept and serve clients.
+pub(super) struct MainThread {
+    runtime: Runtime,
+    signals: Signals,
+}
+
+/// The signals that the program acts on. Those that arrive early are kept until they are asked for.
+struct Signals {
+    /// SIGHUP.
+    reload: Signal,
+    stop: StopSignals,
+}
+
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl MainThread {
+    /// Receives the signals from now on: until then each of them kills the process.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn start() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let signals = {
+            let _on_runtime = runtime.enter();
+            let [reload, terminate, interrupt] =
+                [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+            Signals { reload: reload?, stop: StopSignals { terminate: terminate?, interrupt: interrupt? } }
+        };
+        Ok(Self { runtime, signals })
+    }
+}
+
+impl StopSignals {
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}
+
+pub(super) fn run(file: PathBuf, main_thread: io::Result<MainThread>) -> ExitCode {
+    let MainThread { runtime, signals } = match main_thread {
+        Ok(main_thread) => main_thread,
+        Err(error) => {
+            output::complain(format_args!("sametime-mux: signals can't be received: {error}"));
+            return ExitCode::from(FAILED);
+        }
+    };
+    let code = run_on(&runtime, file, signals);
+    // Does not wait for blocking work, such as a file on a disk that hangs.
+    runtime.shutdown_background();
+    code
+}
+
+fn run_on(runtime: &Runtime, file: PathBuf, mut signals: Signals) -> ExitCode {
+    let Some(loaded) = runtime.block_on(load(file, &mut signals)) else { return ExitCode::SUCCESS };
+    let settings = match loaded {
         Ok(settings) => settings,
         Err(errors) => {
-            eprintln!("{errors}");
+            output::complain(errors);
             return ExitCode::from(BAD_USAGE);
         }
     };
     let Some(log) = Log::start(settings.log) else { return ExitCode::from(FAILED) };
-    info!(version = VERSION, file = %file.display(), "sametime-mux");
+    info!(version = VERSION, file = %settings.file.display(), "sametime-mux");
     disable_core_dumps();
     if geteuid().is_root() {
         warn!(
@@ -37,11 +108,8 @@ pub(super) fn run(file: &Path) -> ExitCode {
         );
     }
     raise_descriptor_limit(&settings);
-    // This thread runs the admin endpoint, the timers and the health checks; the worker threads accept and serve
-    // clients.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let (runtime, threads) = match runtime.and_then(|runtime| Ok((runtime, Threads::start()?))) {
-        Ok(started) => started,
+    let threads = match Threads::start() {
+        Ok(threads) => threads,
         Err(error) => {
             error!(%error, "the threads can't be started");
             return ExitCode::from(FAILED);
@@ -49,13 +117,20 @@ pub(super) fn run(file: &Path) -> ExitCode {
     };
     let workers = threads.workers();
     log_short_backlog(&settings, workers.runtimes().len());
-    let code = runtime.block_on(serve(settings, workers, &log));
-    // Does not wait for blocking work, such as a name look-up that hangs.
-    runtime.shutdown_background();
+    let code = runtime.block_on(serve(settings, workers, &log, signals));
     drop(threads);
     // The threads have ended: their last lines are written here.
     drop(log);
     code
+}
+
+/// Reads the configuration database. Returns `None` at a signal to stop, which does not wait for a slow disk.
+async fn load(file: PathBuf, signals: &mut Signals) -> Option<Result<Settings, ConfigErrors>> {
+    let loading = tokio::task::spawn_blocking(move || config::load(&file));
+    tokio::select! {
+        loaded = loading => loaded.ok(),
+        () = signals.stop.recv() => None,
+    }
 }
 
 /// Disables core dumps, and forbids other processes of the same user to read this one's memory: it contains chats,
@@ -106,13 +181,15 @@ fn log_short_backlog(settings: &Settings, threads: usize) {
     }
 }
 
-async fn serve(settings: Settings, workers: Workers, log: &Log) -> ExitCode {
-    let signals = (signal(SignalKind::hangup()), signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-    let (Ok(mut hangup), Ok(mut terminate), Ok(mut interrupt)) = signals else {
-        error!("signals can't be received");
-        return ExitCode::from(FAILED);
+async fn serve(settings: Settings, workers: Workers, log: &Log, mut signals: Signals) -> ExitCode {
+    let started = tokio::select! {
+        started = Server::start_on(workers, settings) => started,
+        () = signals.stop.recv() => {
+            info!("stopped before it was ready");
+            return ExitCode::SUCCESS;
+        }
     };
-    let server = match Server::start_on(workers, settings).await {
+    let server = match started {
         Ok(server) => server,
         Err(why) => {
             error!(reason = %why.reason, "not started:\n{why}");
@@ -121,19 +198,27 @@ async fn serve(settings: Settings, workers: Workers, log: &Log) -> ExitCode {
     };
     log_ready(&server);
     let mut log_settings = server.log_settings();
+    let mut reloads = JoinSet::new();
     loop {
         tokio::select! {
-            _ = hangup.recv() => {
-                // The server has logged the result.
-                let _ = server.reload_file().await;
+            // On a task, so that a reload that hangs does not hold up a signal to stop. Signals that arrive during a
+            // reload are one reload afterwards.
+            _ = signals.reload.recv(), if reloads.is_empty() => {
+                let server = server.clone();
+                reloads.spawn(async move {
+                    // The server logs the result.
+                    let _ = server.reload_file().await;
+                });
             }
+            Some(_) = reloads.join_next() => (),
             Ok(()) = log_settings.changed() => log.set(*log_settings.borrow_and_update()),
-            () = stop_signal(&mut terminate, &mut interrupt) => break,
+            () = signals.stop.recv() => break,
         }
     }
+    reloads.detach_all();
     tokio::select! {
         _ = server.drain() => (),
-        () = stop_signal(&mut terminate, &mut interrupt) => warn!("a second signal to stop: stopping at once"),
+        () = signals.stop.recv() => warn!("a second signal to stop: stopping at once"),
     }
     server.stop();
     // What was written to a socket is sent by the kernel in any case. This gives the admin endpoint time to write its
@@ -141,14 +226,6 @@ async fn serve(settings: Settings, workers: Workers, log: &Log) -> ExitCode {
     tokio::time::sleep(Duration::from_millis(20)).await;
     info!("stopped");
     ExitCode::SUCCESS
-}
-
-/// Waits for SIGTERM or SIGINT.
-async fn stop_signal(terminate: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
-    }
 }
 
 fn log_ready(server: &Server) {

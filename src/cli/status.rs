@@ -8,7 +8,7 @@ use hyper::{Request, StatusCode, Uri, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{BAD_USAGE, FAILED, table};
+use super::{BAD_USAGE, FAILED, output, table};
 use crate::admin::status::{ListenerState, Status};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,21 +26,23 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> ExitCode {
-    let url = arguments.admin.parse::<Uri>().ok().filter(|url| url.scheme_str() == Some("http"));
+    // A port that is none, such as 99999, is not in the parsed URL, and the default would take its place.
+    let is_port = |url: &Uri| url.port_u16().is_some() || url.authority().is_some_and(|all| all.as_str() == all.host());
+    let url = arguments.admin.parse::<Uri>().ok().filter(|url| url.scheme_str() == Some("http") && is_port(url));
     let Some(url) = url else {
-        eprintln!("sametime-mux: --admin {}: not of the form http://address:port", arguments.admin);
+        output::complain(format_args!(
+            "sametime-mux: --admin {}: not of the form http://address:port",
+            arguments.admin
+        ));
         return ExitCode::from(BAD_USAGE);
     };
     let fetched = timeout(RESPONSE_TIMEOUT, fetch(&url, arguments.token_file)).await;
     match fetched.unwrap_or_else(|_| Err(format!("no response within {RESPONSE_TIMEOUT:?}"))) {
-        Ok(status) => {
-            print!("{}", report(&status));
-            ExitCode::SUCCESS
-        }
+        Ok(status) => output::print(&report(&status), ExitCode::SUCCESS),
         Err(why) => {
-            eprintln!(
+            output::complain(format_args!(
                 "sametime-mux: {url}: {why}\nIs the server running, and is this its admin.listen? Use --admin URL for another address."
-            );
+            ));
             ExitCode::from(FAILED)
         }
     }

@@ -1,11 +1,21 @@
 //! The checks of values. Each converts a value as the file has it to the value that the settings hold, or returns
 //! what is wrong with it.
 
-use std::{fmt::Display, net::IpAddr, ops::RangeInclusive, time::Duration};
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::community::ServerAddress;
+
+/// The name of the embedded Community server in `community.servers`.
+const SANDBOX: &str = "sandbox";
+/// The prefix of the network of all IPv4-mapped addresses, in bits.
+const IPV4_MAPPED_PREFIX: u8 = 96;
 
 /// A number in a range.
 pub(super) fn number<N>(range: RangeInclusive<i64>) -> impl Fn(i64) -> Result<N, String>
@@ -61,57 +71,91 @@ fn is_name(host: &str) -> bool {
             && !label.ends_with('-')
             && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
-    host.len() <= 253 && host.trim_end_matches('.').split('.').all(label)
+    // The system reads `127.1` and `0x7f000001` as addresses, and looks `10.0.0.256` up as a name: all are mistakes.
+    let number = |label: &str| match label.strip_prefix("0x").or_else(|| label.strip_prefix("0X")) {
+        Some(digits) => digits.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => label.bytes().all(|b| b.is_ascii_digit()),
+    };
+    let bare = host.strip_suffix('.').unwrap_or(host);
+    host.len() <= 253 && bare.split('.').all(label) && !bare.split('.').all(number)
 }
 
-/// An address, a host name, or `""`. Returns an IPv6 address without its brackets.
+/// The address that `host` is. An IPv6 address may have brackets. An IPv4-mapped address is the IPv4 address: a socket
+/// for IPv6 alone can't be bound to it, and clients are known by the IPv4 address.
+fn address(host: &str) -> Option<IpAddr> {
+    let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(bare) => bare.parse::<Ipv6Addr>().ok()?.into(),
+        None => host.parse::<IpAddr>().ok()?,
+    };
+    Some(address.to_canonical())
+}
+
+/// An address, a host name, or `""`. Returns an address in its shortest form, without brackets.
 pub(super) fn host(host: String) -> Result<String, String> {
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(&host);
-    if host.is_empty() || bare.parse::<IpAddr>().is_ok() || is_name(&host) {
-        return Ok(bare.to_owned());
+    match address(&host) {
+        Some(address) => Ok(address.to_string()),
+        None if host.is_empty() || is_name(&host) => Ok(host),
+        None => Err(format!("{host:?} is neither an address nor a name")),
     }
-    Err(format!("{host:?} is neither an address nor a name"))
+}
+
+/// Whether two hosts, as [`host`] returns them, are the same name or the same address.
+fn is_same(a: &str, b: &str) -> bool {
+    let bare = |host| str::strip_suffix(host, ".").unwrap_or(host);
+    bare(a).eq_ignore_ascii_case(bare(b))
 }
 
 /// Networks. A single address is the network that has only this address.
 pub(super) fn networks(networks: Vec<String>) -> Result<Vec<IpNet>, String> {
-    networks
-        .into_iter()
-        .map(|text| {
-            let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-            network.map_err(|_| format!("{text:?} is no network"))
-        })
-        .collect()
+    networks.iter().map(|text| network(text)).collect()
 }
 
-/// `host:port`, where an IPv6 address has brackets.
-pub(super) fn host_and_port(text: &str) -> Result<(), String> {
-    let (name, port) = text.rsplit_once(':').ok_or(format!("{text:?} has no port"))?;
-    if !port.parse::<u16>().is_ok_and(|port| port > 0) {
-        return Err(format!("{text:?} has no legal port"));
-    }
+/// A network. One of IPv4-mapped addresses is the network of the IPv4 addresses, because clients are known by these.
+fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    let network = network.map_err(|_| format!("{text:?} is no network"))?;
+    let IpNet::V6(ipv6) = network else { return Ok(network) };
+    let Some(ipv4) = ipv6.addr().to_ipv4_mapped() else { return Ok(network) };
+    let prefix = ipv6.prefix_len().checked_sub(IPV4_MAPPED_PREFIX).and_then(|length| Ipv4Net::new(ipv4, length).ok());
+    prefix
+        .map(IpNet::V4)
+        .ok_or_else(|| format!("{text:?} has IPv4-mapped addresses, and a prefix of less than 96 bits"))
+}
+
+/// A port as text, in digits alone.
+fn port(text: &str) -> Option<u16> {
+    let is_number = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|&port| is_number && port > 0)
+}
+
+/// `host:port`, where an IPv6 address has brackets. Returns the two, the host as [`host`] does.
+pub(super) fn host_and_port(text: &str) -> Result<(String, u16), String> {
+    let (name, digits) = text.rsplit_once(':').ok_or(format!("{text:?} has no port"))?;
+    let port = port(digits).ok_or(format!("{text:?} has no legal port"))?;
     let bracketed = name.starts_with('[') && name.ends_with(']');
     if name.is_empty() || (name.contains(':') && !bracketed) {
         return Err(format!("{text:?} has no legal host; an IPv6 address stands in brackets"));
     }
-    host(name.to_owned()).map(|_| ())
+    Ok((host(name.to_owned())?, port))
 }
 
 /// Community servers: at least one, each of them once.
 pub(super) fn servers(names: Vec<String>) -> Result<Vec<ServerAddress>, String> {
-    let mut servers = Vec::new();
+    let (mut servers, mut places) = (Vec::new(), Vec::<(String, u16)>::new());
     for name in names {
-        let server = match name.as_str() {
-            "sandbox" => ServerAddress::Sandbox,
-            address => {
-                host_and_port(address)?;
-                ServerAddress::Address(address.to_owned())
+        if name == SANDBOX {
+            if servers.contains(&ServerAddress::Sandbox) {
+                return Err(format!("{name:?} stands there twice"));
             }
-        };
-        if servers.contains(&server) {
+            servers.push(ServerAddress::Sandbox);
+            continue;
+        }
+        let (host, port) = host_and_port(&name)?;
+        if places.iter().any(|(other, at)| *at == port && is_same(other, &host)) {
             return Err(format!("{name:?} stands there twice"));
         }
-        servers.push(server);
+        places.push((host, port));
+        servers.push(ServerAddress::Address(name));
     }
     if servers.is_empty() { Err("there is no server".to_owned()) } else { Ok(servers) }
 }
@@ -125,9 +169,14 @@ pub(super) fn backend(url: String) -> Result<Option<hyper::Uri>, String> {
     if uri.scheme_str() != Some("http") {
         return Err(format!("{url:?} does not begin with http://"));
     }
-    let has_host = uri.authority().is_some_and(|a| !a.host().is_empty() && !a.as_str().contains('@'));
-    if !has_host || uri.path() != "/" || uri.query().is_some() {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let is_whole = !authority.is_empty() && !authority.contains('@') && uri.path() == "/" && uri.query().is_none();
+    // A fragment is in no part of the parsed URL.
+    if !is_whole || url.contains('#') {
         return Err(format!("{url:?} is more, or less, than http://host:port"));
     }
+    let has_port = !authority.ends_with(']') && authority.contains(':');
+    let authority = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+    host_and_port(&authority).map_err(|error| format!("{url:?}: {error}"))?;
     Ok(Some(uri))
 }

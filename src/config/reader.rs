@@ -8,10 +8,12 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use super::{ConfigError, ConfigKey, ConfigPlace, ENV_PREFIX};
+use super::{ConfigError, ConfigKey, ConfigPlace, ENV_PREFIX, FileForm};
 
 /// How similar to an unknown name a known name must be to be suggested: a Jaro-Winkler similarity from 0 to 1.
 const MIN_SIMILARITY: f64 = 0.75;
+/// What an error says of a variable that is empty, where that is not legal.
+const EMPTY: &str = "the variable is empty: unset it to use the value of the file";
 /// A value is shortened to this many characters in an error.
 const MAX_SHOWN: usize = 60;
 
@@ -105,16 +107,50 @@ impl<'t> KeyReader<'t> {
         legal: &'static str,
         check: impl Fn(T) -> Result<U, String>,
     ) -> U {
-        self.keys.push(ConfigKey { section, name, legal });
-        match self.value::<T>(section, name).and_then(|value| value.map(&check).transpose()) {
-            Ok(Some(value)) => return value,
-            Ok(None) => (),
-            Err(what) => {
-                let place = self.place(section, name);
-                self.fault(place, &format!("{section}.{name}"), what, legal);
-            }
+        self.optional(section, name, legal, &check).unwrap_or_else(|| check(default).expect("a default is legal"))
+    }
+
+    /// Reads a key that has no default: it is an error that it is absent.
+    ///
+    /// Returns `U::default()` if the key is absent or wrong, so that the other keys are read and all errors are found.
+    pub(super) fn required<T: DeserializeOwned, U: Default>(
+        &mut self,
+        section: &'static str,
+        name: &'static str,
+        legal: &'static str,
+        check: impl Fn(T) -> Result<U, String>,
+    ) -> U {
+        let faults = self.faults.len();
+        let value = self.optional(section, name, legal, check);
+        if value.is_none() && self.faults.len() == faults {
+            self.conflict(section, name, "the key is missing, and it has no default");
         }
-        check(default).expect("a default is legal")
+        value.unwrap_or_default()
+    }
+
+    /// Reads a key. Returns `None` if it is absent, or if it is wrong, which is an error of the configuration.
+    fn optional<T: DeserializeOwned, U>(
+        &mut self,
+        section: &'static str,
+        name: &'static str,
+        legal: &'static str,
+        check: impl Fn(T) -> Result<U, String>,
+    ) -> Option<U> {
+        self.keys.push(ConfigKey { section, name, legal });
+        self.value::<T>(section, name).and_then(|value| value.map(check).transpose()).unwrap_or_else(|what| {
+            // Where "" is not a legal string, the variable is empty by mistake.
+            let is_empty = self.variables.get(&variable(section, name)).is_some_and(|text| text.trim().is_empty());
+            let what = if is_empty && !what.starts_with(EMPTY) { EMPTY.to_owned() } else { what };
+            let place = self.place(section, name);
+            self.fault(place, &format!("{section}.{name}"), what, legal);
+            None
+        })
+    }
+
+    /// The form of the file.
+    pub(super) fn form(&self) -> FileForm {
+        let sections = self.sections.iter().map(|section| (section.name.clone(), self.line(section.span.start)));
+        FileForm { sections: sections.collect(), has_last_line_end: self.text.ends_with('\n') }
     }
 
     /// The value of a key by its variable, else by the file; `None` if both are absent.
@@ -179,13 +215,23 @@ fn variable(section: &str, name: &str) -> String {
 
 /// Converts the text of a variable. It may be a TOML value (`12`, `["a", "b"]`), a string without quotes (`3s`), a list
 /// without brackets (`1533,8082`), or a list of strings without both (`a:1533, b:1533`).
+///
+/// A variable that is empty is the empty string, if the key may have it, and nothing else: a list is empty only if it is
+/// written `[]`, because a variable is often empty by mistake.
 fn from_variable<T: DeserializeOwned>(text: &str) -> Result<T, String> {
-    let quoted = toml::Value::from(text).to_string();
-    let strings: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
-    let strings = toml::Value::from(strings).to_string();
-    let forms = [text.to_owned(), quoted, format!("[{text}]"), strings];
-    let parsed = forms.iter().find_map(|form| T::deserialize(ValueDeserializer::parse(form).ok()?).ok());
-    parsed.ok_or_else(|| format!("{} is not of the right type", shortened(text)))
+    let read = |form: &String| T::deserialize(ValueDeserializer::parse(form).ok()?).ok();
+    let mut forms = vec![text.to_owned(), toml::Value::from(text).to_string()];
+    let items: Vec<&str> = text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+    if !items.is_empty() {
+        forms.extend([format!("[{text}]"), toml::Value::from(items).to_string()]);
+    }
+    forms.iter().find_map(read).ok_or_else(|| {
+        if !text.trim().is_empty() {
+            return format!("{} is not of the right type", shortened(text));
+        }
+        let or = if read(&"[]".to_owned()).is_some() { ", or write [] for an empty list" } else { "" };
+        format!("{EMPTY}{or}")
+    })
 }
 
 /// A value as an error shows it: on one line, and not too long.

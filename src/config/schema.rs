@@ -38,7 +38,7 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
     let tunnel = tunnel::read(reader, &limits);
     let admin = admin::read(reader);
     let log = log::read(reader);
-    let ingress = ingress::Settings {
+    let ingress = ingress::IngressSettings {
         listeners: listeners.listeners,
         require_all: listeners.require_all,
         share_ports: listeners.share_ports,
@@ -53,5 +53,6 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
         http_backend_connections: http_backend.connections,
         tunnel,
     };
-    Settings { file: file.to_owned(), ingress, mux: limits.mux_settings(), community, admin, log }
+    let form = reader.form();
+    Settings { file: file.to_owned(), form, ingress, mux: limits.mux_settings(), community, admin, log }
 }

@@ -29,6 +29,16 @@ impl<'r, 't> SectionReader<'r, 't> {
         self.reader.key(self.section, name, default, legal, check)
     }
 
+    /// Reads a key that has no default; see [`KeyReader::required`].
+    pub(super) fn required<T: DeserializeOwned, U: Default>(
+        &mut self,
+        name: &'static str,
+        legal: &'static str,
+        check: impl Fn(T) -> Result<U, String>,
+    ) -> U {
+        self.reader.required(self.section, name, legal, check)
+    }
+
     /// Reads a key whose type alone says what is legal, such as one of several words.
     pub(super) fn value<T: DeserializeOwned>(&mut self, name: &'static str, default: T, legal: &'static str) -> T {
         self.key(name, default, legal, Ok)

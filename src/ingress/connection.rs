@@ -1,62 +1,67 @@
-//! One connection, from accept to the hand-over.
+//! One connection, from accept until it is handed over to the core or to HTTP, or dropped.
+//!
+//! ```text
+//!  limits ── identify ── limits of the client ──┬── Sametime ── core
+//!  (total)      ▲        behind a trusted proxy ├── HTTP ────── http
+//!               └──────── handshake ◄─── TLS ───┘
+//! ```
+//! What can fail for a connection is [`Dropped`]; its policy says what the client is sent.
 
 use std::{
+    fmt,
     future::poll_fn,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::{
-    io::AsyncRead,
+    io::{AsyncRead, ReadBuf},
     net::TcpStream,
     time::{timeout, timeout_at},
 };
 use tracing::{Level, debug, info};
 
 use super::{
-    ClientCertificates, Ingress, Origin,
-    connection_limits::Over,
-    detect::{Protocol, begin, detect},
+    ClientCertificates, Ingress, IngressSettings, Origin,
+    connection_limits::ConnectionLimitReached,
+    detect::{Protocol, detect},
     http,
+    identify::{Identification, Identified, IdentifyError, ProxyHeader},
+    tls::TlsConnection,
 };
 use crate::{
-    limits::{budget::LITTLE, tally::Place},
+    limits::{budget::LITTLE, tally::Permit},
     net::address::{canonical, lies_in},
     runtime::scratch,
-    stream::{Replayed, Stream, refuse},
+    stream::{Replayed, Stream, StreamError, refuse},
     telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
-    wire::{Transport, reason::Reason},
+    wire::Transport,
 };
 
-/// How long a connection that is turned away may take to show what it speaks. Clients speak first,
-/// at once.
-const BEGUN: Duration = Duration::from_millis(100);
+/// How long to wait for the first bytes of a connection that is over a limit, to refuse it in its own protocol. Clients
+/// send their first bytes at once.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Why a connection never became an arrival.
+/// Why a connection is dropped.
 #[derive(Debug)]
 enum Dropped {
-    /// It closed before it said what it is: a health check, a port scan.
     ClosedEarly,
-    /// It did not say in time.
     LoginTimeout,
-    /// It broke.
     Broken(io::Error),
-    /// It speaks none of the protocols.
     UnknownProtocol,
-    /// Its PROXY header is missing or wrong, or it has one but isn't believed.
-    ProxyHeader(String),
-    /// TLS could not be agreed on.
-    Tls(io::Error),
-    /// It speaks without TLS where clients must have certificates.
+    ProxyHeader(IdentifyError),
+    TlsHandshake(io::Error),
     NoCertificate,
-    /// There are too many, or they come too fast.
-    Over(Over),
+    Limit(ConnectionLimitReached),
 }
 
 impl Dropped {
+    /// As it is counted and logged. Its policy is what the client is sent.
     fn outcome(&self) -> ConnectionDrop {
         match self {
             Self::ClosedEarly => ConnectionDrop::ClosedEarly,
@@ -64,176 +69,247 @@ impl Dropped {
             Self::Broken(_) => ConnectionDrop::Broken,
             Self::UnknownProtocol => ConnectionDrop::UnknownProtocol,
             Self::ProxyHeader(_) => ConnectionDrop::ProxyHeader,
-            Self::Tls(_) => ConnectionDrop::TlsHandshake,
+            Self::TlsHandshake(_) => ConnectionDrop::TlsHandshake,
             Self::NoCertificate => ConnectionDrop::NoCertificate,
-            Self::Over(over) => over.outcome(),
+            Self::Limit(reached) => reached.outcome(),
         }
     }
 
-    fn detail(&self) -> Option<String> {
+    /// What the log has in addition to the outcome.
+    fn detail(&self) -> Option<&dyn fmt::Display> {
         match self {
-            Self::Broken(error) | Self::Tls(error) => Some(error.to_string()),
-            Self::ProxyHeader(why) => Some(why.clone()),
+            Self::Broken(error) | Self::TlsHandshake(error) => Some(error),
+            Self::ProxyHeader(error) => Some(error),
             _ => None,
         }
     }
+}
 
-    /// The reason of the farewell message, where one makes sense.
-    fn reason(&self) -> Option<Reason> {
-        self.outcome().policy().farewell()
+/// A client's stream, with TLS or without.
+enum ClientStream {
+    Plain(TcpStream),
+    /// Boxed: rustls needs more than a kilobyte.
+    Tls(Box<TlsConnection<Replayed<TcpStream>>>),
+}
+
+impl ClientStream {
+    fn transport(&self) -> Transport {
+        match self {
+            Self::Plain(_) => Transport::Raw,
+            Self::Tls(_) => Transport::Tls,
+        }
     }
 }
 
-/// Serves a connection until it is handed over or done. What few connections come to is boxed: each
-/// one carries the room for all that is not.
-pub(super) async fn serve(ingress: Arc<Ingress>, mut tcp: TcpStream, peer: SocketAddr, port: u16) {
-    let mut origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
+impl From<ClientStream> for Stream {
+    fn from(stream: ClientStream) -> Self {
+        match stream {
+            ClientStream::Plain(tcp) => Self::Tcp(tcp),
+            ClientStream::Tls(tls) => Self::Other(tls),
+        }
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+/// A connection that is counted, until it is handed over or dropped.
+struct Connection {
+    ingress: Arc<Ingress>,
+    stream: ClientStream,
+    origin: Origin,
+    permit: Permit,
+    identification: Identification,
+    /// The settings that the connection was accepted under, until it has been checked against them.
+    unchecked: Option<Arc<IngressSettings>>,
+}
+
+/// Serves a connection on the present runtime, in a task of its own.
+pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: u16) {
+    let origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
-    let mut place = match ingress.counters.enter(&settings.limits) {
-        Ok(place) => place,
-        Err(over) => return Box::pin(turn_away(&ingress, tcp, over, &origin)).await,
-    };
-    let deadline = origin.accepted + settings.login_timeout;
-    // Behind a believed proxy the client is not known yet.
-    let due = lies_in(&settings.proxy_protocol_from, origin.client.ip());
-    if !due && let Err(over) = ingress.counters.claim(&mut place, &settings.limits, origin.client) {
-        drop(place);
-        return Box::pin(turn_away(&ingress, tcp, over, &origin)).await;
-    }
-    let found = timeout_at(deadline.into(), first(due, &mut tcp, &mut origin)).await;
-    let claimed = match found {
-        Ok(Ok(_)) if due => ingress.counters.claim(&mut place, &settings.limits, origin.client),
-        _ => Ok(()),
-    };
-    let needs_tls = settings.tls.client_certificates == ClientCertificates::Required;
-    drop(settings);
-    let dropped = match found {
-        Ok(Ok((protocol, _))) if claimed.is_err() || (needs_tls && protocol != Protocol::Tls) => {
-            let dropped = claimed.map_or_else(Dropped::Over, |()| Dropped::NoCertificate);
-            report(&ingress, &dropped, &origin);
-            return Box::pin(reject(tcp, protocol, &dropped)).await;
+    let is_behind_proxy = lies_in(&settings.proxy_protocol_from, origin.client.ip());
+    let permit = ingress.counters.enter(&settings.limits).and_then(|mut permit| {
+        // Behind a trusted proxy, the client is not known yet.
+        if !is_behind_proxy {
+            ingress.counters.claim(&mut permit, &settings.limits, origin.client)?;
         }
-        Ok(Ok((Protocol::Sametime, bytes))) => {
-            return ingress.arrive(Stream::Tcp(tcp), bytes, origin, Transport::Raw, place).await;
+        Ok(permit)
+    });
+    match permit {
+        Ok(permit) => {
+            let (stream, identification) = (ClientStream::Plain(tcp), Identification::new(is_behind_proxy));
+            let connection = Connection { ingress, stream, origin, permit, identification, unchecked: Some(settings) };
+            tokio::spawn(connection.serve());
         }
-        // A task of its own, as small as it can be: it is mostly idle.
-        Ok(Ok((Protocol::Http, bytes))) => {
-            tokio::spawn(http::serve(ingress, Replayed::new(bytes, tcp), origin, place));
-            return;
-        }
-        Ok(Ok((Protocol::Tls, bytes))) => {
-            return Box::pin(serve_tls(ingress, Replayed::new(bytes, tcp), origin, place)).await;
-        }
-        Ok(Ok((Protocol::Unknown, _))) => Dropped::UnknownProtocol,
-        Ok(Err(dropped)) => dropped,
-        Err(_) => Dropped::LoginTimeout,
-    };
-    report(&ingress, &dropped, &origin);
-    if let Some(reason) = dropped.reason() {
-        Box::pin(refuse(Stream::Tcp(tcp), reason)).await;
+        Err(reached) => drop(tokio::spawn(refuse_uncounted(ingress, tcp, origin, reached))),
     }
 }
 
-/// Refuses a connection in the protocol that it speaks, as far as that is seen at once.
-async fn turn_away(ingress: &Ingress, tcp: TcpStream, over: Over, origin: &Origin) {
-    report(ingress, &Dropped::Over(over), origin);
-    let Some(_told) = ingress.counters.tell() else { return };
-    let mut begun = [0; 8];
-    let n = match timeout(BEGUN, tcp.peek(&mut begun)).await {
-        Ok(Ok(n)) => n,
-        _ => return,
-    };
-    if let Some(protocol) = detect(&begun[..n]) {
-        reject(tcp, protocol, &Dropped::Over(over)).await;
+impl Connection {
+    /// Serves the connection until it is handed over or dropped.
+    ///
+    /// The future has one copy of the connection, and room for the most frequent path only: whatever few connections
+    /// need is boxed.
+    // Not `async fn`, whose future would have two copies.
+    #[allow(clippy::manual_async_fn)]
+    fn serve(mut self) -> impl Future<Output = ()> + Send {
+        async move {
+            let (dropped, protocol) = loop {
+                let deadline = self.deadline();
+                let identify = identify(&mut self.stream, &mut self.identification);
+                let identified = match timeout_at(deadline.into(), identify).await {
+                    Ok(Ok(identified)) => identified,
+                    Ok(Err(dropped)) => break (dropped, Protocol::Unknown),
+                    Err(_) => break (Dropped::LoginTimeout, Protocol::Unknown),
+                };
+                if let Err(dropped) = self.check(&identified) {
+                    break (dropped, identified.protocol);
+                }
+                match identified.protocol {
+                    Protocol::Sametime => {
+                        if let Some(refusal) = self.hand_over(identified.first) {
+                            refusal.await;
+                        }
+                        return;
+                    }
+                    Protocol::Http => return self.serve_http(identified.first),
+                    Protocol::Tls => match Box::pin(self.handshake(identified.first)).await {
+                        Some(inside) => self = inside,
+                        None => return,
+                    },
+                    Protocol::Unknown => break (Dropped::UnknownProtocol, Protocol::Unknown),
+                }
+            };
+            self.refuse(dropped, protocol).await;
+        }
     }
-}
 
-/// Tells a client why it is refused, in the protocol that it speaks.
-async fn reject(tcp: TcpStream, protocol: Protocol, dropped: &Dropped) {
-    match (protocol, dropped) {
-        (Protocol::Tls, _) => (),
-        (Protocol::Http, Dropped::NoCertificate) => http::turn_away(tcp, http::NO_CERTIFICATE).await,
-        (Protocol::Http, _) => http::turn_away(tcp, http::NO_ROOM).await,
-        (Protocol::Sametime | Protocol::Unknown, _) => {
-            if let Some(reason) = dropped.reason() {
-                refuse(Stream::Tcp(tcp), reason).await;
+    /// Until when the client has to have shown its protocol.
+    fn deadline(&self) -> Instant {
+        self.origin.accepted + self.ingress.settings.load().login_timeout
+    }
+
+    /// Checks a connection once its client and the protocol outside of TLS are known.
+    fn check(&mut self, identified: &Identified) -> Result<(), Dropped> {
+        let Some(settings) = self.unchecked.take() else { return Ok(()) };
+        if let ProxyHeader::Read { client } = identified.proxy_header {
+            self.origin.client = client.map_or(self.origin.client, canonical);
+            let claimed = self.ingress.counters.claim(&mut self.permit, &settings.limits, self.origin.client);
+            claimed.map_err(Dropped::Limit)?;
+        }
+        let needs_tls = settings.tls.client_certificates == ClientCertificates::Required;
+        if needs_tls && identified.protocol != Protocol::Tls { Err(Dropped::NoCertificate) } else { Ok(()) }
+    }
+
+    /// Hands the client over to the core. If the core refuses it, returns what sends the farewell message.
+    fn hand_over(self, first: Bytes) -> Option<Pin<Box<impl Future<Output = ()> + Send>>> {
+        let transport = self.stream.transport();
+        let (stream, reason) = self.ingress.hand_over(self.stream.into(), first, &self.origin, transport)?;
+        let permit = self.permit;
+        Some(Box::pin(async move {
+            refuse(stream, reason).await;
+            drop(permit);
+        }))
+    }
+
+    /// Serves HTTP in a task of its own, as small as possible: it is mostly idle.
+    fn serve_http(self, first: Bytes) {
+        let Self { ingress, stream, origin, permit, .. } = self;
+        match stream {
+            ClientStream::Plain(tcp) => {
+                tokio::spawn(http::serve(Arc::clone(&ingress.http), Replayed::new(first, tcp), origin, permit));
+            }
+            ClientStream::Tls(tls) => {
+                tokio::spawn(http::serve(Arc::clone(&ingress.http), Replayed::new(first, *tls), origin, permit));
             }
         }
     }
-}
 
-async fn serve_tls(ingress: Arc<Ingress>, tcp: Replayed<TcpStream>, origin: Origin, place: Place) {
-    let deadline = origin.accepted + ingress.settings.load().login_timeout;
-    let accepted = timeout_at(deadline.into(), ingress.tls.accept(tcp)).await;
-    let outcome = if matches!(accepted, Ok(Ok(_))) { TlsOutcome::Accepted } else { TlsOutcome::Failed };
-    ingress.telemetry.tls.handshakes.count(outcome);
-    let mut tls = match accepted {
-        Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => return report(&ingress, &Dropped::Tls(error), &origin),
-        Err(_) => return report(&ingress, &Dropped::LoginTimeout, &origin),
-    };
-    let found = timeout_at(deadline.into(), inner(&mut tls)).await;
-    let dropped = match found {
-        Ok(Ok((Protocol::Sametime, bytes))) => {
-            return ingress.arrive(Stream::other(tls), bytes, origin, Transport::Tls, place).await;
-        }
-        Ok(Ok((Protocol::Http, bytes))) => {
-            tokio::spawn(http::serve(ingress, Replayed::new(bytes, tls), origin, place));
-            return;
-        }
-        Ok(Ok(_)) => Dropped::UnknownProtocol,
-        Ok(Err(dropped)) => dropped,
-        Err(_) => Dropped::LoginTimeout,
-    };
-    report(&ingress, &dropped, &origin);
-    if let Some(reason) = dropped.reason() {
-        refuse(Stream::other(tls), reason).await;
+    /// Makes the TLS handshake. `None`: it failed, and the connection was dropped.
+    async fn handshake(self, first: Bytes) -> Option<Self> {
+        let deadline = self.deadline();
+        // `Identification` finds no TLS inside TLS.
+        let ClientStream::Plain(tcp) = self.stream else { return None };
+        let accepted = timeout_at(deadline.into(), self.ingress.tls.accept(Replayed::new(first, tcp))).await;
+        let outcome = if matches!(accepted, Ok(Ok(_))) { TlsOutcome::Accepted } else { TlsOutcome::Failed };
+        self.ingress.telemetry.tls.handshakes.count(outcome);
+        let dropped = match accepted {
+            Ok(Ok(tls)) => return Some(Self { stream: ClientStream::Tls(Box::new(tls)), ..self }),
+            Ok(Err(error)) => Dropped::TlsHandshake(error),
+            Err(_) => Dropped::LoginTimeout,
+        };
+        report(&self.ingress, &dropped, &self.origin);
+        None
+    }
+
+    /// Drops the connection, and sends the client the reason in the protocol that it uses, as far as that is known.
+    fn refuse(self, dropped: Dropped, protocol: Protocol) -> Pin<Box<impl Future<Output = ()> + Send>> {
+        report(&self.ingress, &dropped, &self.origin);
+        let (Self { stream, permit, .. }, outcome) = (self, dropped.outcome());
+        Box::pin(async move {
+            send_refusal(stream, protocol, outcome).await;
+            drop(permit);
+        })
     }
 }
 
-/// Reads until the protocol is known, past a PROXY header where one is due.
-async fn first(due: bool, tcp: &mut TcpStream, origin: &mut Origin) -> Result<(Protocol, Bytes), Dropped> {
-    let mut bytes = BytesMut::new();
+/// Reads until the protocol is known: of the connection, or inside TLS.
+async fn identify(stream: &mut ClientStream, identification: &mut Identification) -> Result<Identified, Dropped> {
     loop {
-        if let Some(begun) = begin(&bytes, due).map_err(Dropped::ProxyHeader)? {
-            origin.client = begun.source.map_or(origin.client, canonical);
-            let _header = bytes.split_to(begun.header);
-            return Ok((begun.protocol, bytes.freeze()));
-        }
-        read_more(tcp, &mut bytes).await?;
-    }
-}
-
-/// Reads until the protocol inside TLS is known.
-async fn inner<S: AsyncRead + Unpin>(tls: &mut S) -> Result<(Protocol, Bytes), Dropped> {
-    let mut bytes = BytesMut::new();
-    loop {
-        match detect(&bytes) {
-            // TLS in TLS is nobody's.
-            Some(Protocol::Tls) => return Err(Dropped::UnknownProtocol),
-            Some(protocol) => return Ok((protocol, bytes.freeze())),
-            None => read_more(tls, &mut bytes).await?,
+        let read = poll_fn(|cx| scratch::poll_read_some(stream, cx, LITTLE, |read, _| identification.receive(read)));
+        match read.await {
+            Ok(Some(Ok(None))) => (),
+            Ok(Some(Ok(Some(identified)))) => return Ok(identified),
+            Ok(Some(Err(error))) => return Err(Dropped::ProxyHeader(error)),
+            Ok(None) => return Err(Dropped::ClosedEarly),
+            Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => return Err(Dropped::ClosedEarly),
+            Err(error) => return Err(Dropped::Broken(error)),
         }
     }
 }
 
-async fn read_more<S: AsyncRead + Unpin>(stream: &mut S, bytes: &mut BytesMut) -> Result<(), Dropped> {
-    let read = poll_fn(|cx| scratch::poll_read_some(stream, cx, LITTLE, |read, _| bytes.extend_from_slice(read)));
-    match read.await {
-        Ok(Some(())) => Ok(()),
-        Ok(None) => Err(Dropped::ClosedEarly),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Dropped::ClosedEarly),
-        Err(error) => Err(Dropped::Broken(error)),
+/// Drops a connection that a limit leaves no room for. Sends the reason to the client if its first bytes arrive at
+/// once, which show the protocol.
+async fn refuse_uncounted(ingress: Arc<Ingress>, tcp: TcpStream, origin: Origin, reached: ConnectionLimitReached) {
+    report(&ingress, &Dropped::Limit(reached), &origin);
+    let Some(_permit) = ingress.counters.try_notify() else { return };
+    let mut begun = [0; 8];
+    if let Ok(Ok(n)) = timeout(FIRST_BYTES_TIMEOUT, tcp.peek(&mut begun)).await
+        && let Some(protocol) = detect(&begun[..n])
+    {
+        send_refusal(ClientStream::Plain(tcp), protocol, reached.outcome()).await;
     }
 }
 
+/// Sends a client in the protocol that it uses why it is refused, if the policy says so, and closes.
+async fn send_refusal(stream: ClientStream, protocol: Protocol, outcome: ConnectionDrop) {
+    let Some(reason) = outcome.policy().farewell() else { return };
+    match (protocol, stream) {
+        // Before the handshake, nothing can be sent.
+        (Protocol::Tls, _) => (),
+        (Protocol::Http, ClientStream::Plain(tcp)) => {
+            http::refuse(tcp, outcome).await;
+        }
+        (_, stream) => refuse(stream.into(), reason).await,
+    }
+}
+
+/// Counts a connection that is dropped, and logs it.
 fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
     let outcome = dropped.outcome();
     ingress.telemetry.connections.dropped.count(outcome);
-    let (client, port, reason, detail) = (origin.client, origin.port, outcome.name(), dropped.detail());
+    let (client, port, reason) = (origin.client, origin.port, outcome.name());
     if outcome.policy().level == Some(Level::DEBUG) {
         debug!(%client, port, reason, "connection dropped");
     } else if let Some(more) = ingress.troubles.pass() {
+        let detail = dropped.detail().map(ToString::to_string);
         info!(%client, port, reason, detail, more, "connection dropped");
     }
 }

@@ -1,11 +1,10 @@
-//! Bounds for connections that are no sessions, and for tunnel sessions: how many, how fast, from
-//! where. Clients are the core's to count, bytes that are held [`crate::stream::Budget`]'s.
+//! Limits of connections that are not a session: how many there may be, and how many may come per second.
 //!
-//! A total is a bound for memory, a bound for one address keeps one client from taking the others'
-//! place, a rate keeps the start of many cheap enough that the present ones don't notice.
+//! The total bounds memory. The limit of one address keeps one client from taking the room of all others. The rates
+//! keep a burst of new connections from slowing down the present clients. The core counts clients, and
+//! [`Budget`](crate::limits::Budget) counts held bytes.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Weak},
     time::{Duration, Instant},
@@ -17,66 +16,55 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     limits::{
-        rate::Bucket,
-        tally::{Place, SHARDS, Tally, shard_of},
+        rate::{AddressRates, SWEEP_INTERVAL, TokenBucket},
+        tally::{Permit, Tally},
     },
-    net::address::{counted_address, lies_in},
+    net::address::lies_in,
     telemetry::outcome::ConnectionDrop,
 };
 
-/// How often addresses that nothing is known of any more are forgotten.
-const SWEEP: Duration = Duration::from_secs(5);
-/// Addresses whose rate is followed, in each table; more share one.
-const FOLLOWED: usize = 4096;
-/// Requests for tunnel sessions that are not there, per second and address, beyond which the
-/// answer comes late. A proxy whose clients all come back after a restart stays below it, or
-/// waits a second.
-const MISSES: f64 = 50.0;
-/// Connections that are being refused, at once.
-const TOLD: usize = 500;
+/// How many requests per second for tunnel sessions that do not exist one address may send before their responses are
+/// delayed. A proxy whose clients all come back after a restart sends fewer, or its clients wait for a second.
+const MAX_MISSES: f64 = 50.0;
+/// How many connections may be notified at once that there is no room for them. Further ones are closed at once.
+const MAX_NOTIFIED: usize = 500;
 
-/// Bounds for connections.
+/// Limits of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections at once that are no session: those that have not said what they are, and HTTP.
+pub struct ConnectionLimits {
+    /// The most connections that are not a session: those whose protocol is not known yet, and HTTP.
     pub connections: usize,
-    /// Of those, from one address; 0: no bound.
+    /// The most of them from one address; 0: no limit.
     pub connections_per_address: usize,
-    /// Connections accepted per second, over all ports; further ones wait. 0: no bound.
+    /// How many connections are accepted per second on all ports together; further ones wait. 0: no limit.
     pub rate: usize,
-    /// From one address; further ones are refused. 0: no bound.
+    /// How many connections from one address are accepted per second; further ones are refused. 0: no limit.
     pub rate_per_address: usize,
-    /// Networks without bounds for one address.
+    /// Networks whose addresses have no limit of their own.
     pub exempt: Vec<IpNet>,
 }
 
-/// How fast an address is.
+/// What the limits are checked against.
 #[derive(Debug)]
-struct Pace {
-    started: Option<Bucket>,
-    missed: Option<Bucket>,
-    seen: Instant,
-}
-
-/// What the bounds are held against.
-#[derive(Debug)]
-pub(super) struct Counters {
+pub(super) struct ConnectionCounters {
     connections: Arc<Tally>,
-    started: Mutex<Option<Bucket>>,
-    paces: [Mutex<HashMap<IpAddr, Pace>>; SHARDS],
-    /// Connections that may be told that there is no room for them; more are closed without a word.
-    told: Arc<Semaphore>,
+    /// Connections that were accepted. It is made when there is a limit.
+    accepted: Mutex<Option<TokenBucket>>,
+    accepted_from: AddressRates,
+    /// Requests for tunnel sessions that do not exist.
+    missed_by: AddressRates,
+    notified: Arc<Semaphore>,
 }
 
-/// The bound that a connection would pass.
+/// The limit that one more connection would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Over {
+pub(super) enum ConnectionLimitReached {
     Connections,
     ConnectionsPerAddress,
     RatePerAddress,
 }
 
-impl Over {
+impl ConnectionLimitReached {
     pub(super) fn outcome(self) -> ConnectionDrop {
         match self {
             Self::Connections => ConnectionDrop::Connections,
@@ -86,100 +74,72 @@ impl Over {
     }
 }
 
-impl Counters {
+impl ConnectionCounters {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self {
             connections: Arc::default(),
-            started: Mutex::default(),
-            paces: std::array::from_fn(|_| Mutex::default()),
-            told: Arc::new(Semaphore::new(TOLD)),
+            accepted: Mutex::default(),
+            accepted_from: AddressRates::default(),
+            missed_by: AddressRates::default(),
+            notified: Arc::new(Semaphore::new(MAX_NOTIFIED)),
         })
     }
 
-    /// Connections at present that are no session.
+    /// How many connections there are that are not a session.
     pub(super) fn connections(&self) -> usize {
         self.connections.count()
     }
 
-    /// How long to wait before the next connection is served.
-    pub(super) fn pause(&self, limits: &Limits) -> Option<Duration> {
+    /// How long to wait before a connection that was accepted is served; `None`: it need not wait.
+    pub(super) fn pause(&self, limits: &ConnectionLimits) -> Option<Duration> {
         if limits.rate == 0 {
             return None;
         }
-        let (rate, now) = (as_rate(limits.rate), Instant::now());
-        let mut started = self.started.lock();
-        let bucket = started.get_or_insert_with(|| Bucket::full(rate, now));
-        // Goes below zero: each that waits has its own turn.
-        bucket.fill(rate, now);
-        bucket.tokens -= 1.0;
-        (bucket.tokens < 0.0).then(|| Duration::from_secs_f64(-bucket.tokens / rate))
+        let (rate, now) = (limits.rate as f64, Instant::now());
+        self.accepted.lock().get_or_insert_with(|| TokenBucket::full(rate, now)).reserve(rate, now)
     }
 
-    /// Counts a connection in.
-    pub(super) fn enter(&self, limits: &Limits) -> Result<Place, Over> {
-        self.connections.enter(limits.connections).map_err(|_| Over::Connections)
+    /// Counts a connection in the total, until the permit is dropped.
+    pub(super) fn enter(&self, limits: &ConnectionLimits) -> Result<Permit, ConnectionLimitReached> {
+        self.connections.enter(limits.connections).map_err(|_| ConnectionLimitReached::Connections)
     }
 
-    /// Counts it for `client`, once it is known.
-    pub(super) fn claim(&self, place: &mut Place, limits: &Limits, client: SocketAddr) -> Result<(), Over> {
+    /// Counts it for `client`, once the client is known.
+    pub(super) fn claim(
+        &self,
+        permit: &mut Permit,
+        limits: &ConnectionLimits,
+        client: SocketAddr,
+    ) -> Result<(), ConnectionLimitReached> {
         if lies_in(&limits.exempt, client.ip()) {
             return Ok(());
         }
-        place.claim(limits.connections_per_address, client.ip()).map_err(|_| Over::ConnectionsPerAddress)?;
-        let (rate, now) = (as_rate(limits.rate_per_address), Instant::now());
-        let has_turn = limits.rate_per_address == 0
-            || self.pace(client.ip(), now, |pace| {
-                pace.started.get_or_insert_with(|| Bucket::full(rate, now)).take(rate, now)
-            });
-        if has_turn { Ok(()) } else { Err(Over::RatePerAddress) }
+        let claimed = permit.claim(limits.connections_per_address, client.ip());
+        claimed.map_err(|_| ConnectionLimitReached::ConnectionsPerAddress)?;
+        let has_token = limits.rate_per_address == 0
+            || self.accepted_from.take(client.ip(), limits.rate_per_address as f64, Instant::now());
+        if has_token { Ok(()) } else { Err(ConnectionLimitReached::RatePerAddress) }
     }
 
-    /// A place among those that are told why they are refused.
-    pub(super) fn tell(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.told).try_acquire_owned().ok()
+    /// A permit to notify a client that its connection is refused; `None`: too many are being notified.
+    pub(super) fn try_notify(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.notified).try_acquire_owned().ok()
     }
 
-    /// Counts a request for a session that is not there. True: it is one of too many.
+    /// Counts a request for a tunnel session that does not exist. Returns whether there are too many.
     pub(super) fn miss(&self, client: IpAddr) -> bool {
-        let now = Instant::now();
-        !self.pace(client, now, |pace| pace.missed.get_or_insert_with(|| Bucket::full(MISSES, now)).take(MISSES, now))
-    }
-
-    fn pace<T>(&self, client: IpAddr, now: Instant, with: impl FnOnce(&mut Pace) -> T) -> T {
-        let mut address = counted_address(client);
-        let mut shard = self.paces[shard_of(address)].lock();
-        if shard.len() >= FOLLOWED && !shard.contains_key(&address) {
-            // Somebody has very many addresses: those that are new have one bucket.
-            address = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-        }
-        let pace = shard.entry(address).or_insert_with(|| Pace { started: None, missed: None, seen: now });
-        pace.seen = now;
-        with(pace)
-    }
-
-    /// Forgets addresses that were not seen of late; their buckets have filled up.
-    fn sweep(&self, now: Instant) {
-        for shard in &self.paces {
-            let mut shard = shard.lock();
-            shard.retain(|_, pace| now.saturating_duration_since(pace.seen) < SWEEP);
-            if shard.capacity() > 4 * shard.len() + 64 {
-                shard.shrink_to_fit();
-            }
-        }
+        !self.missed_by.take(client, MAX_MISSES, Instant::now())
     }
 }
 
-#[allow(clippy::cast_precision_loss)]
-fn as_rate(rate: usize) -> f64 {
-    rate as f64
-}
-
-/// Forgets addresses, for as long as the counters live.
-pub(super) async fn sweep(counters: Weak<Counters>) {
+/// Forgets addresses that have not been seen for a while, as long as the counters are in use.
+pub(super) async fn sweep(counters: Weak<ConnectionCounters>) {
     loop {
-        tokio::time::sleep(SWEEP).await;
+        tokio::time::sleep(SWEEP_INTERVAL).await;
         let Some(counters) = counters.upgrade() else { return };
-        counters.sweep(Instant::now());
+        let now = Instant::now();
+        counters.accepted_from.sweep(now);
+        counters.missed_by.sweep(now);
     }
 }
 
@@ -187,28 +147,35 @@ pub(super) async fn sweep(counters: Weak<Counters>) {
 mod tests {
     use super::*;
 
-    fn limits() -> Limits {
-        Limits { connections: 3, connections_per_address: 2, rate: 0, rate_per_address: 0, exempt: vec![] }
+    fn limits() -> ConnectionLimits {
+        ConnectionLimits { connections: 3, connections_per_address: 2, rate: 0, rate_per_address: 0, exempt: vec![] }
     }
 
     fn client(n: u8) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, n], 1000))
     }
 
-    fn come(counters: &Arc<Counters>, limits: &Limits, from: SocketAddr) -> Result<Place, Over> {
-        let mut place = counters.enter(limits)?;
-        counters.claim(&mut place, limits, from)?;
-        Ok(place)
+    fn come(
+        counters: &Arc<ConnectionCounters>,
+        limits: &ConnectionLimits,
+        from: SocketAddr,
+    ) -> Result<Permit, ConnectionLimitReached> {
+        let mut permit = counters.enter(limits)?;
+        counters.claim(&mut permit, limits, from)?;
+        Ok(permit)
     }
 
     #[test]
     fn places_are_bounded_in_all_and_for_each_address() {
-        let (counters, limits) = (Counters::new(), limits());
+        let (counters, limits) = (ConnectionCounters::new(), limits());
         let one = come(&counters, &limits, client(1)).expect("room");
         let _two = come(&counters, &limits, client(1)).expect("room");
-        assert_eq!(come(&counters, &limits, client(1)).expect_err("two"), Over::ConnectionsPerAddress);
+        assert_eq!(
+            come(&counters, &limits, client(1)).expect_err("two"),
+            ConnectionLimitReached::ConnectionsPerAddress
+        );
         let _three = come(&counters, &limits, client(2)).expect("another's");
-        assert_eq!(come(&counters, &limits, client(3)).expect_err("three in all"), Over::Connections);
+        assert_eq!(come(&counters, &limits, client(3)).expect_err("three in all"), ConnectionLimitReached::Connections);
         drop(one);
         let _again = come(&counters, &limits, client(1)).expect("given back");
         assert_eq!(counters.connections(), 3);
@@ -216,43 +183,30 @@ mod tests {
 
     #[test]
     fn exempt_networks_have_no_bound_of_their_own() {
-        let counters = Counters::new();
-        let limits = Limits { exempt: vec!["10.0.0.0/8".parse().expect("network")], ..limits() };
+        let counters = ConnectionCounters::new();
+        let limits = ConnectionLimits { exempt: vec!["10.0.0.0/8".parse().expect("network")], ..limits() };
         let places: Vec<_> = (0..3).map(|_| come(&counters, &limits, client(1)).expect("exempt")).collect();
-        assert_eq!(come(&counters, &limits, client(1)).expect_err("in all"), Over::Connections);
+        assert_eq!(come(&counters, &limits, client(1)).expect_err("in all"), ConnectionLimitReached::Connections);
         drop(places);
         assert_eq!(counters.connections(), 0);
     }
 
     #[test]
-    fn a_bucket_holds_a_second() {
-        let now = Instant::now();
-        let mut bucket = Bucket::full(2.0, now);
-        assert!(bucket.take(2.0, now) && bucket.take(2.0, now) && !bucket.take(2.0, now));
-        let later = now + Duration::from_millis(500);
-        assert!(bucket.take(2.0, later) && !bucket.take(2.0, later));
-        let much_later = now + Duration::from_secs(3600);
-        assert!(bucket.take(2.0, much_later) && bucket.take(2.0, much_later) && !bucket.take(2.0, much_later));
-    }
-
-    #[test]
     fn serving_pauses_beyond_its_rate() {
-        let mut bucket = Bucket::full(10.0, Instant::now());
-        bucket.tokens = 0.0;
-        let counters = Counters::new();
-        *counters.started.lock() = Some(bucket);
-        let limits = Limits { rate: 1, ..limits() };
+        let counters = ConnectionCounters::new();
+        *counters.accepted.lock() = Some(TokenBucket::full(0.0, Instant::now()));
+        let limits = ConnectionLimits { rate: 1, ..limits() };
         let pause = counters.pause(&limits).expect("there is no token");
         assert!(pause <= Duration::from_secs(1), "{pause:?}");
-        *counters.started.lock() = None;
+        *counters.accepted.lock() = None;
         assert_eq!(counters.pause(&limits), None, "a full bucket");
-        assert_eq!(counters.pause(&Limits { rate: 0, ..limits }), None, "no bound");
+        assert_eq!(counters.pause(&ConnectionLimits { rate: 0, ..limits }), None, "no bound");
     }
 
     #[test]
     fn the_rate_of_one_address_is_its_own() {
-        let counters = Counters::new();
-        let limits = Limits { rate_per_address: 1, connections_per_address: 0, ..limits() };
+        let counters = ConnectionCounters::new();
+        let limits = ConnectionLimits { rate_per_address: 1, connections_per_address: 0, ..limits() };
         let refused = (0..100).filter(|_| come(&counters, &limits, client(1)).is_err()).count();
         assert!(refused > 0, "a hundred in no time");
         assert_eq!(counters.connections(), 0, "given back");
@@ -261,22 +215,11 @@ mod tests {
 
     #[test]
     fn guessing_is_noticed_and_forgotten() {
-        let counters = Counters::new();
+        let counters = ConnectionCounters::new();
         assert!((0..1000).any(|_| counters.miss(client(1).ip())));
         assert!(!counters.miss(client(2).ip()));
-        counters.sweep(Instant::now());
-        assert!(counters.paces.iter().any(|shard| !shard.lock().is_empty()), "just seen");
-        counters.sweep(Instant::now() + SWEEP);
-        assert!(counters.paces.iter().all(|shard| shard.lock().is_empty()));
-    }
-
-    #[test]
-    fn very_many_addresses_share_one_bucket() {
-        let counters = Counters::new();
-        for n in 0..100_000u128 {
-            counters.miss(IpAddr::V6((0x2001_0db8_u128 << 96 | n << 64).into()));
-        }
-        let followed: usize = counters.paces.iter().map(|shard| shard.lock().len()).sum();
-        assert!(followed <= SHARDS * (FOLLOWED + 1), "{followed}");
+        assert_eq!(counters.missed_by.followed(), 2);
+        counters.missed_by.sweep(Instant::now() + SWEEP_INTERVAL);
+        assert_eq!(counters.missed_by.followed(), 0);
     }
 }

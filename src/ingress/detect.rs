@@ -1,23 +1,19 @@
-//! What a connection's first bytes say. Knows no socket: it is asked again when more have come.
+//! Protocols, and the bytes that they begin with.
 
-use std::net::SocketAddr;
-
-use crate::wire::proxy_protocol::{self, Parsed};
-
-/// A protocol that a port takes.
+/// What a connection uses, as its first bytes show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// Frames: a small length, or a keep-alive byte.
+    /// Frames of Sametime: the first byte of a frame's length, which is 0, or a keep-alive byte.
     Sametime,
-    /// A TLS record with a handshake.
+    /// TLS: a record of type handshake.
     Tls,
-    /// A method's letter.
+    /// HTTP: the first letter of a method.
     Http,
     /// None of these.
     Unknown,
 }
 
-/// What `bytes` are the beginning of; `None` while they are too few to tell.
+/// The protocol that begins with `bytes`; `None`: there are too few of them to decide.
 pub fn detect(bytes: &[u8]) -> Option<Protocol> {
     Some(match *bytes {
         [] | [0x16] => return None,
@@ -26,40 +22,6 @@ pub fn detect(bytes: &[u8]) -> Option<Protocol> {
         [byte, ..] if byte.is_ascii_alphabetic() => Protocol::Http,
         _ => Protocol::Unknown,
     })
-}
-
-/// How a connection begins, once that is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Beginning {
-    /// What is spoken behind the PROXY header.
-    pub protocol: Protocol,
-    /// Bytes of the PROXY header in front of it; 0: there is none.
-    pub header: usize,
-    /// The client, as the header names it.
-    pub source: Option<SocketAddr>,
-}
-
-/// What `bytes` are the beginning of; `None` while they are too few to tell. A PROXY header is
-/// required where one is `due`, and a fault where none is.
-///
-/// # Errors
-/// What is wrong with the PROXY header.
-pub fn begin(bytes: &[u8], due: bool) -> Result<Option<Beginning>, String> {
-    if !due {
-        if proxy_protocol::is_header(bytes) {
-            return Err("a PROXY header from an address that is not in listeners.proxy_protocol_from".to_owned());
-        }
-        // "P" may be POST or PROXY.
-        let protocol = detect(bytes).filter(|_| !proxy_protocol::could_be(bytes));
-        return Ok(protocol.map(|protocol| Beginning { protocol, header: 0, source: None }));
-    }
-    match proxy_protocol::parse(bytes) {
-        Ok(Parsed::Partial) => Ok(None),
-        Ok(Parsed::Whole { source, length }) => {
-            Ok(detect(&bytes[length..]).map(|protocol| Beginning { protocol, header: length, source }))
-        }
-        Err(fault) => Err(fault.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! TLS on any port: the pair on disk, client certificates, and handshakes.
+//! TLS on any port: the certificate and its key, client certificates, and handshakes.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -13,22 +13,24 @@ use tokio_rustls::{
         pki_types::{CertificateDer, ServerName},
         server::{NoClientAuth, ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
     },
-    server::TlsStream,
 };
 use tracing::warn;
 
+mod connection;
 mod pair;
 
-/// Where the TLS pair lies, and whether clients have certificates, too.
+pub(super) use connection::TlsConnection;
+
+/// The files of the certificate and its key, and whether clients have certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// PEM file with the certificate chain, the server's own first.
+    /// PEM file with the certificate chain; the server's own certificate is the first.
     pub certificate: PathBuf,
     /// PEM file with the private key.
     pub private_key: PathBuf,
     /// Whether clients are asked for a certificate.
     pub client_certificates: ClientCertificates,
-    /// PEM file with the authorities that sign clients' certificates; empty where none are asked for.
+    /// PEM file with the authorities that sign clients' certificates; empty with [`ClientCertificates::Off`].
     pub client_ca: PathBuf,
 }
 
@@ -36,15 +38,15 @@ pub struct TlsSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCertificates {
-    /// No.
+    /// They are not.
     Off,
-    /// Who has none gets in; who has one that is not good does not.
+    /// They are. A client without a certificate is accepted, a client with an invalid one is refused.
     Optional,
-    /// Who has none, or speaks without TLS, is refused.
+    /// They are. A client without a certificate, or without TLS, is refused.
     Required,
 }
 
-/// Why there is no TLS: for an admin, with file and mend.
+/// Why TLS can't be used: a text for the admin, with the file and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsError(String);
 
@@ -59,11 +61,11 @@ impl std::error::Error for TlsError {}
 /// The server's own certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// Where it lies.
+    /// The file that it is in.
     pub file: PathBuf,
-    /// When it begins to be good, in seconds since 1970.
+    /// From when it is valid, in seconds since 1970.
     pub begins: i64,
-    /// When it ends.
+    /// Until when it is valid, in seconds since 1970.
     pub ends: i64,
     der: CertificateDer<'static>,
 }
@@ -77,37 +79,59 @@ impl Certificate {
         Ok(Self { file, begins, ends, der })
     }
 
-    /// Whether it is for `host`, by its alternative names.
+    /// Whether it is for `host`: whether `host` is one of its alternative names.
     pub fn covers(&self, host: &str) -> bool {
         let Ok(certificate) = ParsedCertificate::try_from(&self.der) else { return false };
         ServerName::try_from(host).is_ok_and(|name| verify_server_name(&certificate, &name).is_ok())
     }
 }
 
-/// Makes TLS of a client's stream. A new pair is for connections from then on.
+/// Makes a self-signed certificate if both files are missing, writes both files, and logs a warning. This is for a start,
+/// never for a reload. A start that did not get further than the key is completed.
+///
+/// # Errors
+/// A file can't be written.
+pub fn make_missing_certificate(settings: &TlsSettings) -> Result<(), TlsError> {
+    pair::make_missing(&settings.certificate, &settings.private_key)
+}
+
+/// Whether [`make_missing_certificate`] would make a file.
+///
+/// # Errors
+/// A folder can't be searched.
+pub fn is_certificate_missing(settings: &TlsSettings) -> Result<bool, TlsError> {
+    Ok(pair::state(&settings.certificate, &settings.private_key)? != pair::PairState::Given)
+}
+
+/// Makes TLS handshakes with clients. After a reload, new connections get the new certificate.
 pub struct Acceptor {
     config: ArcSwap<ServerConfig>,
     certificate: ArcSwap<Certificate>,
-    /// Whose certificates clients must have, and whether: who was let in by another rule must not
-    /// come in by a ticket.
+    /// Whether clients need a certificate, and of which authorities. A client that was accepted under a different rule
+    /// must not resume its TLS session with a ticket.
     clients: ArcSwap<(ClientCertificates, Vec<CertificateDer<'static>>)>,
 }
 
 impl Acceptor {
-    /// Reads the pair of `settings`. Where both files are absent, a self-signed pair is made
-    /// and written there, with a warning.
+    /// Reads the certificate and the key of `settings`. Writes nothing.
     ///
     /// # Errors
-    /// One file is absent, unreadable, holds no certificate or key, or the two don't match.
+    /// One file is missing, can't be read or contains no certificate or key, or the key is not the certificate's.
     pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let (certificate, key) = (&settings.certificate, &settings.private_key);
-        match (certificate.exists(), key.exists()) {
-            (false, false) => pair::make(certificate, key)?,
+        match (pair::is_there(certificate)?, pair::is_there(key)?) {
             (true, true) => (),
+            (false, false) => {
+                return Err(TlsError(format!(
+                    "neither {} nor {} is there: put both in place (a self-signed pair is made only when the program starts)",
+                    certificate.display(),
+                    key.display()
+                )));
+            }
             (there, _) => {
                 let (there, absent) = if there { (certificate, key) } else { (key, certificate) };
                 return Err(TlsError(format!(
-                    "{} is there but {} is not: put both in place, or remove both and a self-signed pair is made",
+                    "{} is there, but {} is not: provide both files, or remove both to get a self-signed certificate at the next start",
                     there.display(),
                     absent.display()
                 )));
@@ -124,7 +148,7 @@ impl Acceptor {
             .with_single_cert(chain, pair::key(key)?)
             .map_err(|error| match error {
                 rustls::Error::InconsistentKeys(_) => TlsError(format!(
-                    "the key in {} does not belong to the certificate in {}: both must come from one request",
+                    "the key in {} does not belong to the certificate in {}: use the key that the certificate was requested with",
                     key.display(),
                     certificate.display()
                 )),
@@ -139,15 +163,15 @@ impl Acceptor {
         clients: (ClientCertificates, Vec<CertificateDer<'static>>),
     ) -> Self {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Clients that reconnect in a storm need no full handshake.
+        // With tickets, clients that all reconnect at once need no full handshake.
         match rustls::crypto::ring::Ticketer::new() {
             Ok(ticketer) => {
                 config.ticketer = ticketer;
-                // Each costs the handshake a seal; who opens two connections at once and uses a ticket once
-                // has a full handshake for one of them.
+                // Each ticket has to be encrypted during the handshake. A client that opens two connections at once
+                // and uses each ticket once makes a full handshake for one of them.
                 config.send_tls13_tickets = 1;
             }
-            Err(error) => warn!(%error, "no session tickets: every TLS handshake is a full one"),
+            Err(error) => warn!(%error, "no session tickets can be made: every TLS handshake is a full one"),
         }
         Self {
             config: ArcSwap::from_pointee(config),
@@ -161,8 +185,8 @@ impl Acceptor {
         self.certificate.load_full()
     }
 
-    /// Takes over the pair of `other`. Tickets given out stay good, unless other clients are let
-    /// in from now on.
+    /// Uses the certificate and the rules of `other` from now on. Tickets stay valid unless the rule for client
+    /// certificates has changed.
     pub fn replace(&self, other: &Self) {
         let mut config = ServerConfig::clone(&other.config.load());
         if **self.clients.load() == **other.clients.load() {
@@ -173,12 +197,16 @@ impl Acceptor {
         self.clients.store(other.clients.load_full());
     }
 
-    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsStream<S>> {
-        TlsAcceptor::from(self.config.load_full()).accept(stream).await
+    /// Makes a handshake.
+    ///
+    /// # Errors
+    /// The handshake fails, or the connection breaks.
+    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsConnection<S>> {
+        TlsAcceptor::from(self.config.load_full()).accept(stream).await.map(TlsConnection)
     }
 }
 
-/// What asks clients for their certificates.
+/// Verifies the certificates of clients.
 fn verifier(
     settings: &TlsSettings,
     authorities: &[CertificateDer<'static>],
@@ -187,7 +215,10 @@ fn verifier(
         return Ok(Arc::new(NoClientAuth));
     }
     let fault = |error: &dyn std::fmt::Display| {
-        TlsError(format!("the certificates in {} can't sign clients': {error}", settings.client_ca.display()))
+        TlsError(format!(
+            "the certificates in {} can't be authorities for clients: {error}",
+            settings.client_ca.display()
+        ))
     };
     let mut roots = RootCertStore::empty();
     for authority in authorities {
@@ -217,6 +248,11 @@ mod tests {
         }
     }
 
+    fn make(settings: &TlsSettings) -> Acceptor {
+        make_missing_certificate(settings).expect("made");
+        Acceptor::load(settings).expect("loaded")
+    }
+
     fn fault(settings: &TlsSettings) -> String {
         Acceptor::load(settings).err().expect("a fault").to_string()
     }
@@ -225,12 +261,12 @@ mod tests {
     fn a_pair_is_made_once_and_kept() {
         let folder = tempfile::tempdir().expect("folder");
         let here = settings(folder.path(), "deep/server.pem", "deep/server.key");
-        Acceptor::load(&here).expect("made");
+        make(&here);
         let key = fs::read(&here.private_key).expect("written");
         let mode =
             std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&here.private_key).expect("there").permissions());
         assert_eq!(mode & 0o777, 0o600);
-        let loaded = Acceptor::load(&here).expect("loaded");
+        let loaded = make(&here);
         assert_eq!(fs::read(&here.private_key).expect("kept"), key);
         assert!(loaded.certificate().ends > 1_700_000_000);
     }
@@ -239,9 +275,10 @@ mod tests {
     fn what_is_wrong_with_a_pair_is_said() {
         let folder = tempfile::tempdir().expect("folder");
         for name in ["a", "b"] {
-            Acceptor::load(&settings(folder.path(), &format!("{name}.pem"), &format!("{name}.key"))).expect("made");
+            make(&settings(folder.path(), &format!("{name}.pem"), &format!("{name}.key")));
         }
         let says = |certificate: &str, key: &str| fault(&settings(folder.path(), certificate, key));
+        assert!(says("none", "no").contains("neither "), "both absent");
         assert!(says("a.pem", "none").contains("none is not"), "one absent");
         assert!(says("none", "a.key").contains("none is not"), "one absent");
         assert!(says("a.pem", "b.key").contains("does not belong"), "mismatch");
@@ -259,7 +296,7 @@ mod tests {
     #[test]
     fn names_are_those_of_the_certificate() {
         let folder = tempfile::tempdir().expect("folder");
-        let loaded = Acceptor::load(&settings(folder.path(), "a.pem", "a.key")).expect("made");
+        let loaded = make(&settings(folder.path(), "a.pem", "a.key"));
         let certificate = loaded.certificate();
         assert!(certificate.covers("localhost") && certificate.covers("127.0.0.1"));
         assert!(!certificate.covers("sametime.example") && !certificate.covers("no name"));

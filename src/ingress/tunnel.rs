@@ -1,41 +1,54 @@
-//! The HTTP tunnel: frames inside POST requests, loss-free over connections that break.
+//! The HTTP tunnel: a byte stream inside POST requests, which loses nothing when connections break.
 //!
-//! `session` is
-//! the state of one client without sockets or clocks, `registry` finds a session by its name,
-//! `service` answers requests and joins a session to the core as a byte stream.
+//! ```text
+//!  ingress::http ── service ── registry ── handle ── live ── session
+//!                                            │
+//!                            core ── stream ─┘
+//! ```
+//! `session` is the protocol of one session: acknowledgements, retries, responses. `live` is the session between its
+//! requests and the core. Neither knows a socket or a clock. In `handle`, requests and the core wait for a session;
+//! `stream` is its byte stream for the core. `registry` finds a session by its name. `service` opens sessions, passes
+//! requests to them, and forgets them.
 
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+mod handle;
+mod live;
 mod registry;
+mod response;
 mod service;
 pub mod session;
-mod shared;
+mod stream;
+mod token;
 
-pub use service::{Answer, Outcome, Service, transport};
-pub use shared::Payload;
+pub use self::{
+    response::{TunnelBody, TunnelResponse, status},
+    service::{Service, transport},
+    token::Token,
+};
 
 /// Settings of the HTTP tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
+pub struct TunnelSettings {
     /// How long an idle hybrid request is held.
     pub hold: Duration,
     /// How long a request that brought data waits for the Community's answer.
     pub reply_wait: Duration,
-    /// Without a request for so long, a session ends.
+    /// A session ends when its client sends no request for this time.
     pub session_timeout: Duration,
-    /// 0: payload in the clear; 1: RC2-encrypted.
+    /// 0: the payload is not encrypted; 1: it is encrypted with RC2.
     pub version: u32,
-    /// How many bytes a session may hold that its client has not acknowledged, and as many
-    /// that the Community has not taken.
+    /// Bytes of a session that may wait in each direction: for the client's acknowledgement, and for the Community
+    /// server.
     pub window: usize,
-    /// Whether later requests of a session must come from where the first came from.
+    /// Whether later requests of a session must come from the address that the first one came from.
     pub same_address: bool,
-    /// Sessions at once, those that have ended but may be asked for still among them.
+    /// How many sessions there may be, including those that have ended but may still be asked for.
     pub sessions: usize,
-    /// Of those, from one address; 0: no bound.
+    /// How many of them one address may have; 0: any number.
     pub sessions_per_address: usize,
-    /// Networks without a bound for one address.
+    /// Networks whose addresses may have any number.
     pub exempt: Vec<IpNet>,
 }

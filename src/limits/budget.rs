@@ -1,10 +1,9 @@
-//! Bytes that are held because somebody is slow: so many in all, and so many for one address.
+//! The budget for bytes that are held because a peer is slow: in total, and for each client address.
 //!
-//! What is over the bound is not dropped. Whoever holds something asks first; where there is no
-//! room it holds [`LITTLE`], reads in pieces of that size, and the sender waits.
+//! Nothing is dropped when the budget is used up. Whoever wants to hold many bytes asks first. If there is no room, it
+//! holds at most [`LITTLE`], reads in pieces of that size, and the sender waits.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc,
@@ -13,58 +12,56 @@ use std::{
 };
 
 use ipnet::IpNet;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
-use super::tally::{SHARDS, shard_of};
-use crate::net::address::{counted_address, lies_in};
+use super::tally::AddressTable;
+use crate::net::address::lies_in;
 
-/// When too much is held, each holder may have so many bytes all the same, and goes on.
+/// How many bytes each holder may have also when the budget is used up, so that its session continues.
 pub const LITTLE: usize = 4 * 1024;
 
-/// Bytes held, of so many that may be.
+/// Counts held bytes, and knows their limits.
+///
+/// To ask ([`Self::lacks`]) and to count ([`Self::settle`]) are two steps. Holders that ask at the same time may
+/// together exceed a limit, each by no more than it reads at once.
 #[derive(Debug)]
 pub struct Budget {
     held: AtomicUsize,
     limit: AtomicUsize,
-    /// 0: no bound of its own.
+    /// 0: an address has no limit of its own, and its bytes are not counted for it.
     per_address: AtomicUsize,
     exempt: RwLock<Vec<IpNet>>,
-    by_address: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
+    by_address: AddressTable<usize>,
 }
 
 impl Budget {
-    /// A budget of `limit` bytes, of which one address may have `per_address` (0: all) unless it
-    /// lies in `exempt`.
+    /// A budget of `limit` bytes. One address may have `per_address` of them (0: all) unless it is in `exempt`.
     pub fn new(limit: usize, per_address: usize, exempt: &[IpNet]) -> Arc<Self> {
         Arc::new(Self {
             held: AtomicUsize::new(0),
             limit: AtomicUsize::new(limit),
             per_address: AtomicUsize::new(per_address),
             exempt: RwLock::new(exempt.to_vec()),
-            by_address: std::array::from_fn(|_| Mutex::default()),
+            by_address: AddressTable::default(),
         })
     }
 
-    /// Takes up new bounds. What is held stays.
+    /// Sets new limits. Bytes that are held stay held and counted.
     pub fn set(&self, limit: usize, per_address: usize, exempt: &[IpNet]) {
         self.limit.store(limit, Relaxed);
         self.per_address.store(per_address, Relaxed);
         *self.exempt.write() = exempt.to_vec();
         if per_address == 0 {
-            self.by_address.iter().for_each(|shard| *shard.lock() = HashMap::new());
+            self.by_address.clear();
         }
     }
 
-    /// Bytes held at present.
+    /// How many bytes are held.
     pub fn held(&self) -> usize {
         self.held.load(Relaxed)
     }
 
-    fn shard(&self, address: IpAddr) -> &Mutex<HashMap<IpAddr, usize>> {
-        &self.by_address[shard_of(address)]
-    }
-
-    /// Whether `n` more bytes for `client` are too many.
+    /// Whether there is no room for `n` more bytes of `client`.
     #[inline]
     pub fn lacks(&self, client: IpAddr, n: usize) -> bool {
         if self.held().saturating_add(n) > self.limit.load(Relaxed) {
@@ -75,12 +72,10 @@ impl Budget {
     }
 
     fn address_lacks(&self, client: IpAddr, n: usize, limit: usize) -> bool {
-        let address = counted_address(client);
-        let held = self.shard(address).lock().get(&address).copied().unwrap_or(0);
-        held.saturating_add(n) > limit && !lies_in(&self.exempt.read(), client)
+        self.by_address.get(client).saturating_add(n) > limit && !lies_in(&self.exempt.read(), client)
     }
 
-    /// Counts `now` bytes of `client`'s where `before` were counted.
+    /// Counts `now` bytes of `client` instead of `before`, whether or not there is room.
     #[inline]
     pub fn settle(&self, client: IpAddr, before: usize, now: usize) {
         if before == now {
@@ -96,64 +91,59 @@ impl Budget {
         }
     }
 
-    /// What was held before a reload set the bound is not counted for it, and may not be below zero.
+    /// Bytes that were held before a reload set a limit for addresses are not counted for their address: the count
+    /// must not go below zero when they are released.
     fn settle_address(&self, client: IpAddr, before: usize, now: usize) {
-        let address = counted_address(client);
-        let mut shard = self.shard(address).lock();
-        let held = shard.entry(address).or_default();
-        *held = (*held + now).saturating_sub(before);
-        if *held == 0 {
-            shard.remove(&address);
-        }
+        self.by_address.update(client, |held| *held = (*held + now).saturating_sub(before));
     }
 }
 
-/// Bytes that one holder has; given back when dropped.
+/// The bytes that one holder has, counted in a [`Budget`] until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct HeldBytes {
     budget: Arc<Budget>,
     client: IpAddr,
     bytes: usize,
 }
 
-impl Held {
-    /// None yet, for `client`.
+impl HeldBytes {
+    /// No bytes yet, for `client`.
     pub fn none(budget: &Arc<Budget>, client: IpAddr) -> Self {
         Self { budget: Arc::clone(budget), client, bytes: 0 }
     }
 
-    /// None yet, of the same budget and client.
+    /// No bytes yet, of the same budget and client.
     pub fn another(&self) -> Self {
         Self::none(&self.budget, self.client)
     }
 
-    /// Whose they are.
+    /// The client that the bytes are counted for.
     pub fn client(&self) -> IpAddr {
         self.client
     }
 
-    /// Whether `n` more are too many.
+    /// Whether there is no room for `n` more bytes.
     pub fn lacks(&self, n: usize) -> bool {
         self.budget.lacks(self.client, n)
     }
 
-    /// Holds `n`, whether or not there is room: for whoever has asked.
+    /// Counts `n` bytes from now on, whether or not there is room: for a holder that has asked before.
     pub fn set(&mut self, n: usize) {
         self.budget.settle(self.client, self.bytes, n);
         self.bytes = n;
     }
 
-    /// Holds `n` more, if there is room.
+    /// Counts `n` more bytes, if there is room.
     pub fn grow(&mut self, n: usize) -> bool {
-        let there = !self.lacks(n);
-        if there {
+        let has_room = !self.lacks(n);
+        if has_room {
             self.set(self.bytes + n);
         }
-        there
+        has_room
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.set(0);
     }
@@ -169,31 +159,31 @@ mod tests {
     #[test]
     fn bytes_are_bounded_in_all_and_for_each_address_and_given_back() {
         let budget = Budget::new(10, 6, &[]);
-        let (mut ann, mut bob) = (Held::none(&budget, ANN), Held::none(&budget, BOB));
+        let (mut ann, mut bob) = (HeldBytes::none(&budget, ANN), HeldBytes::none(&budget, BOB));
         assert!(ann.grow(4) && !ann.grow(3) && ann.grow(2));
-        assert!(Held::none(&budget, ANN).lacks(1), "another of the same address");
+        assert!(HeldBytes::none(&budget, ANN).lacks(1), "another of the same address");
         assert!(!bob.grow(5) && bob.grow(4) && !bob.grow(1));
         ann.set(1);
         assert!(bob.grow(1));
         drop((ann, bob));
         assert_eq!(budget.held(), 0);
-        assert!(budget.by_address.iter().all(|shard| shard.lock().is_empty()), "nothing is remembered");
+        assert!(budget.by_address.is_empty(), "no address is remembered");
     }
 
     #[test]
     fn a_bound_for_one_address_may_come_and_go() {
         let budget = Budget::new(100, 0, &[]);
-        let mut early = Held::none(&budget, ANN);
+        let mut early = HeldBytes::none(&budget, ANN);
         assert!(early.grow(50));
         budget.set(100, 10, &[]);
-        let mut late = Held::none(&budget, ANN);
+        let mut late = HeldBytes::none(&budget, ANN);
         assert!(late.grow(10) && !late.grow(1));
         early.set(0);
-        assert!(!budget.lacks(ANN, 10), "no less than nothing");
+        assert!(!budget.lacks(ANN, 10), "the count is not below zero");
         drop((early, late));
         assert_eq!(budget.held(), 0);
         budget.set(100, 0, &[]);
-        assert!(budget.by_address.iter().all(|shard| shard.lock().is_empty()));
+        assert!(budget.by_address.is_empty());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Counting things, in all and for each address.
+//! Counts in total and for each client address, and the one table of addresses.
 
 use std::{
-    collections::HashMap,
-    net::IpAddr,
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    net::{IpAddr, Ipv4Addr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -13,84 +14,276 @@ use parking_lot::Mutex;
 
 use crate::net::address::counted_address;
 
-/// Tables with a lock each.
+/// The number of parts that a table shared by all cores has. Each part has its own lock, so that cores seldom wait for
+/// each other.
 pub const SHARDS: usize = 16;
 
-/// What is counted: in all, and for each address that has some.
-#[derive(Debug, Default)]
-pub struct Tally {
-    all: AtomicUsize,
-    by_address: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
+type Shard<T> = HashMap<IpAddr, T>;
+
+/// A value for each client address, for example a count.
+///
+/// An address whose value is `T::default()` is not in the table, so the table's size depends only on the addresses
+/// that have something now. All addresses that limits count as one ([`counted_address`]) have one value.
+pub struct AddressTable<T>([Mutex<Shard<T>>; SHARDS]);
+
+impl<T> Default for AddressTable<T> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Mutex::default()))
+    }
 }
 
-/// Which bound was reached.
+impl<T> fmt::Debug for AddressTable<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressTable").finish_non_exhaustive()
+    }
+}
+
+impl<T: Default + PartialEq> AddressTable<T> {
+    /// Changes the value of `client`'s address. The lock is held during `change`: a check in it and the change that
+    /// follows are one step.
+    pub fn update<R>(&self, client: IpAddr, change: impl FnOnce(&mut T) -> R) -> R {
+        let address = counted_address(client);
+        update(&mut self.shard(address).lock(), address, change)
+    }
+
+    /// As [`Self::update`], in a table of bounded size: a shard that has `most` addresses takes no further one, and
+    /// all others of this shard have one value together.
+    pub fn update_at_most<R>(&self, most: usize, client: IpAddr, change: impl FnOnce(&mut T) -> R) -> R {
+        let mut address = counted_address(client);
+        let mut shard = self.shard(address).lock();
+        if shard.len() >= most && !shard.contains_key(&address) {
+            // No client has this address.
+            address = Ipv4Addr::UNSPECIFIED.into();
+        }
+        update(&mut shard, address, change)
+    }
+
+    /// The value of `client`'s address.
+    pub fn get(&self, client: IpAddr) -> T
+    where
+        T: Copy,
+    {
+        let address = counted_address(client);
+        self.shard(address).lock().get(&address).copied().unwrap_or_default()
+    }
+
+    /// Removes every address for whose value `keep` is false, and frees memory that is not needed any more.
+    pub fn retain(&self, keep: impl Fn(&T) -> bool) {
+        for shard in &self.0 {
+            let mut shard = shard.lock();
+            shard.retain(|_, value| keep(value));
+            if shard.capacity() > 4 * shard.len() + 64 {
+                shard.shrink_to_fit();
+            }
+        }
+    }
+
+    /// Removes every address.
+    pub fn clear(&self) {
+        self.0.iter().for_each(|shard| *shard.lock() = HashMap::new());
+    }
+
+    /// The number of addresses.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Whether no address has a value.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shard that an address is in: by its last byte, or by the last one of an IPv6 network.
+    fn shard(&self, address: IpAddr) -> &Mutex<Shard<T>> {
+        let byte = match address {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(ip) => ip.octets()[7],
+        };
+        &self.0[usize::from(byte) % SHARDS]
+    }
+}
+
+fn update<T: Default + PartialEq, R>(shard: &mut Shard<T>, address: IpAddr, change: impl FnOnce(&mut T) -> R) -> R {
+    match shard.entry(address) {
+        Entry::Occupied(mut entry) => {
+            let result = change(entry.get_mut());
+            if *entry.get() == T::default() {
+                entry.remove();
+            }
+            result
+        }
+        Entry::Vacant(entry) => {
+            let mut value = T::default();
+            let result = change(&mut value);
+            if value != T::default() {
+                entry.insert(value);
+            }
+            result
+        }
+    }
+}
+
+/// Counts things, in total and for each address.
+///
+/// No limit is exceeded by a race. The total is checked and raised in one atomic operation, and an address's count
+/// under its shard's lock. The two are separate steps: whoever is refused for its address was counted in the total
+/// for a moment.
+#[derive(Debug, Default)]
+pub struct Tally {
+    total: AtomicUsize,
+    by_address: AddressTable<usize>,
+}
+
+/// The limit that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// The one for all.
-    All,
-    /// The one for this address.
+    /// The limit of the total.
+    Total,
+    /// The limit of this address.
     Address,
 }
 
 impl Tally {
     /// How many there are.
     pub fn count(&self) -> usize {
-        self.all.load(Relaxed)
+        self.total.load(Relaxed)
     }
 
-    /// Counts one in, of `most`; of no address yet.
-    pub fn enter(self: &Arc<Self>, most: usize) -> Result<Place, Full> {
-        let has_room = |n: usize| (n < most).then_some(n + 1);
-        self.all.fetch_update(Relaxed, Relaxed, has_room).map_err(|_| Full::All)?;
-        Ok(Place { tally: Arc::clone(self), address: None })
+    /// Counts one more in the total, which may be at most `most`, and in no address yet.
+    ///
+    /// # Errors
+    /// [`Full::Total`]: the limit is reached, and nothing was counted.
+    pub fn enter(self: &Arc<Self>, most: usize) -> Result<Permit, Full> {
+        let one_more = |n: usize| (n < most).then_some(n + 1);
+        self.total.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| Full::Total)?;
+        Ok(Permit { tally: Arc::clone(self), address: None })
     }
 }
 
-/// One that is counted; given back when dropped.
+/// Permits one thing that a [`Tally`] counts until this is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     tally: Arc<Tally>,
+    /// The address that it is counted for, once it is.
     address: Option<IpAddr>,
 }
 
-impl Place {
-    /// Counts it for `client`, who may have `most` (0: any number).
+impl Permit {
+    /// Counts it for `client` too, whose address may have at most `most`; 0: no limit, and it is not counted for the
+    /// address. Called at most once.
+    ///
+    /// # Errors
+    /// [`Full::Address`]: the limit is reached. The permit stays counted in the total until it is dropped.
     pub fn claim(&mut self, most: usize, client: IpAddr) -> Result<(), Full> {
         if most == 0 {
             return Ok(());
         }
-        let address = counted_address(client);
-        let mut shard = self.tally.by_address[shard_of(address)].lock();
-        let count = shard.entry(address).or_default();
-        if *count >= most {
-            return Err(Full::Address);
-        }
-        *count += 1;
-        self.address = Some(address);
+        self.tally.by_address.update(client, |count| {
+            if *count >= most {
+                return Err(Full::Address);
+            }
+            *count += 1;
+            Ok(())
+        })?;
+        self.address = Some(client);
         Ok(())
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.tally.all.fetch_sub(1, Relaxed);
+        self.tally.total.fetch_sub(1, Relaxed);
         if let Some(address) = self.address {
-            let mut shard = self.tally.by_address[shard_of(address)].lock();
-            if let Some(count) = shard.get_mut(&address) {
-                *count -= 1;
-                if *count == 0 {
-                    shard.remove(&address);
-                }
-            }
+            self.tally.by_address.update(address, |count| *count -= 1);
         }
     }
 }
 
-/// The table that an address is counted in.
-pub fn shard_of(address: IpAddr) -> usize {
-    let last = match address {
-        IpAddr::V4(ip) => ip.octets()[3],
-        IpAddr::V6(ip) => ip.octets()[7],
-    };
-    usize::from(last) % SHARDS
+#[cfg(test)]
+mod tests {
+    use std::{sync::Barrier, thread};
+
+    use super::*;
+
+    fn client(n: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, n])
+    }
+
+    #[test]
+    fn an_address_without_a_value_is_not_in_the_table() {
+        let table = AddressTable::default();
+        table.update(client(1), |count| *count += 2);
+        table.update(client(2), |count| *count += 0);
+        assert_eq!((table.get(client(1)), table.get(client(2)), table.len()), (2, 0, 1));
+        table.update(client(1), |count| *count -= 2);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_subscriber_have_one_value() {
+        let table = AddressTable::default();
+        for address in ["2001:db8::1", "2001:db8::2", "::ffff:10.0.0.1", "10.0.0.1"] {
+            table.update(address.parse().expect("address"), |count: &mut usize| *count += 1);
+        }
+        assert_eq!((table.get("2001:db8::3".parse().expect("address")), table.get(client(1)), table.len()), (2, 2, 2));
+    }
+
+    #[test]
+    fn a_full_shard_has_one_value_for_all_further_addresses() {
+        let table = AddressTable::default();
+        // All in one shard.
+        let in_shard = |n: u8| IpAddr::from([10, 0, n, 1]);
+        for n in 0..10 {
+            table.update_at_most(3, in_shard(n), |count: &mut usize| *count += 1);
+        }
+        assert_eq!(table.len(), 4);
+        assert_eq!(table.update_at_most(3, in_shard(200), |count| *count), 7, "of the seven that had no room");
+        assert_eq!(table.update_at_most(3, in_shard(2), |count| *count), 1, "of one that was there before");
+        table.retain(|count| *count > 1);
+        assert_eq!(table.len(), 1);
+        table.clear();
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn what_is_counted_is_bounded_in_total_and_for_each_address() {
+        let tally = Arc::new(Tally::default());
+        let enter = |n| {
+            let mut permit = tally.enter(3)?;
+            permit.claim(2, client(n)).map(|()| permit)
+        };
+        let first = enter(1).expect("room");
+        let _second = enter(1).expect("room");
+        assert_eq!(enter(1).err(), Some(Full::Address));
+        let _third = enter(2).expect("room for another address");
+        assert_eq!(enter(3).err(), Some(Full::Total));
+        drop(first);
+        assert_eq!(tally.count(), 2);
+        assert!(enter(1).is_ok());
+        assert!(tally.enter(3).expect("room").claim(0, client(1)).is_ok(), "0 is no limit");
+        assert_eq!((tally.count(), tally.by_address.len()), (2, 2));
+    }
+
+    #[test]
+    fn threads_that_enter_at_the_same_time_exceed_no_limit() {
+        const THREADS: usize = 4;
+        let (tally, barrier) = (Arc::new(Tally::default()), Arc::new(Barrier::new(THREADS)));
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (tally, barrier) = (Arc::clone(&tally), Arc::clone(&barrier));
+                thread::spawn(move || {
+                    barrier.wait();
+                    for _ in 0..1_000 {
+                        let Ok(mut permit) = tally.enter(3) else { continue };
+                        let _is_claimed = permit.claim(2, client(1));
+                        assert!(tally.count() <= 3 && tally.by_address.get(client(1)) <= 2);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("no limit was exceeded");
+        }
+        assert_eq!((tally.count(), tally.by_address.len()), (0, 0));
+    }
 }

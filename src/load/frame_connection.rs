@@ -10,7 +10,7 @@ use crate::{
     stream::Stream,
     wire::{
         frame::{self, First},
-        tunnel::envelope::Kind,
+        tunnel::envelope::TunnelKind,
     },
 };
 
@@ -51,7 +51,7 @@ impl FrameConnection {
             LoadTransport::Raw => (direct(None).await?, None),
             LoadTransport::Tls => (direct(Some(&setup.tls)).await?, None),
             LoadTransport::Polling | LoadTransport::Hybrid => {
-                let kind = if transport == LoadTransport::Polling { Kind::Polling } else { Kind::Hybrid };
+                let kind = if transport == LoadTransport::Polling { TunnelKind::Polling } else { TunnelKind::Hybrid };
                 let (near, far) = tokio::io::duplex(PIPE);
                 let tunnel = tokio::spawn(tunnel::drive(kind, Arc::clone(&setup.route), setup.scenario.poll, far));
                 (Stream::other(near), Some(tunnel))

@@ -25,7 +25,7 @@ use crate::{
         message::{Reader, Writer},
         tunnel::{
             cipher::{BLOCK, Cipher, FIRST_IV, SECRET, agree_with, public_of},
-            envelope::{self, Kind},
+            envelope::{self, TunnelKind},
         },
     },
 };
@@ -78,7 +78,7 @@ impl TunnelHttp {
 /// The client's state of one tunnel session. Without I/O: it makes the bodies of requests and reads those of
 /// responses.
 struct TunnelClientSession {
-    kind: Kind,
+    kind: TunnelKind,
     name: String,
     /// From version 1, payload is encrypted.
     version: u32,
@@ -99,22 +99,22 @@ fn or_malformed<T>(parts: Option<T>) -> Result<T, Failure> {
 }
 
 /// The path of a session's requests; `name` is empty in the first request.
-fn path(kind: Kind, name: &str) -> String {
+fn path(kind: TunnelKind, name: &str) -> String {
     let number = match kind {
-        Kind::Polling => 35,
-        Kind::Hybrid => 39,
+        TunnelKind::Polling => 35,
+        TunnelKind::Hybrid => 39,
     };
     format!("/CommunityCBR/CC.{number}.{name}/")
 }
 
 /// A session whose first request is on its way.
 struct TunnelOpening {
-    kind: Kind,
+    kind: TunnelKind,
     secret: [u8; SECRET],
 }
 
 impl TunnelOpening {
-    fn new(kind: Kind) -> Result<Self, Failure> {
+    fn new(kind: TunnelKind) -> Result<Self, Failure> {
         let mut secret = [0; SECRET];
         getrandom::fill(&mut secret).map_err(|error| error.to_string())?;
         Ok(Self { kind, secret })
@@ -124,7 +124,7 @@ impl TunnelOpening {
     fn request(&self) -> Bytes {
         let mut body = Writer::new();
         body.u32(0).u32(1).opaque(&public_of(&self.secret));
-        if self.kind == Kind::Hybrid {
+        if self.kind == TunnelKind::Hybrid {
             let open = [&b"S"[..], &CONNECTION.to_be_bytes(), b"C"].concat();
             body.raw(&envelope::record(0, &open));
         }
@@ -168,8 +168,8 @@ impl TunnelClientSession {
         let (cipher, iv, token) = (&self.cipher, &mut self.acknowledgement_iv, &self.token);
         let acknowledgement = self.acknowledgement.get_or_insert_with(|| cipher.encrypt(iv, token));
         let mut payload = match self.kind {
-            Kind::Polling => data.to_vec(),
-            Kind::Hybrid => envelope::record(CONNECTION, data),
+            TunnelKind::Polling => data.to_vec(),
+            TunnelKind::Hybrid => envelope::record(CONNECTION, data),
         };
         if self.version > 0 && !payload.is_empty() {
             payload = self.cipher.encrypt(&mut self.sent_iv, &payload);
@@ -200,7 +200,7 @@ impl TunnelClientSession {
             (true, _) | (_, 0) => payload.to_vec(),
             _ => or_malformed(self.cipher.decrypt(&mut self.received_iv, payload))?,
         };
-        if self.kind == Kind::Polling {
+        if self.kind == TunnelKind::Polling {
             return Ok(clear);
         }
         let mut data = Vec::new();
@@ -209,7 +209,7 @@ impl TunnelClientSession {
                 data.extend_from_slice(bytes);
             }
         })
-        .map_err(|error| format!("tunnel: a response that {}", error.0))?;
+        .map_err(|error| format!("tunnel: an invalid response: {error}"))?;
         Ok(data)
     }
 }
@@ -252,7 +252,7 @@ fn post(route: Arc<LoadRoute>, path: String, mut http: Option<TunnelHttp>, body:
 /// # Errors
 /// Why the session ended; the end of `stream` is not an error.
 pub(super) async fn drive(
-    kind: Kind,
+    kind: TunnelKind,
     route: Arc<LoadRoute>,
     poll: Duration,
     mut stream: DuplexStream,
@@ -262,8 +262,8 @@ pub(super) async fn drive(
     let response = http.post(&route, &path(kind, ""), opening.request()).await?;
     let mut session = opening.response(response)?;
     match kind {
-        Kind::Polling => run_polling(&mut session, &route, poll, &mut stream, http).await,
-        Kind::Hybrid => run_hybrid(&mut session, &route, &mut stream, http).await,
+        TunnelKind::Polling => run_polling(&mut session, &route, poll, &mut stream, http).await,
+        TunnelKind::Hybrid => run_hybrid(&mut session, &route, &mut stream, http).await,
     }
 }
 
@@ -340,24 +340,27 @@ async fn run_hybrid(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::tunnel::cipher::Agreement;
+    use crate::wire::tunnel::{cipher::Agreement, name::SessionName};
 
     const SERVER_SECRET: [u8; SECRET] = [5; SECRET];
     const FIRST_TOKEN: &[u8] = b"first";
 
     /// A session that a server has opened, and the server's side of the agreement.
-    fn opened(kind: Kind, version: u32) -> (TunnelClientSession, Agreement) {
+    fn opened(kind: TunnelKind, version: u32) -> (TunnelClientSession, Agreement) {
         let opening = TunnelOpening::new(kind).expect("random numbers");
         let request = opening.request();
         let public = envelope::opening(kind, &request).expect("an opening").public.to_vec();
         let server = agree_with(&public, &SERVER_SECRET).expect("a legal value");
-        let response = envelope::opened(version, "name", &server.public, FIRST_TOKEN);
+        let name = SessionName::random().expect("random numbers");
+        let response = envelope::opened(version, &name, &server.public, FIRST_TOKEN);
         (opening.response((200, response.into())).expect("a session"), server)
     }
 
     #[test]
     fn a_request_acknowledges_the_newest_response_and_a_copy_is_identical() {
-        for (kind, version) in [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)] {
+        for (kind, version) in
+            [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)]
+        {
             let (mut session, server) = opened(kind, version);
             let (mut acknowledgement_iv, mut payload_iv) = (FIRST_IV, FIRST_IV);
             let first = session.request(b"");
@@ -370,8 +373,8 @@ mod tests {
             assert_eq!(session.request(b""), first);
 
             let data = match kind {
-                Kind::Polling => b"to the client".to_vec(),
-                Kind::Hybrid => envelope::record(CONNECTION, b"to the client"),
+                TunnelKind::Polling => b"to the client".to_vec(),
+                TunnelKind::Hybrid => envelope::record(CONNECTION, b"to the client"),
             };
             let payload = if version == 0 { data } else { server.cipher.encrypt(&mut payload_iv, &data) };
             let response = envelope::response(b"second", &payload);
@@ -392,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_response_that_ends_the_session_is_an_error() {
-        let (mut session, _) = opened(Kind::Polling, 0);
+        let (mut session, _) = opened(TunnelKind::Polling, 0);
         assert_eq!(session.response((404, Bytes::new())), Err("tunnel: the session is gone".to_owned()));
         assert_eq!(session.response((503, Bytes::new())), Err("tunnel: answered with 503".to_owned()));
         assert_eq!(session.response((200, Bytes::new())), Err("tunnel: a malformed response".to_owned()));

@@ -1,11 +1,11 @@
-//! Lines on their way to stderr, from a thread of their own.
+//! The line writer: a buffer for lines, and a thread that writes them.
 //!
-//! A line is copied into one buffer that all threads share; the writing thread takes the whole buffer
-//! at once. Nobody who logs waits for a write, nor, while lines follow each other closely, wakes a
-//! thread: it would cost a log-in more than its line.
+//! A line is copied into one buffer that all threads share. The writing thread takes the whole buffer at once. So a
+//! thread that logs never waits for a write. It wakes the writing thread only for the first line after a silence: to
+//! wake it for each line of a log-in would cost more than the line itself.
 //!
-//! What can't be written (a full disk, a reader that is gone) is kept and tried again, while lines
-//! gather behind it. Only when there is no room for more are lines dropped, and counted.
+//! Bytes that can't be written (the disk is full, the reader is gone) are kept and tried again, and further lines
+//! gather in the buffer. Only when there is no room for more, lines are dropped and counted.
 
 use std::{
     io::{self, Write},
@@ -21,42 +21,47 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-/// Bytes of lines that may wait, beside those that are being written; more lines are dropped rather than
-/// that a client waits.
+/// How many bytes of lines may wait, in addition to those that are being written. Further lines are dropped, so that no
+/// client waits.
 const LIMIT: usize = 16 * 1024 * 1024;
-/// What a buffer has from the start, and keeps once it is written, in bytes: a storm's in [`GATHER`].
+/// The size of a buffer in bytes at the start and after it was written. The lines of [`GATHER`] fit into it, also while
+/// very many clients log in.
 const KEPT: usize = 64 * 1024;
-/// Bytes given to the system at once, in whole lines: at the end it is seen by them that a reader gets on.
+/// The most bytes of one write. It contains whole lines. At the end of the process, each write shows that the reader
+/// still reads.
 const AT_ONCE: usize = 16 * 1024;
-/// After a write, lines gather for so long; after one that would have to wait, too.
+/// How long the writing thread sleeps after a write, or when a write would block, so that lines gather.
 const GATHER: Duration = Duration::from_millis(10);
-/// After a write that failed.
+/// How long it sleeps after a write that failed.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long the end of the process waits for a reader that takes nothing, and for one that gets on.
-const LAST: Duration = Duration::from_secs(1);
-const LAST_OF_ALL: Duration = Duration::from_secs(5);
+/// How long the process waits at its end for a reader that reads nothing.
+const STALLED_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it waits at the most for a reader that still reads.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Lines that wait.
+/// Lines that wait to be written.
 struct Waiting {
     bytes: Vec<u8>,
-    /// Lines for which there was no room.
+    /// How many lines were dropped because there was no room.
     missing: u64,
+    /// The process ends.
     closing: bool,
 }
 
-/// Where lines are put.
+/// The buffer that lines are put into.
 pub(super) struct Lines {
     waiting: Mutex<Waiting>,
-    there: Condvar,
-    /// Of its own, so that a line that is put wakes nobody who pauses.
+    /// Notified when the first line is put into the empty buffer.
+    filled: Condvar,
+    /// Notified when the process ends. It is separate, so that a line does not wake the thread while it sleeps.
     closing: Condvar,
-    /// Bytes so far.
+    /// How many bytes have been written.
     written: AtomicU64,
 }
 
 impl Lines {
-    /// Lines that are written to `out`, and what sees to it that they are. When lines are missing, `note`
-    /// is told how many, on the writing thread, at the moment when the lines before them have been taken.
+    /// Starts a thread that writes lines to `out`. When lines were dropped, the thread calls `note` with their number,
+    /// after it has taken the lines before them.
     ///
     /// # Errors
     /// The system has no thread left.
@@ -67,19 +72,20 @@ impl Lines {
         let waiting = Waiting { bytes: Vec::with_capacity(KEPT), missing: 0, closing: false };
         let lines = Arc::new(Self {
             waiting: Mutex::new(waiting),
-            there: Condvar::new(),
+            filled: Condvar::new(),
             closing: Condvar::new(),
             written: AtomicU64::new(0),
         });
-        let (over, is_over) = mpsc::channel();
+        let (ended, has_ended) = mpsc::channel();
         let taken = Arc::clone(&lines);
         thread::Builder::new().name("log".to_owned()).spawn(move || {
             taken.write_all_to(out, note);
-            let _ = over.send(());
+            let _ = ended.send(());
         })?;
-        Ok((Arc::clone(&lines), Writing { lines, is_over }))
+        Ok((Arc::clone(&lines), Writing { lines, has_ended }))
     }
 
+    /// Writes lines until the process ends.
     fn write_all_to(&self, mut out: impl Write, note: impl Fn(u64)) {
         let mut bytes = Vec::with_capacity(KEPT);
         loop {
@@ -89,7 +95,7 @@ impl Lines {
                     if waiting.closing {
                         return;
                     }
-                    self.there.wait(&mut waiting);
+                    self.filled.wait(&mut waiting);
                 }
                 mem::swap(&mut bytes, &mut waiting.bytes);
                 mem::take(&mut waiting.missing)
@@ -106,7 +112,7 @@ impl Lines {
         }
     }
 
-    /// Writes all of it, however long that takes; false when that fails at the end of the process.
+    /// Writes all of `rest`, however long that takes. False if a write fails at the end of the process.
     fn write_out(&self, out: &mut impl Write, mut rest: &[u8]) -> bool {
         while !rest.is_empty() {
             let is_last_try = self.waiting.lock().closing;
@@ -131,12 +137,13 @@ impl Lines {
         true
     }
 
-    /// Waits for so long, or until the process is to end.
+    /// Sleeps for `time`, or until the process ends.
     fn pause(&self, time: Duration) {
         let mut waiting = self.waiting.lock();
         self.closing.wait_while_for(&mut waiting, |waiting| !waiting.closing, time);
     }
 
+    /// Adds a line, or drops it if there is no room.
     fn put(&self, line: &[u8]) {
         let mut waiting = self.waiting.lock();
         let was_empty = waiting.bytes.is_empty();
@@ -147,12 +154,12 @@ impl Lines {
         }
         drop(waiting);
         if was_empty {
-            self.there.notify_one();
+            self.filled.notify_one();
         }
     }
 }
 
-/// Takes whole lines, always.
+/// Accepts whole lines, and never fails.
 impl Write for &Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.put(line);
@@ -164,21 +171,21 @@ impl Write for &Lines {
     }
 }
 
-/// The writing thread; dropped, it writes what is left.
+/// The writing thread. When this is dropped, the thread writes the lines that wait, and ends.
 pub(super) struct Writing {
     lines: Arc<Lines>,
-    is_over: mpsc::Receiver<()>,
+    has_ended: mpsc::Receiver<()>,
 }
 
 impl Drop for Writing {
     fn drop(&mut self) {
         self.lines.waiting.lock().closing = true;
-        self.lines.there.notify_one();
+        self.lines.filled.notify_one();
         self.lines.closing.notify_one();
         let (since, mut seen) = (Instant::now(), self.lines.written.load(Relaxed));
-        while self.is_over.recv_timeout(LAST) == Err(mpsc::RecvTimeoutError::Timeout) {
+        while self.has_ended.recv_timeout(STALLED_TIMEOUT) == Err(mpsc::RecvTimeoutError::Timeout) {
             let written = self.lines.written.load(Relaxed);
-            if mem::replace(&mut seen, written) == written || since.elapsed() >= LAST_OF_ALL {
+            if mem::replace(&mut seen, written) == written || since.elapsed() >= END_TIMEOUT {
                 return;
             }
         }
@@ -189,10 +196,10 @@ impl Drop for Writing {
 mod tests {
     use super::*;
 
-    /// More than anything here takes.
+    /// More time than anything here needs.
     const LONG: Duration = Duration::from_secs(60);
 
-    /// Hands what is written on; each write is asked for first.
+    /// Sends on what is written. Each write calls `ask` first, which returns how many bytes are written.
     struct Asked<F> {
         ask: F,
         written: mpsc::Sender<Vec<u8>>,
@@ -237,7 +244,7 @@ mod tests {
         while !lines.waiting.lock().bytes.is_empty() {
             thread::sleep(Duration::from_millis(1));
         }
-        // The first is being written: these gather.
+        // The first line is being written. These gather.
         let line = [b'x'; 1024];
         for _ in 0..LIMIT / line.len() + 3 {
             put(&lines, &line);
@@ -291,7 +298,7 @@ mod tests {
     #[test]
     fn the_end_waits_for_a_reader_that_gets_on() {
         let (lines, writing, seen, _) = start(|n| {
-            thread::sleep(LAST / 3);
+            thread::sleep(STALLED_TIMEOUT / 3);
             Ok(n)
         });
         put(&lines, &[b'x'; 6 * AT_ONCE]);
@@ -299,15 +306,15 @@ mod tests {
         assert_eq!(seen.try_iter().flatten().count(), 6 * AT_ONCE);
     }
 
-    /// Drops `writing` and says how long that took.
+    /// Drops `writing`, and returns how long that took.
     fn ends(writing: Writing) -> Duration {
-        let (over, is_over) = mpsc::channel();
+        let (ended, has_ended) = mpsc::channel();
         thread::spawn(move || {
             let since = Instant::now();
             drop(writing);
-            let _ = over.send(since.elapsed());
+            let _ = ended.send(since.elapsed());
         });
-        is_over.recv_timeout(LONG).expect("an end")
+        has_ended.recv_timeout(LONG).expect("an end")
     }
 
     #[test]
@@ -319,7 +326,7 @@ mod tests {
         });
         put(&lines, b"line\n");
         let took = ends(writing);
-        assert!(took >= LAST && took < LAST_OF_ALL, "{took:?}");
+        assert!(took >= STALLED_TIMEOUT && took < END_TIMEOUT, "{took:?}");
     }
 
     #[test]

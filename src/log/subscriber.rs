@@ -1,8 +1,8 @@
-//! The log: to stderr, from a thread of its own, so that a slow terminal holds no client up.
+//! The process's log: lines for stderr, written by a thread of their own, so that no client waits for a slow terminal.
 
 use std::{
     fmt::{self, Write},
-    io,
+    io::{self, Write as _},
     time::SystemTime,
 };
 
@@ -26,8 +26,7 @@ use super::{
     lines::{Lines, Writing},
 };
 
-/// The time of a line, to the microsecond and in UTC; the subscriber's own says the same in more
-/// instructions.
+/// The time of a line, in UTC and with microseconds. The subscriber's own clock writes the same with more instructions.
 struct Clock;
 
 impl FormatTime for Clock {
@@ -36,7 +35,7 @@ impl FormatTime for Clock {
     }
 }
 
-/// `name=value`; a line's message is the value alone.
+/// Writes `name=value`; of a line's message only the value.
 fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
     let is_message = field.name() == "message";
     if !is_message {
@@ -46,8 +45,8 @@ fn write_field(line: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> 
     write!(Printable { line, is_message }, "{value:?}")
 }
 
-/// A value may hold what others have said: none of their control characters begins a line, or gets to a
-/// terminal. The lines of a message are ours.
+/// Escapes control characters. A value may contain text of a client, which must neither begin a line nor control a
+/// terminal. A message is this program's own text, and may have several lines.
 struct Printable<'a, W> {
     line: &'a mut W,
     is_message: bool,
@@ -55,11 +54,11 @@ struct Printable<'a, W> {
 
 impl<W: Write> Write for Printable<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let is_odd = |c: char| c.is_control() && !(self.is_message && c == '\n');
-        for piece in text.split_inclusive(is_odd) {
+        let is_escaped = |c: char| c.is_control() && !(self.is_message && c == '\n');
+        for piece in text.split_inclusive(is_escaped) {
             let mut plain = piece.chars();
-            match plain.next_back().filter(|last| is_odd(*last)) {
-                Some(odd) => write!(self.line, "{}{}", plain.as_str(), odd.escape_default())?,
+            match plain.next_back().filter(|last| is_escaped(*last)) {
+                Some(last) => write!(self.line, "{}{}", plain.as_str(), last.escape_default())?,
                 None => self.line.write_str(piece)?,
             }
         }
@@ -67,21 +66,21 @@ impl<W: Write> Write for Printable<'_, W> {
     }
 }
 
-/// The log; the rest of it is written when this is dropped.
+/// The running log. When this is dropped, the lines that still wait are written.
 pub struct Log {
     level: reload::Handle<LevelFilter, Registry>,
     _writing: Writing,
 }
 
 impl Log {
-    /// Sets the process's log up. Once; a second one has no effect. `None`, and said on stderr, when the
-    /// system has no thread left.
+    /// Starts the log of the process. A second one has no effect. `None` when the system has no thread left, which is
+    /// reported on stderr.
     pub fn start(settings: LogSettings) -> Option<Self> {
-        let note = |lines| error!(lines, "lines of the log are missing here: it is read, or written, too slowly");
+        let note = |lines| error!(lines, "lines of the log are missing here: they are read, or written, too slowly");
         let (writer, writing) = match Lines::start(io::stderr(), note) {
             Ok(started) => started,
             Err(error) => {
-                eprintln!("no thread to write the log: {error}");
+                let _ = writeln!(io::stderr(), "the log's thread can't be started: {error}");
                 return None;
             }
         };
@@ -95,7 +94,7 @@ impl Log {
         Some(Self { level: handle, _writing: writing })
     }
 
-    /// Takes up a new level. The format stays until the next start.
+    /// Uses a new level from now on. The format stays the same until the next start.
     pub fn set(&self, settings: LogSettings) {
         let _ = self.level.reload(level(settings.level));
     }

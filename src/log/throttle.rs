@@ -1,4 +1,5 @@
-//! Log lines that an attacker could ask for by the thousand: one a second, with a count.
+//! A throttle for log lines that outsiders can cause in large numbers: one line per second, with the number of lines
+//! that were left out.
 
 use std::{
     num::NonZero,
@@ -9,18 +10,21 @@ use parking_lot::Mutex;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Lets one line through per second.
+/// Lets one line per second pass.
 #[derive(Debug, Default)]
-pub struct Throttle(Mutex<State>);
+pub struct Throttle(Mutex<ThrottleState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ThrottleState {
+    /// When a line passed last.
     last: Option<Instant>,
+    /// How many lines were left out since then.
     suppressed: u64,
 }
 
 impl Throttle {
-    /// `Some` when a line may be written now: how many were not since the last one, if any.
+    /// `Some` if a line may be written now. It contains how many lines were left out since the last one, if there were
+    /// any.
     pub fn pass(&self) -> Option<Option<NonZero<u64>>> {
         let (mut state, now) = (self.0.lock(), Instant::now());
         if state.last.is_some_and(|last| now.duration_since(last) < INTERVAL) {

@@ -1,7 +1,6 @@
 //! Admission: counts clients in total and per address, refuses those above a limit, and sends orders to sessions.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     sync::{
         Arc,
@@ -17,15 +16,16 @@ use tokio::time::Instant;
 
 use super::MuxSettings;
 use crate::{
-    limits::budget::{Budget, LITTLE},
+    limits::{
+        budget::{Budget, LITTLE},
+        tally::{AddressTable, SHARDS},
+    },
     net::address::{counted_address, lies_in},
     runtime::scratch,
     stream::Via,
     telemetry::{SessionsGauge, Telemetry, outcome::Refusal},
 };
 
-/// The number of session lists. Each one has a lock of its own, so that log-ins on several cores seldom wait.
-const SHARDS: usize = 16;
 /// After how many ticks of the clock the sessions that are not logged in are checked.
 const TICKS_PER_LOGIN_CHECK: u64 = 5;
 
@@ -45,7 +45,7 @@ pub(super) enum SessionOrder {
 pub(super) struct Entry {
     /// A [`SessionOrder`], or 0.
     order: AtomicU8,
-    logging_in: AtomicBool,
+    is_logging_in: AtomicBool,
     /// When the client was admitted: the clock in seconds.
     admitted: u32,
     /// Wakes the session's task for an order.
@@ -79,38 +79,53 @@ impl Entry {
 }
 
 /// The number of clients, in total or from one address.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
 struct Counts {
     sessions: usize,
     logging_in: usize,
 }
 
 /// The number of clients in total and from each address.
+///
+/// The lock of the total is held while the counts of an address are checked and changed. So a check of all limits and
+/// the change that follows are one step, and no limit is exceeded by a race.
 #[derive(Default)]
 struct ClientCounts {
-    all: Counts,
-    by_address: HashMap<IpAddr, Counts>,
+    all: Mutex<Counts>,
+    by_address: AddressTable<Counts>,
+    /// A copy of the total of sessions, which is read without the lock.
+    sessions: AtomicUsize,
 }
 
 impl ClientCounts {
-    /// Changes the counts in total and of one address.
-    fn change(&mut self, address: IpAddr, change: impl Fn(&mut Counts)) {
-        change(&mut self.all);
-        let of_address = self.by_address.entry(address).or_default();
-        change(of_address);
-        if of_address.sessions == 0 {
-            self.by_address.remove(&address);
-        }
+    /// Counts one more client, unless `check` finds in the counts of all and of the address that a limit is reached.
+    fn add(&self, address: IpAddr, check: impl FnOnce(Counts, Counts) -> Result<(), Refusal>) -> Result<(), Refusal> {
+        let mut all = self.all.lock();
+        self.by_address.update(address, |of_address| {
+            check(*all, *of_address)?;
+            for counts in [&mut *all, of_address] {
+                counts.sessions += 1;
+                counts.logging_in += 1;
+            }
+            Ok(())
+        })?;
+        self.sessions.store(all.sessions, Relaxed);
+        Ok(())
+    }
+
+    /// Changes the counts of all and of one address.
+    fn change(&self, address: IpAddr, change: impl Fn(&mut Counts)) {
+        let mut all = self.all.lock();
+        change(&mut all);
+        self.by_address.update(address, change);
+        self.sessions.store(all.sessions, Relaxed);
     }
 }
 
 /// The present clients.
 pub(super) struct Admission {
-    /// A copy of the total, which is read without the lock.
-    sessions: AtomicUsize,
-    draining: AtomicBool,
-    counts: Mutex<ClientCounts>,
-    /// All sessions. A new one goes to the next list in turn.
+    is_draining: AtomicBool,
+    counts: ClientCounts,
     shards: [Mutex<Slab<Arc<Entry>>>; SHARDS],
     next_shard: AtomicUsize,
     started: Instant,
@@ -124,9 +139,8 @@ pub(super) struct Admission {
 impl Admission {
     pub(super) fn new(telemetry: Arc<Telemetry>, budget: Arc<Budget>) -> Self {
         Self {
-            sessions: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
-            counts: Mutex::default(),
+            is_draining: AtomicBool::new(false),
+            counts: ClientCounts::default(),
             shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
             next_shard: AtomicUsize::new(0),
             started: Instant::now(),
@@ -138,19 +152,19 @@ impl Admission {
     }
 
     pub(super) fn sessions(&self) -> usize {
-        self.sessions.load(Relaxed)
+        self.counts.sessions.load(Relaxed)
     }
 
     pub(super) fn logging_in(&self) -> usize {
-        self.counts.lock().all.logging_in
+        self.counts.all.lock().logging_in
     }
 
     pub(super) fn drain(&self) {
-        self.draining.store(true, Relaxed);
+        self.is_draining.store(true, Relaxed);
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.draining.load(Relaxed)
+        self.is_draining.load(Relaxed)
     }
 
     /// Admits a client and counts it until its ticket is dropped, or returns why it is refused.
@@ -159,20 +173,12 @@ impl Admission {
             return Err(Refusal::Draining);
         }
         let address = counted_address(via.client.ip());
-        {
-            let mut counts = self.counts.lock();
-            let of_address = counts.by_address.get(&address).copied().unwrap_or_default();
-            check_limits(settings, counts.all, of_address, lies_in(&settings.exempt, via.client.ip()))?;
-            counts.change(address, |counts| {
-                counts.sessions += 1;
-                counts.logging_in += 1;
-            });
-            self.sessions.store(counts.all.sessions, Relaxed);
-        }
+        let is_exempt = lies_in(&settings.exempt, via.client.ip());
+        self.counts.add(address, |all, of_address| check_limits(settings, all, of_address, is_exempt))?;
         let clock = self.clock.load(Relaxed);
         let entry = Arc::new(Entry {
             order: AtomicU8::new(0),
-            logging_in: AtomicBool::new(true),
+            is_logging_in: AtomicBool::new(true),
             admitted: seconds(clock),
             waker: AtomicWaker::new(),
             heard: AtomicU64::new(clock),
@@ -210,7 +216,7 @@ impl Admission {
     pub(super) fn order_not_logged_in(&self, since: u64) {
         if self.ticks.fetch_add(1, Relaxed).is_multiple_of(TICKS_PER_LOGIN_CHECK) && self.logging_in() > 0 {
             self.order_where(SessionOrder::NotLoggedIn, |entry| {
-                entry.admitted < seconds(since) && entry.logging_in.load(Relaxed)
+                entry.admitted < seconds(since) && entry.is_logging_in.load(Relaxed)
             });
         }
     }
@@ -294,8 +300,8 @@ impl Ticket {
 
     /// Notes that the Community has logged the client in.
     pub(super) fn logged_in(&self) {
-        if self.entry.logging_in.swap(false, Relaxed) {
-            self.admission.counts.lock().change(self.address, |counts| counts.logging_in -= 1);
+        if self.entry.is_logging_in.swap(false, Relaxed) {
+            self.admission.counts.change(self.address, |counts| counts.logging_in -= 1);
         }
     }
 }
@@ -305,12 +311,45 @@ impl Drop for Ticket {
         self.admission.shards[self.shard as usize].lock().remove(self.key as usize);
         self.gauge.closed();
         self.holds(0);
-        let was_logging_in = self.entry.logging_in.load(Relaxed);
-        let mut counts = self.admission.counts.lock();
-        counts.change(self.address, |counts| {
+        let was_logging_in = self.entry.is_logging_in.load(Relaxed);
+        self.admission.counts.change(self.address, |counts| {
             counts.sessions -= 1;
             counts.logging_in -= usize::from(was_logging_in);
         });
-        self.admission.sessions.store(counts.all.sessions, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn threads_that_admit_clients_at_the_same_time_exceed_no_limit() {
+        let (counts, client) = (ClientCounts::default(), IpAddr::from([10, 0, 0, 1]));
+        let check = |all: Counts, of_address: Counts| {
+            assert!(all.sessions <= 3 && of_address.sessions <= 2);
+            if all.sessions == 3 || of_address.sessions == 2 { Err(Refusal::Capacity) } else { Ok(()) }
+        };
+        let end = |address| {
+            counts.change(address, |counts| {
+                counts.sessions -= 1;
+                counts.logging_in -= 1;
+            });
+        };
+        thread::scope(|scope| {
+            for n in 0..4 {
+                let (counts, end) = (&counts, &end);
+                scope.spawn(move || {
+                    for address in [client, IpAddr::from([10, 0, 0, n])].into_iter().cycle().take(1_000) {
+                        if counts.add(address, check).is_ok() {
+                            end(address);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((*counts.all.lock(), counts.by_address.len()), (Counts::default(), 0));
     }
 }

@@ -76,31 +76,16 @@ pub(super) enum LimitReached {
     HeldBytes,
 }
 
-/// The error of a stream that this program made itself.
-fn stream_error(error: &io::Error) -> Option<StreamError> {
-    StreamError::of(error).or_else(|| not_typed_yet(error))
-}
-
-// MERGE: delete this function and its call when the TLS adapter returns `StreamError::Truncated` and the tunnel's
-// stream returns `StreamError::SessionTimeout`. Then `stream_error` is `StreamError::of`.
-fn not_typed_yet(error: &io::Error) -> Option<StreamError> {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => Some(StreamError::Truncated),
-        io::ErrorKind::TimedOut if error.raw_os_error().is_none() => Some(StreamError::SessionTimeout),
-        _ => None,
-    }
-}
-
 /// Whether the peer closed, although without TLS's close_notify. It counts as an orderly end of the stream: it is
 /// common among clients, and since frames have lengths, no part of a message can be cut off without notice.
 pub(super) fn is_truncation(error: &io::Error) -> bool {
-    stream_error(error) == Some(StreamError::Truncated)
+    StreamError::of(error) == Some(StreamError::Truncated)
 }
 
 impl ClientFault {
     /// The fault behind an error of the client's stream.
     pub(super) fn of_stream(error: io::Error) -> Self {
-        match stream_error(&error) {
+        match StreamError::of(&error) {
             Some(StreamError::SessionTimeout) => Self::SessionTimeout,
             _ => Self::Broken(error),
         }

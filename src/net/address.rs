@@ -1,10 +1,10 @@
-//! Client addresses: one form for each, and what limits count as one address.
+//! Client addresses: one form for each address, and which addresses limits count as one.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-/// `10.0.0.1` for `::ffff:10.0.0.1`, so that one client has one address.
+/// The address in one form: `10.0.0.1` for `::ffff:10.0.0.1`, which is how a socket for both families shows it.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
@@ -12,8 +12,8 @@ pub fn canonical(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// What limits count as one address: an IPv4 address, or the 64 bits of an IPv6 one that a single
-/// subscriber has to itself (RFC 6177, section 2).
+/// The address that limits count for a client: its IPv4 address, or the network of 64 bits of its IPv6 address, which
+/// belongs to one subscriber (RFC 6177, section 2).
 pub fn counted_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         ip @ IpAddr::V4(_) => ip,
@@ -24,7 +24,7 @@ pub fn counted_address(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether `address` lies in one of `networks`; an IPv4-mapped address counts as IPv4.
+/// Whether `address` is in one of `networks`. An IPv4-mapped address counts as IPv4.
 pub fn lies_in(networks: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))

@@ -11,34 +11,35 @@ use tokio::net::TcpListener;
 
 use super::keepalive::{VANISHED_TIMEOUT, watch_for_vanished};
 
-/// Connections that the kernel holds until we accept them: 20,000 clients may log in at once.
-/// The kernel caps it at `net.core.somaxconn`.
+/// How many connections may wait in the kernel to be accepted: 20,000 clients may log in at once. The kernel lowers it
+/// to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 20_000;
 
-/// Binds one address and listens. `[::]` takes IPv4, too; without IPv6 on the machine it is
-/// `0.0.0.0`. `share`: other processes of the same user may bind it, too, if they share it; the
-/// kernel spreads connections over them.
+/// Binds an address and listens on it. `[::]` also takes IPv4; on a machine without IPv6, `0.0.0.0` is bound instead.
+/// `share`: other processes of the same user that share the address, too, may bind it at the same time, and the kernel
+/// spreads connections over them.
 ///
 /// # Errors
-/// The system's: in use, not permitted, not an address of this machine.
+/// The system's: the address is in use, is not permitted, or is not an address of this machine.
 pub fn bind(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
     match bind_one(address, share) {
-        Err(error)
-            if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-                && [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
-                    .iter()
-                    .any(|e| error.raw_os_error() == Some(e.raw_os_error())) =>
-        {
+        Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && is_without_ipv6(&error) => {
             bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), share)
         }
         bound => bound,
     }
 }
 
-/// As [`bind`], without another try where there is no IPv6.
+/// Whether the machine has no IPv6: the kernel does not support it, or it is disabled.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(code, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
+}
+
+/// As [`bind`], but on a machine without IPv6 `[::]` is an error.
 ///
 /// # Errors
-/// As there.
+/// The system's.
 pub fn bind_one(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -48,7 +49,7 @@ pub fn bind_one(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // Accepted sockets inherit these on Linux: no system calls for each client.
+    // On Linux, accepted sockets inherit these two, so they need no system calls for each client.
     socket.set_tcp_nodelay(true)?;
     watch_for_vanished(SockRef::from(&socket), VANISHED_TIMEOUT)?;
     socket.set_nonblocking(true)?;

@@ -1,14 +1,15 @@
-//! Names: where a `host_name` listens.
+//! The addresses of a configured `host_name`.
 
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs},
 };
 
-/// Where a `host_name` and a port listen. Empty: every address, IPv4 and IPv6 on one socket.
+/// The addresses to listen on for a `host_name` and a port. An empty name is `[::]`, which is all addresses, IPv4 and
+/// IPv6. The name may be an address, in brackets or not; any other name is looked up, which blocks.
 ///
 /// # Errors
-/// When a name does not resolve.
+/// The name can't be resolved, or has no address.
 pub fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() {
         return Ok(vec![SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)]);

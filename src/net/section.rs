@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Section {
-    /// The Community ports: direct TCP.
+    /// The Community ports, for direct TCP.
     ClientConnections,
-    /// HTTP-tunnelled.
+    /// Ports for the HTTP tunnel.
     HttpTunneledClientConnections,
-    /// Through an HTTPS proxy's CONNECT.
+    /// Ports for connections through the CONNECT of an HTTPS proxy.
     HttpsTunneledClientConnections,
 }
 
 impl Section {
-    /// Every section, in the file's order.
+    /// All sections, in the order of the file.
     pub const ALL: [Self; 3] =
         [Self::ClientConnections, Self::HttpTunneledClientConnections, Self::HttpsTunneledClientConnections];
 
-    /// Its name in the file.
+    /// The name in the file.
     pub fn name(self) -> &'static str {
         match self {
             Self::ClientConnections => "client_connections",

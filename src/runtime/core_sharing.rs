@@ -1,12 +1,20 @@
-//! Threads of ours that share a core take turns.
+//! Workers on the same core yield to each other.
 //!
-//! The system lets a thread that has work run until its next tick (4 ms at 250 Hz), even where a second
-//! one waits for the same core, with all its clients. So a thread looks, every so much work, whether
-//! another one stands still on its own core, and if so lets that go first. One that slept and waits for
-//! the core to wake up is not seen: that is the system's to see to.
+//! The system lets a busy thread run until the system's next tick (4 ms at 250 Hz), even if another worker waits for
+//! the same core, with all its clients. So a busy worker checks regularly whether another worker makes no progress on
+//! its core, and yields the core if there is one.
+//!
+//! ```text
+//!  core 3:  worker 0 ── 40 reads ── check: worker 1 is awake, was on core 3, has progressed ──┐
+//!           worker 0 ◄─────────────── continue ───────────────────────────────────────────────┘
+//!           worker 0 ── 40 reads ── check: worker 1 has not progressed since the last check ── yield
+//!           worker 1 ── ...
+//! ```
+//! A worker that slept and waits for the core to wake up is not seen: the system takes care of it.
 
 use std::{
     cell::{Cell, RefCell},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
@@ -15,68 +23,69 @@ use std::{
 
 use rustix::thread::{sched_getcpu, sched_yield};
 
-/// Work between two looks, in reads: a sixth of a millisecond of a busy thread (8 us of CPU for a message
-/// and its echo).
-const WORK: usize = 40;
-/// So many bytes are as much work as a read.
-const AS_A_READ: usize = 4096;
+/// How many reads a worker does between two checks. A busy worker needs a sixth of a millisecond for them (8 us of CPU
+/// time for a message and its echo).
+const READS_PER_CHECK: usize = 40;
+/// How many bytes are as much work as one read.
+const BYTES_PER_READ: usize = 4096;
 
-/// What the others see of a thread.
-#[derive(Debug)]
+/// What a worker shows to the others.
+#[derive(Debug, Default)]
 struct Seat {
     is_awake: AtomicBool,
-    /// Where it was at its last look.
+    /// The core that it was on at its last check.
     core: AtomicU32,
-    /// Goes up while the thread gets on.
-    beat: AtomicU32,
+    /// How many checks it has made. The number grows as long as it makes progress.
+    checks: AtomicU32,
 }
 
-/// The threads that take turns.
+/// The workers of a process, which may share cores.
 #[derive(Debug)]
-pub(super) struct Turns(Box<[Seat]>);
+pub(super) struct CoreSharing(Box<[Seat]>);
 
-/// A thread among them.
-struct Place {
-    turns: Arc<Turns>,
-    at: usize,
-    /// The others' beats at the last look.
+/// What a worker knows about the others. Only its own thread has it.
+struct Observer {
+    sharing: Arc<CoreSharing>,
+    /// The number of this worker.
+    own: usize,
+    /// For each worker: [`Seat::checks`] when it was looked at last.
     seen: Box<[u32]>,
 }
 
 thread_local! {
-    static PLACE: RefCell<Option<Place>> = const { RefCell::new(None) };
-    static DONE: Cell<usize> = const { Cell::new(0) };
+    /// `None` on a thread that is not a worker.
+    static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
+    /// Reads since the last check.
+    static READS: Cell<usize> = const { Cell::new(0) };
 }
 
-impl Turns {
-    /// For so many threads.
-    pub(super) fn new(threads: usize) -> Arc<Self> {
-        let seat = || Seat { is_awake: AtomicBool::new(false), core: AtomicU32::new(0), beat: AtomicU32::new(0) };
-        Arc::new(Self((0..threads).map(|_| seat()).collect()))
+impl CoreSharing {
+    /// For a number of workers.
+    pub(super) fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self((0..workers).map(|_| Seat::default()).collect()))
     }
 
-    /// Makes the present thread number `at`. Its runtime is to call [`Self::sleeps`] and
-    /// [`Self::wakes`].
-    pub(super) fn take_place(self: &Arc<Self>, at: usize) {
+    /// Makes the present thread worker number `worker`. Its runtime has to call [`Self::sleeps`] and [`Self::wakes`].
+    pub(super) fn join(self: &Arc<Self>, worker: usize) {
         let seen = self.0.iter().map(|_| 0).collect();
-        PLACE.set(Some(Place { turns: Arc::clone(self), at, seen }));
+        OBSERVER.set(Some(Observer { sharing: Arc::clone(self), own: worker, seen }));
     }
 
-    /// Thread `at` has nothing to do.
-    pub(super) fn sleeps(&self, at: usize) {
-        self.0[at].is_awake.store(false, Relaxed);
+    /// The worker has nothing to do.
+    pub(super) fn sleeps(&self, worker: usize) {
+        self.0[worker].is_awake.store(false, Relaxed);
     }
 
-    /// Thread `at` has.
-    pub(super) fn wakes(&self, at: usize) {
-        self.0[at].is_awake.store(true, Relaxed);
+    /// The worker has something to do.
+    pub(super) fn wakes(&self, worker: usize) {
+        self.0[worker].is_awake.store(true, Relaxed);
     }
 }
 
 impl Seat {
-    fn gets_on(&self, core: u32) {
+    fn note_check(&self, core: u32) {
         self.core.store(core, Relaxed);
-        self.beat.fetch_add(1, Relaxed);
+        self.checks.fetch_add(1, Relaxed);
     }
 
     fn may_wait_for(&self, core: u32) -> bool {
@@ -84,31 +93,31 @@ impl Seat {
     }
 }
 
-impl Place {
-    /// Whether another thread seems to wait for this `core`: it is awake, was here when it looked last,
-    /// and has not got on since that was seen first.
-    fn holds_up(&mut self, core: u32) -> bool {
-        self.turns.0[self.at].gets_on(core);
-        let mut holds_up = false;
-        for (at, (seat, seen)) in self.turns.0.iter().zip(&mut self.seen).enumerate() {
-            if at != self.at && seat.may_wait_for(core) {
-                let beat = seat.beat.load(Relaxed);
-                holds_up |= std::mem::replace(seen, beat) == beat;
+impl Observer {
+    /// Whether another worker seems to wait for this `core`: it is awake, was here at its last check, and has not
+    /// progressed since this worker looked at it before.
+    fn should_yield(&mut self, core: u32) -> bool {
+        self.sharing.0[self.own].note_check(core);
+        let mut should_yield = false;
+        for (worker, (seat, seen)) in self.sharing.0.iter().zip(&mut self.seen).enumerate() {
+            if worker != self.own && seat.may_wait_for(core) {
+                let checks = seat.checks.load(Relaxed);
+                should_yield |= mem::replace(seen, checks) == checks;
             }
         }
-        holds_up
+        should_yield
     }
 }
 
-/// Counts a read of so many bytes, and lets another thread go first when that is due.
+/// Counts a read of a number of bytes. When a check is due and another worker waits for the core, yields the core.
 #[inline]
 pub(super) fn count_read(bytes: usize) {
-    let done = DONE.get() + 1 + bytes / AS_A_READ;
-    let is_due = done >= WORK;
-    DONE.set(if is_due { 0 } else { done });
+    let reads = READS.get() + 1 + bytes / BYTES_PER_READ;
+    let is_due = reads >= READS_PER_CHECK;
+    READS.set(if is_due { 0 } else { reads });
     if is_due
-        && PLACE.with_borrow_mut(|place| {
-            place.as_mut().is_some_and(|place| place.holds_up(u32::try_from(sched_getcpu()).unwrap_or(0)))
+        && OBSERVER.with_borrow_mut(|observer| {
+            observer.as_mut().is_some_and(|observer| observer.should_yield(u32::try_from(sched_getcpu()).unwrap_or(0)))
         })
     {
         sched_yield();
@@ -121,18 +130,19 @@ mod tests {
 
     #[test]
     fn only_who_stands_still_on_the_same_core_is_let_go_first() {
-        let turns = Turns::new(2);
-        turns.take_place(0);
-        let holds_up = |core| PLACE.with_borrow_mut(|place| place.as_mut().expect("a place").holds_up(core));
-        turns.0[1].gets_on(3);
-        assert!(!holds_up(3), "the other sleeps");
-        turns.wakes(1);
-        assert!(!holds_up(3), "it gets on");
-        assert!(holds_up(3), "it stands still");
-        assert!(!holds_up(2), "elsewhere it is in nobody's way");
-        turns.0[1].gets_on(3);
-        assert!(!holds_up(3));
-        turns.sleeps(1);
-        assert!(!holds_up(3));
+        let sharing = CoreSharing::new(2);
+        sharing.join(0);
+        let should_yield =
+            |core| OBSERVER.with_borrow_mut(|observer| observer.as_mut().expect("joined").should_yield(core));
+        sharing.0[1].note_check(3);
+        assert!(!should_yield(3), "the other one sleeps");
+        sharing.wakes(1);
+        assert!(!should_yield(3), "it has progressed");
+        assert!(should_yield(3), "it has not progressed");
+        assert!(!should_yield(2), "it is on another core");
+        sharing.0[1].note_check(3);
+        assert!(!should_yield(3));
+        sharing.sleeps(1);
+        assert!(!should_yield(3));
     }
 }

@@ -1,7 +1,7 @@
-//! The threads that serve connections: one for each core, each with a runtime of its own.
+//! The workers: threads that serve connections, one for each core. Each has a runtime of its own.
 //!
-//! A connection, and the session that it becomes, stays on one thread with all its tasks: nothing
-//! that wakes it crosses threads, and what is read lies in the caches of the core that writes it.
+//! A connection, and the session that it becomes, stays on one worker with all its tasks. So no wake-up crosses
+//! threads, and bytes that were read are in the caches of the core that writes them.
 
 use std::{
     io,
@@ -19,41 +19,42 @@ use tokio::{
     time::timeout,
 };
 
-use super::core_sharing::Turns;
+use super::core_sharing::CoreSharing;
 
-/// A thread keeps a connection that it has accepted unless it has more tasks than another by more than
-/// one, and one in so many of the other's: a hand-over costs some system calls.
+/// A connection stays on the worker that accepted it unless that worker has more tasks than another one by more than 1
+/// and a sixteenth of the other's: a hand-over costs some system calls. Example: 18 tasks and 16 tasks are similar, 19
+/// and 16 are not.
 const SLACK: usize = 16;
-/// A thread wakes so often, whatever there is to do. A timer that is set while an earlier one runs costs
-/// no system call, and all that a log-in sets are longer.
+/// Each worker has a timer of this length that always runs. tokio makes a system call when a timer is set that ends
+/// before all others, and all timers of a log-in are longer than this one.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Where connections are served. Goes on for as long as its [`Threads`], or the present runtime, do.
+/// The runtimes that serve connections. They run as long as their [`Threads`], or the present runtime.
 pub struct Workers(Box<[Handle]>);
 
 impl Workers {
-    /// All on the present runtime.
+    /// The present runtime as the only worker.
     pub fn here() -> Self {
         Self([Handle::current()].into())
     }
 
-    /// The runtimes that connections are served on.
+    /// The runtime of each worker.
     pub fn runtimes(&self) -> &[Handle] {
         &self.0
     }
 
-    /// Spawns one of the futures that `make` makes on each thread; `make` is told which one it is.
+    /// Spawns a future on each worker. `make` makes it, and gets the number of the worker.
     ///
     /// # Errors
-    /// What `make` could not make; then none runs.
+    /// The first error of `make`; then no future runs.
     pub fn spawn_on_each<F>(&self, make: impl Fn(usize) -> io::Result<F>) -> io::Result<Vec<task::JoinHandle<()>>>
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let mut spawned: Vec<task::JoinHandle<()>> = Vec::with_capacity(self.0.len());
-        for (at, runtime) in self.0.iter().enumerate() {
-            let _there = runtime.enter();
-            match make(at) {
+        for (worker, runtime) in self.0.iter().enumerate() {
+            let _entered = runtime.enter();
+            match make(worker) {
                 Ok(future) => spawned.push(runtime.spawn(future)),
                 Err(error) => {
                     spawned.iter().for_each(task::JoinHandle::abort);
@@ -64,47 +65,47 @@ impl Workers {
         Ok(spawned)
     }
 
-    /// Another thread that is to serve a connection accepted on thread `at`, because it has less
-    /// to do: nearly all tasks are a connection each.
-    pub fn idler_than(&self, at: usize) -> Option<&Handle> {
+    /// The worker that should serve a connection instead of `worker`, because it is less busy; `None`: `worker` should
+    /// serve it. Workers are compared by their number of tasks: nearly each task is a connection.
+    pub fn less_busy_than(&self, worker: usize) -> Option<&Handle> {
         let tasks = |runtime: &Handle| runtime.metrics().num_alive_tasks();
         let least = self.0.iter().min_by_key(|runtime| tasks(runtime))?;
-        let few = tasks(least);
-        (tasks(&self.0[at]) > few + 1 + few / SLACK).then_some(least)
+        let fewest = tasks(least);
+        (tasks(&self.0[worker]) > fewest + 1 + fewest / SLACK).then_some(least)
     }
 }
 
-/// Running threads; dropped, they end with what they serve.
+/// The threads of the workers. When this is dropped, they end, and everything that they serve.
 pub struct Threads {
     runtimes: Vec<Handle>,
     running: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Threads {
-    /// A thread for each core that this process may use.
+    /// Starts a worker for each core that this process may use.
     ///
     /// # Errors
-    /// The system's, when it has no thread or descriptor left.
+    /// The system's: it has no thread or descriptor left.
     pub fn start() -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, NonZero::get);
         let mut this = Self { runtimes: Vec::new(), running: Vec::new() };
-        let turns = Turns::new(count);
-        for i in 0..count {
-            let (sleeps, wakes, places) = (Arc::clone(&turns), Arc::clone(&turns), Arc::clone(&turns));
+        let sharing = CoreSharing::new(count);
+        for worker in 0..count {
+            let [parks, unparks, joins] = std::array::from_fn(|_| Arc::clone(&sharing));
             let runtime = Builder::new_current_thread()
-                .on_thread_park(move || sleeps.sleeps(i))
-                .on_thread_unpark(move || wakes.wakes(i))
+                .on_thread_park(move || parks.sleeps(worker))
+                .on_thread_unpark(move || unparks.wakes(worker))
                 .enable_all()
                 .build()?;
             let handle = runtime.handle().clone();
             let (end, ended) = oneshot::channel::<()>();
-            let thread = thread::Builder::new().name(format!("worker-{i}")).spawn(move || {
-                places.take_place(i);
+            let thread = thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
+                joins.join(worker);
                 runtime.block_on(async {
                     let mut ended = pin!(ended);
                     while timeout(TICK, &mut ended).await.is_err() {}
                 });
-                // A look-up that hangs holds nobody back.
+                // Without waiting for a look-up of a name, which may hang.
                 runtime.shutdown_background();
             })?;
             this.runtimes.push(handle);
@@ -113,7 +114,7 @@ impl Threads {
         Ok(this)
     }
 
-    /// These threads as the place for connections.
+    /// The workers on these threads.
     pub fn workers(&self) -> Workers {
         Workers(self.runtimes.clone().into())
     }
@@ -162,13 +163,13 @@ mod tests {
             assert_eq!(id, threads.running[at].1.thread().id());
             seen.push(id);
         }
-        assert!(workers.idler_than(0).is_none(), "all have one");
+        assert!(workers.less_busy_than(0).is_none(), "each has one task");
         let others = threads.running.len() > 1;
         workers.0[0].spawn(pending::<()>());
-        assert!(workers.idler_than(0).is_none(), "one more is no matter");
+        assert!(workers.less_busy_than(0).is_none(), "one more is not enough");
         workers.0[0].spawn(pending::<()>());
-        assert_eq!(workers.idler_than(0).is_some(), others);
+        assert_eq!(workers.less_busy_than(0).is_some(), others);
         drop((threads, says));
-        assert!(said.recv().await.is_none(), "none goes on");
+        assert!(said.recv().await.is_none(), "no task continues");
     }
 }

@@ -1,11 +1,18 @@
-//! Warns of a TLS certificate that clients refuse, or soon will.
+//! Loads the TLS certificate, and warns if clients refuse it, or soon will.
 
 use std::{sync::Weak, time::Duration};
 
 use tracing::{error, warn};
 
-use super::{ServerContext, unix_time};
-use crate::ingress::{Settings, tls::Certificate};
+use super::{ServerContext, ServerError, unix_time};
+use crate::{
+    config,
+    ingress::{
+        IngressSettings, TlsSettings,
+        tls::{self, Acceptor, Certificate, TlsError},
+    },
+    telemetry::outcome::ReloadRefusal,
+};
 
 /// A day, in seconds.
 const DAY: i64 = 24 * 60 * 60;
@@ -33,8 +40,46 @@ fn validity(begins: i64, ends: i64, now: i64) -> Validity {
     }
 }
 
+/// Loads the certificate of `settings` for a start, which makes a self-signed one if there is none.
+///
+/// # Errors
+/// The certificate and its key can't be used, or made.
+pub(super) async fn load_for_start(settings: &config::Settings) -> Result<Acceptor, ServerError> {
+    load(settings, |settings| tls::make_missing_certificate(settings).and_then(|()| Acceptor::load(settings))).await
+}
+
+/// Loads the certificate of `settings` for a reload. Writes nothing.
+///
+/// # Errors
+/// The certificate and its key can't be used, or are absent.
+pub(super) async fn load_for_reload(settings: &config::Settings) -> Result<Acceptor, ServerError> {
+    load(settings, Acceptor::load).await
+}
+
+/// Loads the certificate on a thread for blocking work, so that a slow disk does not hold up anything else.
+async fn load(
+    settings: &config::Settings,
+    load: impl FnOnce(&TlsSettings) -> Result<Acceptor, TlsError> + Send + 'static,
+) -> Result<Acceptor, ServerError> {
+    let settings = settings.ingress.tls.clone();
+    let loaded = tokio::task::spawn_blocking(move || load(&settings)).await;
+    Ok(loaded.map_err(|error| ServerError::new(ReloadRefusal::Tls, error.to_string()))??)
+}
+
+/// Checks the files that `settings` name: the certificate would not keep the program from starting. Writes nothing.
+///
+/// # Errors
+/// What is wrong with a file.
+pub fn check_files(settings: &config::Settings) -> Result<(), ServerError> {
+    let settings = &settings.ingress.tls;
+    if !tls::is_certificate_missing(settings)? {
+        Acceptor::load(settings)?;
+    }
+    Ok(())
+}
+
 /// Logs what is wrong with `certificate` at `now`, in seconds since 1970.
-fn log_problems(certificate: &Certificate, settings: &Settings, now: i64) {
+fn log_problems(certificate: &Certificate, settings: &IngressSettings, now: i64) {
     let file = certificate.file.display();
     match validity(certificate.begins, certificate.ends, now) {
         Validity::Good => (),
@@ -61,7 +106,7 @@ fn log_problems(certificate: &Certificate, settings: &Settings, now: i64) {
 
 impl ServerContext {
     /// Shows in the metrics when `certificate` expires, and logs what is wrong with it.
-    pub(super) fn report_certificate(&self, certificate: &Certificate, settings: &Settings) {
+    pub(super) fn report_certificate(&self, certificate: &Certificate, settings: &IngressSettings) {
         self.telemetry.tls.set_certificate_expires(certificate.ends);
         log_problems(certificate, settings, i64::try_from(unix_time()).unwrap_or(i64::MAX));
     }

@@ -41,7 +41,9 @@ impl Server {
     /// sandbox or the admin endpoint can't listen.
     pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
         let telemetry = Telemetry::new(VERSION);
-        let Prepared { settings, acceptor, listeners, sandbox, admin } = Prepared::for_start(settings, &telemetry)?;
+        let acceptor = certificate::load_for_start(&settings).await?;
+        let Prepared { settings, acceptor, listeners, sandbox, admin } =
+            Prepared::for_start(settings, acceptor, &telemetry)?;
         telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = match sandbox {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),

@@ -29,7 +29,10 @@ use super::{BoundListener, ServerContext, ServerError, listener_error::ListenerE
 use crate::{
     ingress::{self, Ingress, ListenerSettings, accept::accept},
     net::{Section, listen, resolve},
-    telemetry::{Telemetry, outcome::ReloadRefusal},
+    telemetry::{
+        Telemetry,
+        outcome::{ListenerFailure, ReloadRefusal},
+    },
 };
 
 /// How often a listener that is down is tried again.
@@ -85,7 +88,7 @@ pub(super) struct ListenerSnapshot {
 /// # Errors
 /// A Community port can't be bound; with `listeners.require_all`, any port. The error names all that can't.
 pub(super) fn plan(
-    settings: &ingress::Settings,
+    settings: &ingress::IngressSettings,
     present: &[ListenerRequest],
     telemetry: &Telemetry,
 ) -> Result<Vec<PlannedListener>, ServerError> {
@@ -229,7 +232,10 @@ impl Ports {
     fn retry(&self) {
         let share = self.ingress.shares_ports();
         let mut listeners = self.listeners.lock();
-        for listener in listeners.iter_mut().filter(|listener| listener.state.is_err()) {
+        // A listener whose name did not resolve has no address that could be bound: `request.address` only shows its port.
+        let has_address = |error: &ListenerError| error.reason != ListenerFailure::Unresolved;
+        let down = listeners.iter_mut().filter(|listener| listener.state.as_ref().is_err_and(has_address));
+        for listener in down {
             if let Ok(bound) = bind(listener.request.address, share, &self.telemetry) {
                 *listener = self.open(listener.request.clone(), bound, Arc::clone(&listener.accepted));
                 self.show(listener);

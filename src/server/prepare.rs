@@ -47,30 +47,42 @@ struct RunningParts {
 }
 
 impl Prepared {
-    /// Prepares a start.
+    /// Prepares a start. `acceptor` has the certificate of `settings`.
     ///
     /// # Errors
-    /// The TLS pair can't be used; a Community port, or with `listeners.require_all` any port, can't be bound; the
-    /// sandbox or the admin endpoint can't listen.
-    pub(super) fn for_start(settings: Settings, telemetry: &Telemetry) -> Result<Self, ServerError> {
-        Self::new(settings, &RunningParts::default(), telemetry)
+    /// A Community port, or with `listeners.require_all` any port, can't be bound; the sandbox or the admin endpoint
+    /// can't listen.
+    pub(super) fn for_start(
+        settings: Settings,
+        acceptor: Acceptor,
+        telemetry: &Telemetry,
+    ) -> Result<Self, ServerError> {
+        Self::new(settings, acceptor, &RunningParts::default(), telemetry)
     }
 
-    /// Prepares a reload of a running server.
+    /// Prepares a reload of a running server. `acceptor` has the certificate of `settings`.
     ///
     /// # Errors
     /// As for [`for_start`](Self::for_start).
-    pub(super) fn for_reload(settings: Settings, server: &Arc<ServerContext>) -> Result<Self, ServerError> {
+    pub(super) fn for_reload(
+        settings: Settings,
+        acceptor: Acceptor,
+        server: &Arc<ServerContext>,
+    ) -> Result<Self, ServerError> {
         let running = RunningParts {
             listeners: server.ports.bound_requests(),
             has_sandbox: server.sandbox.lock().is_some(),
             admin: server.settings.load().admin.listen,
         };
-        Self::new(settings, &running, &server.telemetry)
+        Self::new(settings, acceptor, &running, &server.telemetry)
     }
 
-    fn new(settings: Settings, running: &RunningParts, telemetry: &Telemetry) -> Result<Self, ServerError> {
-        let acceptor = Acceptor::load(&settings.ingress.tls)?;
+    fn new(
+        settings: Settings,
+        acceptor: Acceptor,
+        running: &RunningParts,
+        telemetry: &Telemetry,
+    ) -> Result<Self, ServerError> {
         let listeners = plan(&settings.ingress, &running.listeners, telemetry)?;
         let sandbox = if !sandbox_service::is_wanted(&settings.community) {
             ServicePlan::Off

@@ -1,13 +1,16 @@
 //! Takes over new settings under running sessions: first everything that can fail, then the exchange, which can't.
+//!
+//! One reload runs at a time. It reads the file only when the one before has ended, so that the last reload that was
+//! asked for has the newest file.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use tracing::{error, info};
 
 use super::{
-    ConfigurationRevision, Server, ServerContext, ServerError, control,
+    ConfigurationRevision, Server, ServerContext, ServerError, certificate, control,
     prepare::{Prepared, ServicePlan},
-    sandbox_service, unix_time,
+    reload_guard, sandbox_service, unix_time,
 };
 use crate::{
     config::{self, Settings},
@@ -20,10 +23,11 @@ impl Server {
     /// # Errors
     /// Why the reload was refused; then nothing has changed.
     pub async fn reload_file(&self) -> Result<u64, ServerError> {
+        let _one_at_a_time = self.0.reloading.lock().await;
         let file = self.0.settings.load().file.clone();
-        let reloaded = match config::load(&file) {
-            Ok(settings) => self.reload(settings).await,
-            Err(errors) => Err(ServerError::new(ReloadRefusal::Configuration, errors.to_string())),
+        let reloaded = match load(file.clone()).await {
+            Ok(settings) => self.take_over(settings).await,
+            Err(error) => Err(error),
         };
         self.0.telemetry.server.reload(reloaded.as_ref().err().map(|error| error.reason));
         match &reloaded {
@@ -46,9 +50,23 @@ impl Server {
     /// Why the settings can't come into force; then nothing has changed.
     pub async fn reload(&self, settings: Settings) -> Result<u64, ServerError> {
         let _one_at_a_time = self.0.reloading.lock().await;
-        let prepared = Prepared::for_reload(settings, &self.0)?;
+        self.take_over(settings).await
+    }
+
+    async fn take_over(&self, settings: Settings) -> Result<u64, ServerError> {
+        reload_guard::check(&self.0.settings.load(), &settings)?;
+        let acceptor = certificate::load_for_reload(&settings).await?;
+        let prepared = Prepared::for_reload(settings, acceptor, &self.0)?;
         Ok(exchange(&self.0, prepared).await)
     }
+}
+
+/// Reads the configuration database on a thread of its own, so that a slow disk holds up neither the admin endpoint nor
+/// the health checks.
+async fn load(file: PathBuf) -> Result<Settings, ServerError> {
+    let refused = |what| ServerError::new(ReloadRefusal::Configuration, what);
+    let loaded = tokio::task::spawn_blocking(move || config::load(&file)).await;
+    loaded.map_err(|error| refused(error.to_string()))?.map_err(|errors| refused(errors.to_string()))
 }
 
 /// Exchanges the settings in force. Returns the new revision.

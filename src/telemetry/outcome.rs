@@ -4,19 +4,21 @@
 //! The name of an outcome is the label of its metric, the word in the log, and the key in the status. Its comment
 //! is its row in the tables of docs/operations.md. `tests/outcomes.rs` checks all of them.
 //!
-//! This file is also the one table of [`Policy`]: who caused an outcome, how loud the log is, and what the client is
-//! sent. To add an outcome, add a line here. The compiler and that test then report every place that has to know it.
+//! This file is also the one table of what follows from an outcome: what ends with it, which is the same for all of a
+//! kind, and by [`Policy`] who caused it, how loud the log is, and what the client is sent. To add an outcome, add a line here. The compiler and that test then report every place that has to know it.
 
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use tracing::Level;
 
-pub use super::policy::{Blame, Policy, Sent};
+pub use super::policy::{Blame, Ends, Policy, Sent};
 use crate::wire::reason::Reason;
 
 /// One kind of outcomes: a closed set of reasons.
 pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
     /// The metric that counts them, without `sametime_mux_` and `_total`.
     const METRIC: &'static str;
+    /// What ends with an outcome of this kind, unless its client is sent a response of success.
+    const ENDS: Ends;
     /// Every outcome of this kind, in the order of the document.
     const ALL: &'static [Self];
 
@@ -35,6 +37,8 @@ pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
 pub struct OutcomeKind {
     /// See [`Outcome::METRIC`].
     pub metric: &'static str,
+    /// See [`Outcome::ENDS`].
+    pub ends: Ends,
     /// The rows of its table.
     pub rows: fn() -> Vec<OutcomeRow>,
 }
@@ -61,7 +65,7 @@ const UNLOGGED: Option<Level> = None;
 /// Defines the kinds. A line of a kind is: comment (the meaning), variant, name, who caused it, log level, what the
 /// client is sent.
 macro_rules! outcomes {
-    ($($(#[doc = $doc:literal])+ $name:ident counted as $metric:literal {
+    ($($(#[doc = $doc:literal])+ $name:ident counted as $metric:literal ends $ends:ident {
         $(#[doc = $meaning:literal] $variant:ident = $label:literal: $blame:ident, $level:ident, $sent:expr;)+
     })+) => {
         $(
@@ -73,6 +77,7 @@ macro_rules! outcomes {
 
             impl Outcome for $name {
                 const METRIC: &'static str = $metric;
+                const ENDS: Ends = Ends::$ends;
                 const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
                 fn name(self) -> &'static str {
@@ -116,7 +121,7 @@ macro_rules! outcomes {
         )+
 
         /// Every kind of outcomes, in the order of the document.
-        pub const KINDS: &[OutcomeKind] = &[$(OutcomeKind { metric: $name::METRIC, rows: rows::<$name> },)+];
+        pub const KINDS: &[OutcomeKind] = &[$(OutcomeKind { metric: $name::METRIC, ends: $name::ENDS, rows: rows::<$name> },)+];
     };
 }
 
@@ -129,7 +134,7 @@ use Sent::{Farewell, LastBytes, LinkFailure, Nothing, Status};
 
 outcomes! {
     /// Why a client is refused: it is not accepted, or no Community server ever had it.
-    Refusal counted as "sessions_refused" {
+    Refusal counted as "sessions_refused" ends Session {
         /// There are as many clients as `limits.capacity` allows.
         Capacity = "capacity": Limit, WARN, Farewell(Reason::ServerFull);
         /// This address has as many clients as `limits.per_address` allows.
@@ -165,7 +170,7 @@ outcomes! {
     }
 
     /// Why a session is over.
-    SessionEnd counted as "sessions_closed" {
+    SessionEnd counted as "sessions_closed" ends Session {
         /// The client logged out.
         LogOut = "log_out": None, INFO, LastBytes;
         /// The client closed its connection without a farewell message.
@@ -207,7 +212,7 @@ outcomes! {
     }
 
     /// Why a connection never became a session.
-    ConnectionDrop counted as "connections_dropped" {
+    ConnectionDrop counted as "connections_dropped" ends Connection {
         /// The client closed before it sent enough to show its protocol, as health checks and port scans do.
         ClosedEarly = "closed_early": None, DEBUG, Nothing;
         /// The client did not show its protocol within `limits.login_timeout`.
@@ -233,7 +238,7 @@ outcomes! {
     }
 
     /// Why an HTTP request is refused.
-    RequestRefusal counted as "http_requests_refused" {
+    RequestRefusal counted as "http_requests_refused" ends Connection {
         /// The first line is not a method, a target and HTTP/1.0 or HTTP/1.1, each of visible ASCII characters.
         RequestLine = "request_line": Client, INFO, Status(400);
         /// A line does not end with CR LF.
@@ -269,7 +274,7 @@ outcomes! {
     }
 
     /// The outcome of a request of the HTTP tunnel.
-    TunnelOutcome counted as "tunnel_requests" {
+    TunnelOutcome counted as "tunnel_requests" ends Request {
         /// A session was opened.
         Opened = "opened": None, UNLOGGED, Status(200);
         /// The response carries bytes of the Community.
@@ -311,7 +316,7 @@ outcomes! {
     }
 
     /// The outcome of a TLS handshake.
-    TlsOutcome counted as "tls_handshakes" {
+    TlsOutcome counted as "tls_handshakes" ends Connection {
         /// The handshake succeeded.
         Accepted = "accepted": None, UNLOGGED, Nothing;
         /// The handshake failed, or did not end within `limits.login_timeout`.
@@ -319,7 +324,7 @@ outcomes! {
     }
 
     /// Why a listener could not accept a connection.
-    AcceptError counted as "accept_errors" {
+    AcceptError counted as "accept_errors" ends Nothing {
         /// The connection was gone before it was accepted.
         Connection = "connection": Client, WARN, Nothing;
         /// Descriptors or memory have run out; accepting pauses for 100 ms.
@@ -329,7 +334,7 @@ outcomes! {
     }
 
     /// Why a listener is down.
-    ListenerFailure counted as "listener_failures" {
+    ListenerFailure counted as "listener_failures" ends Listener {
         /// Another process listens on the port.
         InUse = "in_use": System, ERROR, Nothing;
         /// The process may not listen on the port.
@@ -343,7 +348,7 @@ outcomes! {
     }
 
     /// The outcome of a reload.
-    ReloadOutcome counted as "reloads" {
+    ReloadOutcome counted as "reloads" ends Nothing {
         /// The new configuration is in force.
         Accepted = "accepted": None, INFO, Nothing;
         /// Nothing has changed; `sametime_mux_reloads_refused_total` has the reason.
@@ -351,10 +356,16 @@ outcomes! {
     }
 
     /// Why a reload was refused.
-    ReloadRefusal counted as "reloads_refused" {
+    ReloadRefusal counted as "reloads_refused" ends Reload {
         /// The configuration file has a mistake.
         Configuration = "configuration": Configuration, ERROR, Nothing;
-        /// The certificate and its key cannot be used.
+        /// The file lacks sections that the configuration in force has: it may be cut off.
+        SectionsLost = "sections_lost": Configuration, ERROR, Nothing;
+        /// The last line of the file has no line end, which the file in force has: it may be cut off.
+        CutOff = "cut_off": Configuration, ERROR, Nothing;
+        /// The file names the sandbox, where any password logs in, and the configuration in force does not.
+        ToSandbox = "to_sandbox": Configuration, ERROR, Nothing;
+        /// The certificate and its key cannot be used, or are absent.
         Tls = "tls": Configuration, ERROR, Nothing;
         /// A Community port, or with `listeners.require_all` any port, cannot be bound.
         Listener = "listener": System, ERROR, Nothing;

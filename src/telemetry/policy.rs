@@ -23,6 +23,37 @@ pub enum Blame {
     System,
 }
 
+/// What ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// Nothing: everything continues.
+    Nothing,
+    /// The request. Its connection, and the session that it belongs to, continue.
+    Request,
+    /// The connection, which is not a session, or is one of the connections of a tunnel session.
+    Connection,
+    /// The session.
+    Session,
+    /// The attempt to open the listener. It is repeated.
+    Listener,
+    /// The reload. The settings before it stay in force.
+    Reload,
+}
+
+/// As the document shows it.
+impl fmt::Display for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Request => "the request",
+            Self::Connection => "the connection",
+            Self::Session => "the session",
+            Self::Listener => "the attempt to open the listener",
+            Self::Reload => "the reload",
+        })
+    }
+}
+
 /// What the client is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {

@@ -1,5 +1,5 @@
-//! The PROXY protocol, versions 1 (a line of text) and 2 (binary): who the client is, told by
-//! a proxy in front of its bytes. Format: HAProxy's `proxy-protocol.txt`.
+//! The PROXY protocol, versions 1 (a line of text) and 2 (binary): a proxy sends the client's address in front of the
+//! client's bytes. The format is HAProxy's, from `proxy-protocol.txt`.
 
 use std::{
     fmt,
@@ -7,56 +7,84 @@ use std::{
 };
 
 const V1_PREFIX: &[u8] = b"PROXY ";
-/// The longest line of version 1, its end counted.
+/// The longest line of version 1, including its CR LF.
 const V1_MAX: usize = 107;
 const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
-/// Signature, version and command, family, length.
-const V2_HEAD: usize = 16;
-/// Bytes of addresses and further fields that are put up with. The addresses take 36 at the most.
+/// The length of the fixed part of version 2: signature (12), version and command (1), family (1), length (2).
+const V2_FIXED: usize = 16;
+/// The most bytes behind the fixed part that are accepted. The addresses take up to 36, and further fields may follow.
 const V2_MAX: usize = 4096;
+/// The second half of byte 12 of version 2: the connection is the proxy's own, or it is a client's.
+const LOCAL: u8 = 0;
+const PROXY: u8 = 1;
+/// Byte 13 of version 2: TCP over IPv4, TCP over IPv6.
+const TCP4: u8 = 0x11;
+const TCP6: u8 = 0x21;
 
-/// What the bytes hold.
+/// What the first bytes of a connection contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed {
-    /// More are needed.
+    /// The beginning of a header: more bytes are needed.
     Partial,
     /// A header of `length` bytes.
     Whole {
-        /// The client; `None`: the proxy speaks for itself, or does not know.
+        /// The client; `None`: the proxy connects for itself, or does not know the client.
         source: Option<SocketAddr>,
-        /// Bytes of the header.
+        /// The length of the header in bytes.
         length: usize,
     },
 }
 
-/// Not a header. The peer's fault; it ends the connection.
+/// Why bytes are not a PROXY header. This is the peer's fault, and ends the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProxyHeaderError(&'static str);
+pub enum ProxyHeaderError {
+    /// The bytes do not begin with a header.
+    Missing,
+    /// Version 1: the line is longer than 107 bytes.
+    LineTooLong,
+    /// Version 1: the line does not have the fields that it must have.
+    BadLine,
+    /// Version 2: the version or the command is unknown.
+    UnknownVersion,
+    /// Version 2: more than 4096 bytes follow the fixed part.
+    HeaderTooLong,
+    /// Version 2: the header is too short for the addresses of its family.
+    HeaderTooShort,
+}
 
 impl fmt::Display for ProxyHeaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
+        f.write_str(match self {
+            Self::Missing => "no PROXY header, where listeners.proxy_protocol_from requires one",
+            Self::LineTooLong => "a PROXY line that is too long",
+            Self::BadLine => "a PROXY line that is not of the form PROXY TCP4|TCP6 source destination port port",
+            Self::UnknownVersion => "a binary PROXY header of unknown version or command",
+            Self::HeaderTooLong => "a binary PROXY header that is too long",
+            Self::HeaderTooShort => "a binary PROXY header that is too short for its addresses",
+        })
     }
 }
 
-/// Whether `bytes` begin with a header, whole or not.
+impl std::error::Error for ProxyHeaderError {}
+
+/// Whether `bytes` begin with a header, which may be incomplete.
 pub fn is_header(bytes: &[u8]) -> bool {
     bytes.starts_with(V1_PREFIX) || bytes.starts_with(&V2_SIGNATURE)
 }
 
-/// Whether `bytes` may turn out to begin with a header.
+/// Whether `bytes` begin with a header, or may do so once more bytes have arrived.
 pub fn could_be(bytes: &[u8]) -> bool {
-    let begins = |with: &[u8]| bytes.iter().zip(with).all(|(a, b)| a == b);
-    begins(V1_PREFIX) || begins(&V2_SIGNATURE)
+    let matches = |prefix: &[u8]| bytes.iter().zip(prefix).all(|(a, b)| a == b);
+    matches(V1_PREFIX) || matches(&V2_SIGNATURE)
 }
 
-/// Reads a header off the front of `bytes`.
+/// Reads the header that `bytes` begin with. Bytes behind it change nothing.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The bytes do not begin with a header, or it is not of the format.
 pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
     if !could_be(bytes) {
-        return Err(ProxyHeaderError("no PROXY header, where listeners.proxy_protocol_from requires one"));
+        return Err(ProxyHeaderError::Missing);
     }
     match bytes.first() {
         None => Ok(Parsed::Partial),
@@ -68,73 +96,74 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
 fn parse_v1(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
     let window = &bytes[..bytes.len().min(V1_MAX)];
     let Some(end) = window.windows(2).position(|pair| pair == b"\r\n") else {
-        return if window.len() == V1_MAX {
-            Err(ProxyHeaderError("an over-long PROXY line"))
-        } else {
-            Ok(Parsed::Partial)
-        };
+        return if window.len() == V1_MAX { Err(ProxyHeaderError::LineTooLong) } else { Ok(Parsed::Partial) };
     };
-    let bad = ProxyHeaderError("a PROXY line that is not of the form PROXY TCP4|TCP6 source destination port port");
-    let line = window.get(V1_PREFIX.len()..end).and_then(|line| std::str::from_utf8(line).ok()).ok_or(bad)?;
-    let fields: Vec<&str> = line.split(' ').collect();
+    let line = window.get(V1_PREFIX.len()..end).and_then(|line| std::str::from_utf8(line).ok());
+    let fields: Vec<&str> = line.ok_or(ProxyHeaderError::BadLine)?.split(' ').collect();
     let source = match fields[..] {
         ["UNKNOWN", ..] => None,
-        ["TCP4", source, destination, port, other] => {
-            let ip: Ipv4Addr = source.parse().map_err(|_| bad)?;
-            let _: (Ipv4Addr, u16) = (destination.parse().map_err(|_| bad)?, other.parse().map_err(|_| bad)?);
-            Some(SocketAddr::new(ip.into(), port.parse().map_err(|_| bad)?))
+        ["TCP4", source, destination, port, destination_port] => {
+            let _: (Ipv4Addr, u16) = (field(destination)?, field(destination_port)?);
+            Some(SocketAddr::new(field::<Ipv4Addr>(source)?.into(), field(port)?))
         }
-        ["TCP6", source, destination, port, other] => {
-            let ip: Ipv6Addr = source.parse().map_err(|_| bad)?;
-            let _: (Ipv6Addr, u16) = (destination.parse().map_err(|_| bad)?, other.parse().map_err(|_| bad)?);
-            Some(SocketAddr::new(ip.into(), port.parse().map_err(|_| bad)?))
+        ["TCP6", source, destination, port, destination_port] => {
+            let _: (Ipv6Addr, u16) = (field(destination)?, field(destination_port)?);
+            Some(SocketAddr::new(field::<Ipv6Addr>(source)?.into(), field(port)?))
         }
-        _ => return Err(bad),
+        _ => return Err(ProxyHeaderError::BadLine),
     };
     Ok(Parsed::Whole { source, length: end + 2 })
 }
 
+fn field<T: std::str::FromStr>(text: &str) -> Result<T, ProxyHeaderError> {
+    text.parse().map_err(|_| ProxyHeaderError::BadLine)
+}
+
 fn parse_v2(bytes: &[u8]) -> Result<Parsed, ProxyHeaderError> {
-    let Some(&[command, family, l0, l1]) = bytes.get(V2_SIGNATURE.len()..V2_HEAD) else {
+    let Some(&[command, family, l0, l1]) = bytes.get(V2_SIGNATURE.len()..V2_FIXED) else {
         return Ok(Parsed::Partial);
     };
+    let (version, command) = (command >> 4, command & 0x0F);
+    if version != 2 || command > PROXY {
+        return Err(ProxyHeaderError::UnknownVersion);
+    }
     let length = usize::from(u16::from_be_bytes([l0, l1]));
-    if command >> 4 != 2 || command & 0x0F > 1 {
-        return Err(ProxyHeaderError("a binary PROXY header of unknown version or command"));
-    }
     if length > V2_MAX {
-        return Err(ProxyHeaderError("an over-long binary PROXY header"));
+        return Err(ProxyHeaderError::HeaderTooLong);
     }
-    let Some(body) = bytes.get(V2_HEAD..V2_HEAD + length) else {
+    let Some(body) = bytes.get(V2_FIXED..V2_FIXED + length) else {
         return Ok(Parsed::Partial);
     };
-    let short = ProxyHeaderError("a binary PROXY header too short for its addresses");
-    let port = |at: usize| body.get(at..).and_then(|b| b.first_chunk()).map(|p| u16::from_be_bytes(*p)).ok_or(short);
-    let source = match (command & 0x0F, family) {
-        // LOCAL: the proxy's own check.
-        (0, _) => None,
-        (_, 0x11) => {
-            let ip = Ipv4Addr::from(*body.first_chunk::<4>().ok_or(short)?);
-            port(10)?;
-            Some(SocketAddr::new(ip.into(), port(8)?))
+    let source = match (command, family) {
+        (LOCAL, _) => None,
+        // Source and destination address, source and destination port.
+        (_, TCP4) => {
+            let (ip, [high, low]): ([u8; 4], _) = (at(body, 0)?, at(body, 8)?);
+            let _destination: [u8; 2] = at(body, 10)?;
+            Some(SocketAddr::new(ip.into(), u16::from_be_bytes([high, low])))
         }
-        (_, 0x21) => {
-            let ip = Ipv6Addr::from(*body.first_chunk::<16>().ok_or(short)?);
-            port(34)?;
-            Some(SocketAddr::new(ip.into(), port(32)?))
+        (_, TCP6) => {
+            let (ip, [high, low]): ([u8; 16], _) = (at(body, 0)?, at(body, 32)?);
+            let _destination: [u8; 2] = at(body, 34)?;
+            Some(SocketAddr::new(ip.into(), u16::from_be_bytes([high, low])))
         }
         _ => None,
     };
-    Ok(Parsed::Whole { source, length: V2_HEAD + length })
+    Ok(Parsed::Whole { source, length: V2_FIXED + length })
 }
 
-/// A header of version 2 that says who the client is.
+/// The `N` bytes of `body` that begin at `at`.
+fn at<const N: usize>(body: &[u8], at: usize) -> Result<[u8; N], ProxyHeaderError> {
+    body.get(at..).and_then(|bytes| bytes.first_chunk()).copied().ok_or(ProxyHeaderError::HeaderTooShort)
+}
+
+/// A header of version 2: the client `source` connects to `destination`.
 pub fn v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let mut out = V2_SIGNATURE.to_vec();
-    out.push(0x21);
+    out.push(2 << 4 | PROXY);
     match (source.ip().to_canonical(), destination.ip().to_canonical()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            out.extend_from_slice(&[0x11, 0, 12]);
+            out.extend_from_slice(&[TCP4, 0, 12]);
             out.extend_from_slice(&from.octets());
             out.extend_from_slice(&to.octets());
         }
@@ -143,7 +172,7 @@ pub fn v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
                 IpAddr::V4(v4) => Ipv4Addr::to_ipv6_mapped(&v4),
                 IpAddr::V6(v6) => v6,
             };
-            out.extend_from_slice(&[0x21, 0, 36]);
+            out.extend_from_slice(&[TCP6, 0, 36]);
             out.extend_from_slice(&v6(from).octets());
             out.extend_from_slice(&v6(to).octets());
         }

@@ -1,5 +1,6 @@
-//! The HTTP tunnel, as far as bytes go: URL and bodies of its requests, and the cryptography of its
-//! acknowledgements. What a session does with them is `ingress::tunnel`'s.
+//! The HTTP tunnel's codecs: the URL and the bodies of its requests and responses, and the cryptography of its
+//! acknowledgements. `ingress::tunnel` decides what a session does with them.
 
 pub mod cipher;
 pub mod envelope;
+pub mod name;

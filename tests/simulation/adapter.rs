@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use sametime_mux::{
-    ingress::tunnel::{Answer, Service, Settings as TunnelSettings},
+    ingress::tunnel::{Service, TunnelResponse, TunnelSettings},
     mux::{Mux, MuxSettings},
     stream::{Arrival, Community as LinkSource, Core, Lease, Link, Linking, MoreFromClient, Stream, Via},
     telemetry::{
@@ -18,9 +18,11 @@ use sametime_mux::{
     wire::{
         Transport, frame,
         message::{self, kind as message_kind},
-        tunnel::envelope::Kind,
+        tunnel::envelope::TunnelKind,
     },
 };
+
+pub use sametime_mux::wire::tunnel::name::SessionName;
 
 use super::{
     client_codec,
@@ -62,19 +64,19 @@ pub enum Response {
     Error(String),
 }
 
-impl From<Answer> for Response {
-    fn from(answer: Answer) -> Self {
-        match answer {
-            Answer::Body(body) => Self::Body(body.to_vec()),
-            Answer::Unknown => Self::Unknown,
-            Answer::Refused(_) | Answer::Busy => Self::Unavailable,
-            other => Self::Error(format!("{other:?}")),
+impl From<TunnelResponse> for Response {
+    fn from(response: TunnelResponse) -> Self {
+        match (response.status(), response) {
+            (_, TunnelResponse::Body(body, _)) => Self::Body(body.to_vec()),
+            (404, _) => Self::Unknown,
+            (503, _) => Self::Unavailable,
+            (_, other) => Self::Error(format!("{other:?}")),
         }
     }
 }
 
-fn tunnel_kind(way: Way) -> Kind {
-    if way == Way::Hybrid { Kind::Hybrid } else { Kind::Polling }
+fn tunnel_kind(way: Way) -> TunnelKind {
+    if way == Way::Hybrid { TunnelKind::Hybrid } else { TunnelKind::Polling }
 }
 
 impl Program {
@@ -123,18 +125,23 @@ impl Program {
     }
 
     /// The first request of a tunnel's client: the client's own codec, and the session's name.
-    pub fn open(&self, way: Way) -> (Codec, String) {
+    pub fn open(&self, way: Way) -> (Codec, SessionName) {
         let kind = tunnel_kind(way);
-        let (answer, _) = self.service.open(kind, &client_codec::Client::opening(kind), CLIENT, PORT);
-        let Response::Body(body) = answer.into() else { panic!("the first request was refused") };
+        let response = self.service.open(kind, &client_codec::Client::opening(kind), CLIENT, PORT);
+        let Response::Body(body) = response.into() else { panic!("the first request was refused") };
         let (client, name) = client_codec::Client::opened(kind, &body);
         (Codec(client), name)
     }
 
     /// A later request of a tunnel's client. It can be asked for many times at once; to drop it is to hang up.
-    pub fn request(&self, way: Way, name: &str, body: Vec<u8>) -> impl Future<Output = Response> + Send + 'static {
-        let (service, name) = (Arc::clone(&self.service), name.to_owned());
-        async move { service.request(tunnel_kind(way), &name, body, CLIENT.ip()).await.0.into() }
+    pub fn request(
+        &self,
+        way: Way,
+        name: SessionName,
+        body: Vec<u8>,
+    ) -> impl Future<Output = Response> + Send + 'static {
+        let service = Arc::clone(&self.service);
+        async move { service.request(tunnel_kind(way), name, body, CLIENT.ip()).await.into() }
     }
 
     /// Bytes that are held for slow receivers.

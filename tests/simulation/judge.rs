@@ -51,9 +51,11 @@ impl Judge {
         // A request's payload may go beyond the window, and a response is counted beside what it carries.
         let payload = world.largest.min(MOST) + 4096;
         let windows = 4 * world.script.window + payload + BESIDE;
+        // A tunnel's client sends on without a response, and what it has sent is taken at once: only the limit bounds it.
+        let taken = if world.script.way == Way::Raw { 0 } else { world.ledger.lock().missing(To::Server) };
         let limit = match world.script.held_bytes {
-            0 => windows,
-            limit => windows.min(limit + 2 * payload + BESIDE),
+            0 => windows + taken,
+            limit => (windows + taken).min(limit + 2 * payload + BESIDE),
         };
         if held > limit {
             world.ledger.lock().fails(Kind::Memory, format!("{held} bytes are held, {limit} may be"));

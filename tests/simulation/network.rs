@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    adapter::{Program, Response},
+    adapter::{Program, Response, SessionName},
     ledger::{Kind, Ledger},
     script::{Fate, Way},
 };
@@ -37,7 +37,7 @@ pub struct Posted {
 pub struct Network {
     program: Arc<Program>,
     way: Way,
-    name: String,
+    name: SessionName,
     ledger: Arc<Mutex<Ledger>>,
     /// What happens to the next requests.
     pub fates: Arc<Mutex<VecDeque<Fate>>>,
@@ -49,7 +49,7 @@ pub struct Network {
 struct Copy {
     program: Arc<Program>,
     way: Way,
-    name: String,
+    name: SessionName,
     ledger: Arc<Mutex<Ledger>>,
     body: Vec<u8>,
     arrived: Arc<AtomicBool>,
@@ -63,7 +63,7 @@ impl Copy {
             ledger.exchanges += 1;
             ledger.note("request arrives", [self.body.len(), 0]);
         }
-        let response = self.program.request(self.way, &self.name, self.body).await;
+        let response = self.program.request(self.way, self.name, self.body).await;
         let mut ledger = self.ledger.lock();
         match &response {
             Response::Body(body) => ledger.note("200", [body.len(), 0]),
@@ -83,7 +83,7 @@ impl Network {
     pub fn new(
         program: Arc<Program>,
         way: Way,
-        name: String,
+        name: SessionName,
         ledger: Arc<Mutex<Ledger>>,
         fates: Arc<Mutex<VecDeque<Fate>>>,
     ) -> Self {
@@ -97,7 +97,7 @@ impl Network {
         let copy = Copy {
             program: Arc::clone(&self.program),
             way: self.way,
-            name: self.name.clone(),
+            name: self.name,
             ledger: Arc::clone(&self.ledger),
             body: body.to_vec(),
             arrived: Arc::clone(&arrived),

@@ -14,10 +14,14 @@ pub struct Mux {
     pub folder: TempDir,
 }
 
-/// The settings of `toml`, with ports that the system chooses and a certificate in `folder`.
+/// The settings of `toml`, with ports that the system chooses and a certificate in `folder`. If `toml` names no Community
+/// servers, clients are sent to the sandbox.
 pub fn settings(toml: &str, folder: &Path) -> Settings {
     let file = folder.join("stconfig.toml");
-    let mut settings = config::parse(toml, &file, std::iter::empty()).unwrap_or_else(|faults| panic!("{faults}"));
+    let sandbox = ("SAMETIME_MUX__COMMUNITY__SERVERS".to_owned(), "sandbox".to_owned());
+    let variables = (!toml.contains("\nservers = ")).then_some(sandbox);
+    let settings = config::parse(toml, &file, variables.into_iter());
+    let mut settings = settings.unwrap_or_else(|faults| panic!("{faults}"));
     for listener in &mut settings.ingress.listeners {
         listener.port = 0;
         listener.host = "127.0.0.1".to_owned();

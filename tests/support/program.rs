@@ -38,7 +38,8 @@ pub struct Program {
     pub admin: u16,
 }
 
-/// The configuration of a test. All other settings have their defaults, on ports that are free.
+/// The configuration of a test. All other settings have their defaults, on ports that are free. If `more` has no
+/// `[community]`, clients are sent to the sandbox.
 pub struct Setup {
     pub folder: TempDir,
     pub raw: u16,
@@ -67,8 +68,9 @@ impl Setup {
     /// The text of the configuration database, with the Community ports `raw`.
     pub fn toml(&self, raw: &[u16]) -> String {
         let folder = self.folder.path().display();
+        let sandbox = if self.more.contains("[community]") { "" } else { "[community]\nservers = [\"sandbox\"]\n" };
         format!(
-            "[client_connections]\nports = {raw:?}\n[http_tunneled_client_connections]\nports = [{}]\n[https_tunneled_client_connections]\nports = [{}]\n[tls]\ncertificate = \"{folder}/server.pem\"\nprivate_key = \"{folder}/server.key\"\n[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"{folder}/token\"\n{}",
+            "[client_connections]\nports = {raw:?}\n[http_tunneled_client_connections]\nports = [{}]\n[https_tunneled_client_connections]\nports = [{}]\n[tls]\ncertificate = \"{folder}/server.pem\"\nprivate_key = \"{folder}/server.key\"\n{sandbox}[admin]\nlisten = \"127.0.0.1:{}\"\ntoken_file = \"{folder}/token\"\n{}",
             self.http, self.https, self.admin, self.more
         )
     }

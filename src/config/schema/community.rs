@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::{ANY_NUMBER, HOUR, MILLISECOND, MINUTE};
 use crate::{
-    community::{self, Balance, Check},
+    community::{self, Balance, Check, ServerAddress},
     config::{legal, reader::KeyReader, section_reader::SectionReader},
 };
 
@@ -19,13 +19,18 @@ enum LinkKind {
 
 pub(super) fn read(reader: &mut KeyReader<'_>) -> community::CommunitySettings {
     let mut section = SectionReader::new(reader, "community");
-    let legal = "a list of \"host:port\", or \"sandbox\"; at least one, each once";
-    let servers = section.key("servers", vec!["sandbox".to_owned()], legal, legal::servers);
+    // There is no default: it would be the sandbox, and a file that is cut off would send everybody there.
+    let legal = "a list of \"host:port\", at least one, each once; \"sandbox\" is a server for trials, where any password logs in";
+    let servers = section.required("servers", legal, legal::servers);
     let legal = "\"least-sessions\", \"failover\" or \"round-robin\"";
     let balance = section.value("balance", Balance::LeastSessions, legal);
     let recalculate_after = section.number("recalculate_after", 100, ANY_NUMBER, 1..=1_000_000);
     if section.value("link", LinkKind::Direct, "\"direct\"") == LinkKind::Trunk {
         section.conflict("link", "\"trunk\" is not in this version");
+    }
+    let send_proxy_protocol = section.flag("send_proxy_protocol", false);
+    if send_proxy_protocol && servers.contains(&ServerAddress::Sandbox) {
+        section.conflict("send_proxy_protocol", "the sandbox does not expect a PROXY header");
     }
     let short = 50 * MILLISECOND..=2 * MINUTE;
     let longer = 100 * MILLISECOND..=2 * MINUTE;
@@ -34,7 +39,7 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> community::CommunitySettings {
         servers,
         balance,
         recalculate_after,
-        send_proxy_protocol: section.flag("send_proxy_protocol", false),
+        send_proxy_protocol,
         connect_timeout: section.duration("connect_timeout", "5s", "a duration, 50ms to 2m", short),
         handshake_timeout: section.duration("handshake_timeout", "20s", "a duration, 100ms to 2m", longer),
         check: section.value("check", Check::Connect, "\"connect\" or \"handshake\""),

@@ -8,6 +8,7 @@ use super::{ANY_NUMBER, DAY, HOUR, MILLISECOND, NETWORKS, SECOND};
 use crate::{
     config::{legal, reader::KeyReader, section_reader::SectionReader},
     ingress, mux,
+    net::keepalive::MIN_VANISHED_TIMEOUT,
 };
 
 const NUMBER_OR_NONE: &str = "1 to 1000000, or 0 for no limit";
@@ -89,7 +90,12 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> LimitsSection {
             "a duration, 100ms to 30d, or \"0s\" for never",
             100 * MILLISECOND..=30 * DAY,
         ),
-        vanished_timeout: section.duration("vanished_timeout", "4m", "a duration, 8s to 1d", 8 * SECOND..=DAY),
+        vanished_timeout: section.duration(
+            "vanished_timeout",
+            "4m",
+            "a duration, 8s to 1d",
+            MIN_VANISHED_TIMEOUT..=DAY,
+        ),
         max_frame: section.number("max_frame", 1_048_576, "1024 to 16777216 bytes", 1024..=16_777_216),
         drain_timeout: section.duration("drain_timeout", "30s", "a duration, 0s to 1d", Duration::ZERO..=DAY),
     }
@@ -123,8 +129,8 @@ impl LimitsSection {
     }
 
     /// The limits of connections that are not a client.
-    pub(super) fn connection_limits(&self) -> ingress::Limits {
-        ingress::Limits {
+    pub(super) fn connection_limits(&self) -> ingress::ConnectionLimits {
+        ingress::ConnectionLimits {
             connections: self.connections,
             connections_per_address: self.connections_per_address,
             rate: self.connection_rate,

@@ -23,6 +23,6 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> TlsSettings {
 
 fn pem_file(section: &mut SectionReader<'_, '_>, name: &'static str, default: &str) -> PathBuf {
     section.key(name, default.to_owned(), "a PEM file", |text: String| {
-        if text.is_empty() { Err("\"\" is no file".to_owned()) } else { Ok(PathBuf::from(text)) }
+        if text.trim().is_empty() { Err(format!("{text:?} is no file")) } else { Ok(PathBuf::from(text)) }
     })
 }

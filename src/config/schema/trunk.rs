@@ -16,5 +16,5 @@ pub(super) fn read(reader: &mut KeyReader<'_>) {
         section.conflict("ports", "the trunk is not in this version");
     }
     let target = "127.0.0.1:1533".to_owned();
-    section.key("target", target, "\"host:port\"", |text: String| legal::host_and_port(&text));
+    section.key("target", target, "\"host:port\"", |text: String| legal::host_and_port(&text).map(|_| ()));
 }

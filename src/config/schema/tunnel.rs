@@ -5,13 +5,13 @@ use std::time::Duration;
 use super::{HOUR, MILLISECOND, MINUTE, SECOND, limits::LimitsSection};
 use crate::{
     config::{reader::KeyReader, section_reader::SectionReader},
-    ingress::tunnel,
+    ingress::tunnel::TunnelSettings,
 };
 
 /// Reads the section. The limits of tunnel sessions are in `limits`.
-pub(super) fn read(reader: &mut KeyReader<'_>, limits: &LimitsSection) -> tunnel::Settings {
+pub(super) fn read(reader: &mut KeyReader<'_>, limits: &LimitsSection) -> TunnelSettings {
     let mut section = SectionReader::new(reader, "tunnel");
-    tunnel::Settings {
+    TunnelSettings {
         hold: section.duration(
             "hold",
             "25s",

@@ -1,4 +1,13 @@
-//! A connection's requests, one after another.
+//! The requests of one connection, one after another.
+//!
+//! ```text
+//!  idle ── bytes ──▶ first look ──┬── complete ────────────────▶ fast path ──▶ idle
+//!   │                  ▲          ├── begun ──▶ the rest ──┐
+//!   │                  │          │                 │      │ not within 500 ms
+//!   │                  └──────────│─────────────────┘      ▼
+//!   │                             └── other ─────────────▶ hyper path ─────▶ idle, or closed
+//!   └── the stream's end, or no byte within limits.login_timeout ──▶ closed
+//! ```
 
 use std::{
     future::{Future, poll_fn},
@@ -16,75 +25,69 @@ use tokio::{
 };
 
 use super::{
-    Collected, ask, dropped,
-    fast_path::{self, Call, Look},
+    HttpContext,
+    fast_path::{FastRequest, FirstLook, first_look},
     forwarded::client_of,
     guard::Guarded,
-    hyper_path, refusal,
-    response::unavailable,
+    hyper_path,
+    response::PortResponse,
+    tunnel_request::{self, HeldBody},
 };
 use crate::{
-    ingress::{
-        Ingress, Origin,
-        tunnel::{Answer, transport},
-    },
+    ingress::Origin,
     limits::{
-        budget::{Held, LITTLE},
-        tally::Place,
+        budget::{HeldBytes, LITTLE},
+        tally::Permit,
     },
     net::address::lies_in,
     runtime::scratch,
-    stream::Replayed,
+    stream::{Replayed, StreamError},
     telemetry::outcome::TunnelOutcome,
 };
 
-/// How long the rest of a request is waited for before hyper waits for it.
-const REST: Duration = Duration::from_millis(500);
+/// How long the fast path waits for the rest of a request. Then hyper waits for it.
+const REST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Serves HTTP/1 on `stream` until it closes.
+/// Serves HTTP/1 on `stream` until it closes. `place` counts the connection until then.
 ///
-/// Between two requests nothing is kept but the stream. Requests of the tunnel, as nearly every
-/// client writes them, are answered here; all others are hyper's, which has the stream for as
-/// long as there are requests to serve.
-/// `place` is the connection's, for as long as it lasts.
-// Not `async fn`, whose arguments lie in its future twice.
+/// Between two requests it keeps nothing but the stream. Requests of the tunnel in the form in which nearly every
+/// client writes them are served here; for all others, hyper has the stream until it is idle.
+// Not an `async fn`, whose future stores its arguments twice.
 #[allow(clippy::manual_async_fn)]
 pub(in crate::ingress) fn serve<S>(
-    ingress: Arc<Ingress>,
+    context: Arc<HttpContext>,
     mut stream: Replayed<S>,
     origin: Origin,
-    place: Place,
+    place: Permit,
 ) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     async move {
         let _place = &place;
-        let patience = ingress.settings.load().login_timeout;
-        let (mut since, mut timer) = (Instant::now(), pin!(sleep(patience)));
+        let timeout = context.settings.load().timeout;
+        let (mut since, mut timer) = (Instant::now(), pin!(sleep(timeout)));
         loop {
-            let look =
-                match poll_fn(|cx| poll_next(&ingress, &mut stream, &origin, timer.as_mut(), since + patience, cx))
-                    .await
-                {
-                    Ok(Some(Look::Begun(bytes))) => Box::pin(rest(&ingress, &mut stream, &origin, bytes)).await,
-                    Ok(Some(look)) => look,
-                    Ok(None) => {
-                        let ended = Box::pin(async move { Guarded::new(stream, patience, |_| ()).shutdown().await });
-                        return ended.await.unwrap_or_else(|error| dropped(&ingress, &origin, &error));
-                    }
-                    Err(error) => return dropped(&ingress, &origin, &error),
-                };
+            let next = poll_fn(|cx| poll_next(&context, &mut stream, &origin, timer.as_mut(), since + timeout, cx));
+            let look = match next.await {
+                Ok(Some(FirstLook::Begun(bytes))) => Box::pin(rest(&context, &mut stream, &origin, bytes)).await,
+                Ok(Some(look)) => look,
+                Ok(None) => {
+                    let closed = Box::pin(async move { Guarded::new(stream, timeout, |_| ()).shutdown().await });
+                    return closed.await.unwrap_or_else(|error| context.record_dropped(&origin, &error));
+                }
+                Err(error) => return context.record_dropped(&origin, &error),
+            };
             match look {
-                Look::Call(call) => {
-                    // Boxed: between two requests it is not carried along.
-                    if let Err(error) = Box::pin(serve_call(&ingress, &mut stream, call, &origin)).await {
-                        return dropped(&ingress, &origin, &error);
+                FirstLook::Complete(request) => {
+                    // Boxed, so that the connection does not carry its memory between two requests.
+                    if let Err(error) = Box::pin(serve_fast(&context, &mut stream, request, &origin)).await {
+                        return context.record_dropped(&origin, &error);
                     }
                 }
-                Look::Begun(bytes) | Look::Other(bytes) => {
+                FirstLook::Begun(bytes) | FirstLook::Other(bytes) => {
                     stream.put_back(bytes);
-                    match Box::pin(hyper_path::serve(&ingress, stream, origin)).await {
+                    match Box::pin(hyper_path::serve(&context, stream, origin)).await {
                         Some(back) => stream = back,
                         None => return,
                     }
@@ -96,98 +99,106 @@ where
 }
 
 /// Looks at a request's bytes.
-fn look(ingress: &Ingress, origin: &Origin, bytes: &[u8]) -> Look {
-    fast_path::look(bytes, lies_in(&ingress.settings.load().forwarded_for_from, origin.client.ip()))
+fn look(context: &HttpContext, origin: &Origin, bytes: &[u8]) -> FirstLook {
+    first_look(bytes, lies_in(&context.settings.load().trusted_proxies, origin.client.ip()))
 }
 
-/// What comes next; `None` at the stream's end.
+/// Waits for the next request until `deadline`. `None` at the stream's end.
 fn poll_next<S: AsyncRead + Unpin>(
-    ingress: &Ingress,
+    context: &HttpContext,
     stream: &mut Replayed<S>,
     origin: &Origin,
     mut timer: Pin<&mut Sleep>,
     deadline: Instant,
     cx: &mut Context<'_>,
-) -> Poll<io::Result<Option<Look>>> {
-    if let Poll::Ready(read) = scratch::poll_read(stream, cx, |bytes, _| look(ingress, origin, bytes)) {
+) -> Poll<io::Result<Option<FirstLook>>> {
+    if let Poll::Ready(read) = scratch::poll_read(stream, cx, |bytes, _| look(context, origin, bytes)) {
         return Poll::Ready(read);
     }
-    // Set when it has run out, not for each request.
+    // The timer is set anew when it has run out, and not for each request.
     while timer.as_mut().poll(cx).is_ready() {
         if Instant::now() >= deadline {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request for limits.login_timeout")));
+            return Poll::Ready(Err(StreamError::NoRequest.into()));
         }
         timer.as_mut().reset(deadline.into());
     }
     Poll::Pending
 }
 
-/// Waits a moment for the rest of a request. What does not come then is for hyper to wait for.
+/// Waits a moment for the rest of a request. If it does not come, hyper waits for it.
 async fn rest<S: AsyncRead + Unpin>(
-    ingress: &Ingress,
+    context: &HttpContext,
     stream: &mut Replayed<S>,
     origin: &Origin,
     begun: Bytes,
-) -> Look {
+) -> FirstLook {
     let mut bytes = Vec::from(begun);
-    let looked = timeout(REST, async {
+    let looked = timeout(REST_TIMEOUT, async {
         loop {
             match poll_fn(|cx| scratch::poll_read(stream, cx, |more, _| bytes.extend_from_slice(more))).await {
-                Ok(Some(())) => match look(ingress, origin, &bytes) {
-                    Look::Begun(_) => (),
+                Ok(Some(())) => match look(context, origin, &bytes) {
+                    FirstLook::Begun(_) => (),
                     look => break Some(look),
                 },
-                // Hyper will read the end, or the error, for itself.
+                // hyper reads the end, or the error, itself.
                 Ok(None) | Err(_) => break None,
             }
         }
     });
-    looked.await.ok().flatten().unwrap_or_else(|| Look::Other(bytes.into()))
+    looked.await.ok().flatten().unwrap_or_else(|| FirstLook::Other(bytes.into()))
 }
 
-/// Answers one request that is no matter for hyper.
-async fn serve_call<S>(ingress: &Ingress, stream: &mut Replayed<S>, call: Call, origin: &Origin) -> io::Result<()>
+/// Serves one request of the fast path.
+pub(super) async fn serve_fast<S>(
+    context: &HttpContext,
+    stream: &mut Replayed<S>,
+    request: FastRequest,
+    origin: &Origin,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Call { kind, name, body, forwarded } = call;
+    let FastRequest { kind, name, body, forwarded } = request;
     let client = match &forwarded {
         None => origin.client,
-        Some(line) => client_of(&ingress.settings.load().forwarded_for_from, iter::once(&line[..]), origin.client),
+        Some(line) => client_of(&context.settings.load().trusted_proxies, iter::once(&line[..]), origin.client),
     };
     drop(forwarded);
-    let mut held = Held::none(&ingress.budget, client.ip());
-    if body.len() > LITTLE && !held.grow(body.len()) {
-        ingress.telemetry.tunnel.request(transport(kind), TunnelOutcome::HeldBytes);
-        return write(ingress, stream, &fast_path::written(&unavailable("held_bytes"))).await;
-    }
-    let body = Collected { bytes: body, _held: held };
-    let mut answering = pin!(ask(ingress, kind, name.as_str(), body, client, origin.port));
-    let answered = poll_fn(|cx| {
-        if let Poll::Ready(answered) = answering.as_mut().poll(cx) {
-            return Poll::Ready(io::Result::Ok(answered));
+    let Some(body) = HeldBody::new(body, HeldBytes::none(&context.budget, client.ip())) else {
+        let refused = tunnel_request::refuse_body(context, kind, TunnelOutcome::HeldBytes);
+        return write_response(context, stream, &refused).await;
+    };
+    let mut serving = pin!(tunnel_request::serve(context, kind, name, body, client, origin.port));
+    let response = poll_fn(|cx| {
+        if let Poll::Ready(response) = serving.as_mut().poll(cx) {
+            return Poll::Ready(io::Result::Ok(response));
         }
-        // A client that hangs up is waited for no longer. The next request can wait.
+        // A client that closes is not served further. Bytes of its next request are kept.
         while !stream.has_first() {
             match ready!(scratch::poll_read(stream, cx, |bytes, _| Bytes::copy_from_slice(bytes)))? {
                 Some(bytes) => stream.put_back(bytes),
-                None => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                None => return Poll::Ready(Err(StreamError::ClosedEarly.into())),
             }
         }
         Poll::Pending
     });
-    match answered.await? {
-        Answer::Body(body) if body.len() <= LITTLE => write(ingress, stream, &fast_path::tunnelled(&body)).await,
-        // Not copied: it is counted where it lies.
-        Answer::Body(body) => {
-            write(ingress, stream, &fast_path::head(body.len())).await?;
-            write(ingress, stream, &body).await
-        }
-        refused => write(ingress, stream, &fast_path::written(&refusal(&refused))).await,
-    }
+    let response = response.await?;
+    write_response(context, stream, &response).await
 }
 
-async fn write<S>(ingress: &Ingress, stream: &mut Replayed<S>, bytes: &[u8]) -> io::Result<()>
+async fn write_response<S>(context: &HttpContext, stream: &mut Replayed<S>, response: &PortResponse) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if response.body().len() <= LITTLE {
+        return write(context, stream, &response.to_bytes()).await;
+    }
+    // A long body is not copied: it counts in the budget where it is.
+    write(context, stream, &response.head()).await?;
+    write(context, stream, response.body()).await
+}
+
+async fn write<S>(context: &HttpContext, stream: &mut Replayed<S>, bytes: &[u8]) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -202,9 +213,9 @@ where
     });
     if let (written, false) = done.await? {
         // Rare: the client reads slowly.
-        let patience = ingress.settings.load().login_timeout;
+        let timeout = context.settings.load().timeout;
         Box::pin(async {
-            let mut to = Guarded::new(stream, patience, |_| ());
+            let mut to = Guarded::new(stream, timeout, |_| ());
             to.write_all(&bytes[written..]).await?;
             to.flush().await
         })

@@ -1,4 +1,4 @@
-//! Who the client is, where HTTP proxies say so.
+//! The client's address, where HTTP proxies name it in X-Forwarded-For.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,19 +7,21 @@ use ipnet::IpNet;
 
 use crate::net::address::lies_in;
 
-/// The header that proxies note their client in.
+/// The header in which proxies name their client.
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The client behind a believed proxy's X-Forwarded-For: the last address that is no believed
-/// proxy's. Addresses in front of it could be anybody's invention. `lines` are the header's values
-/// in their order.
-pub(super) fn client_of<'a, L>(believed: &[IpNet], lines: L, peer: SocketAddr) -> SocketAddr
+/// The client behind trusted proxies: the last address in X-Forwarded-For that is not a trusted proxy's. Addresses in
+/// front of it are not used, since anybody can invent them. `lines` are the header's values in their order.
+///
+/// For example, `6.6.6.6, 1.2.3.4, 10.0.0.2` from the peer `10.0.0.1` means `1.2.3.4` when `10.0.0.0/8` is trusted,
+/// and `10.0.0.1` when no proxy is.
+pub(super) fn client_of<'a, L>(trusted: &[IpNet], lines: L, peer: SocketAddr) -> SocketAddr
 where
     L: DoubleEndedIterator<Item = &'a [u8]>,
 {
     let mut client = peer;
     for hop in lines.rev().flat_map(|line| line.rsplit(|&b| b == b',')) {
-        if !lies_in(believed, client.ip()) {
+        if !lies_in(trusted, client.ip()) {
             break;
         }
         let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| hop_address(hop.trim())) else { break };
@@ -28,7 +30,7 @@ where
     client
 }
 
-/// `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]:5`.
+/// Reads `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
 fn hop_address(hop: &str) -> Option<SocketAddr> {
     let ip = |text: &str| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip.to_canonical(), 0));
     hop.parse().ok().or_else(|| ip(hop)).or_else(|| ip(hop.strip_prefix('[')?.strip_suffix(']')?))
@@ -39,11 +41,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_believed_proxies_name_the_client() {
+    fn only_trusted_proxies_name_the_client() {
         let peer: SocketAddr = "10.0.0.1:5000".parse().expect("address");
         let proxies = ["10.0.0.0/8".parse().expect("network")];
-        let client = |believed: &[IpNet], lines: &[&str]| {
-            client_of(believed, lines.iter().map(|line| line.as_bytes()), peer).ip().to_string()
+        let client = |trusted: &[IpNet], lines: &[&str]| {
+            client_of(trusted, lines.iter().map(|line| line.as_bytes()), peer).ip().to_string()
         };
         assert_eq!(client(&[], &["1.2.3.4"]), "10.0.0.1");
         assert_eq!(client(&proxies, &[]), "10.0.0.1");

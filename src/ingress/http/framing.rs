@@ -1,42 +1,64 @@
-//! HTTP/1 requests by the letter: where a request ends, and that everybody reads it so.
+//! The strict form of HTTP/1 requests: where each one ends.
 //!
-//! Request smuggling lives on bytes that two parsers read differently. This follows a
-//! connection's bytes on their way to hyper and lets only the plain form of RFC 9112 pass: what
-//! any parser reads in the same way. It knows no socket, stores no request, and tells only
-//! where the first fault stands.
+//! Request smuggling needs bytes that two parsers read differently. [`Framing`] follows a connection's bytes on their
+//! way to a parser, and lets only that form of RFC 9112 pass which every parser reads in the same way. It knows no
+//! socket, keeps no request, and reports only where the first error is.
+//!
+//! These are the values of `FramingState`. An arrow without a word is taken at the first byte that belongs to the next
+//! state. A byte without an arrow is an error, and nothing is followed after it.
 //!
 //! ```text
-//!  ┌─▶ request line ─▶ headers ─┬─ Content-Length ─▶ body ──────────────────────┐
-//!  │                            ├─ chunked ─▶ size ─▶ data ─▶ ... ─▶ trailers ──┤
-//!  │                            └─ neither ─────────────────────────────────────┤
-//!  └────────────────────────────────────────────────────────────────────────────┘
+//!  Between ─▶ Method ─▶ Target ─▶ Version ─▶ RequestLineLf ─▶ HeaderStart ─▶ HeaderName ─▶ HeaderValue ─▶ HeaderLf
+//!   ▲ ▲ │ CR                                                  ▲     │ CR                                     │
+//!   │ │ ▼                                                     └─────│────────────────────────────────────────┘
+//!   │ └ BetweenLf (an empty line)                                   ▼
+//!   │                                                             HeadLf
+//!   │◀─────────────────────── no length, or 0 ──────────────────────┤
+//!   │◀── Body ◀────────────── Content-Length ───────────────────────┤
+//!   │                                                               │ chunked
+//!   │                                                               ▼
+//!   │           ┌───────────────────────────────────────────▶ ChunkSize ─▶ ChunkExtension
+//!   │           │                                                   │            │
+//!   │           │                                                   ▼            │
+//!   │     ChunkDataLf ◀── ChunkDataCr ◀── ChunkData ◀── size > 0 ── ChunkSizeLf ◀┘
+//!   │                                                               │ size 0
+//!   │                                                               ▼
+//!   └── TrailersLf ◀───────────────── CR ───────────────────── TrailerStart ─▶ TrailerName ─▶ TrailerValue
+//!                                                                   ▲                              │
+//!                                                                   └───────── TrailerLf ◀─────────┘
 //! ```
 
 use crate::telemetry::outcome::RequestRefusal;
 
-/// What is wrong. The client's fault; it ends the connection with a 400.
+mod words;
+
+use FramingState::*;
+pub use words::MAX_WORD;
+use words::{LengthHeader, ShortWord, TARGET, TOKEN, VALUE, unimportant_line};
+
+/// What is wrong with a request. The client's fault; the connection ends with a 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FramingError {
-    /// Not `method SP target SP HTTP/1.0|1.1`, each of visible ASCII.
+    /// The first line is not `method SP target SP HTTP/1.0|1.1`, each of visible ASCII.
     RequestLine,
-    /// A line end that is not CR LF.
+    /// A line does not end with CR LF.
     LineEnd,
-    /// A name that is no token, a space before the colon, a folded line, a control byte.
+    /// A name is not a token, or there is a space before a colon, a folded line or a control character.
     Header,
-    /// Content-Length twice, or not of digits alone.
+    /// Content-Length appears twice, or is not made of digits alone.
     ContentLength,
-    /// Transfer-Encoding twice, not `chunked` alone, or in HTTP/1.0.
+    /// Transfer-Encoding appears twice, is not `chunked` alone, or appears in HTTP/1.0.
     TransferEncoding,
-    /// Content-Length and Transfer-Encoding.
+    /// The request has both Content-Length and Transfer-Encoding.
     BothLengths,
-    /// A chunk's size that is none, or data longer than it.
+    /// A chunk has no valid size, or its data is longer than its size.
     Chunk,
-    /// A trailer that would be a length.
+    /// A trailer would change the length or the host.
     Trailer,
 }
 
 impl FramingError {
-    /// As requests are counted that are refused.
+    /// How the request is counted.
     pub fn refusal(self) -> RequestRefusal {
         match self {
             Self::RequestLine => RequestRefusal::RequestLine,
@@ -51,90 +73,37 @@ impl FramingError {
     }
 }
 
-/// Digits of a Content-Length, at the most: an exabyte is enough.
+/// The most digits of a Content-Length: enough for an exabyte.
 const LENGTH_DIGITS: usize = 18;
-/// Digits of a chunk's size, at the most: 4 GiB.
+/// The most digits of a chunk's size: 4 GiB.
 const CHUNK_DIGITS: u8 = 8;
-/// Bytes of a chunk's extension, at the most.
+/// The most bytes of a chunk's extension.
 const MAX_EXTENSION: u16 = 256;
-/// Bytes of a name or a value that decides a length, at the most, the white space around a value
-/// counted. What is longer is none that matters: such a value is a fault.
-pub const WORD: usize = 24;
-
-/// A short word.
-#[derive(Debug, Default, Clone, Copy)]
-struct Word {
-    bytes: [u8; WORD],
-    len: usize,
-}
-
-impl Word {
-    fn push(&mut self, bytes: &[u8]) {
-        if let Some(room) = self.bytes.get_mut(self.len..) {
-            let fits = bytes.len().min(room.len());
-            room[..fits].copy_from_slice(&bytes[..fits]);
-        }
-        self.len = self.len.saturating_add(bytes.len());
-    }
-
-    fn clear(&mut self) {
-        self.len = 0;
-    }
-
-    /// The word; of one too long, nothing that could be meant.
-    fn get(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(b"?")
-    }
-
-    /// In large or small letters.
-    fn is(&self, word: &[u8]) -> bool {
-        self.get().eq_ignore_ascii_case(word)
-    }
-}
-
-const CONTENT_LENGTH: &[u8] = b"content-length";
-const TRANSFER_ENCODING: &[u8] = b"transfer-encoding";
 /// The end of nearly every request's first line.
 const VERSION: &[u8] = b"HTTP/1.1\r\n";
+/// What both versions begin with.
+const VERSION_START: &[u8] = b"HTTP/1.";
 
-/// The length of the header line that `bytes` begin with, if it is whole and of the plain form, and its
-/// name can't be one that matters here. Else 0: then it is read byte by byte.
-fn indifferent_line(bytes: &[u8]) -> usize {
-    let name = TOKEN.run(bytes);
-    let Some((b':', rest)) = bytes[name..].split_first() else { return 0 };
-    if [0, CONTENT_LENGTH.len(), TRANSFER_ENCODING.len()].contains(&name) {
-        return 0;
-    }
-    let value = VALUE.run(rest);
-    if rest[value..].starts_with(b"\r\n") { name + 1 + value + 2 } else { 0 }
-}
-
-/// A header whose value matters here.
+/// Where a connection's bytes are. `...Lf`: a CR was read, and LF has to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Name {
-    ContentLength,
-    TransferEncoding,
-    Other,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Between two requests. Empty lines are skipped: old clients end a body with one.
+enum FramingState {
+    /// Between two requests. Empty lines are skipped: some old clients send one behind a body.
     Between,
     BetweenLf,
     Method,
     Target {
-        empty: bool,
+        is_empty: bool,
     },
-    /// So many bytes of `HTTP/1.x` were read.
+    /// So many bytes of `HTTP/1.x` were read. `0 <= n <= 8`.
     Version(usize),
-    LineLf,
+    RequestLineLf,
     HeaderStart,
     HeaderName,
-    HeaderValue(Name),
-    HeaderLf(Name),
+    HeaderValue(LengthHeader),
+    HeaderLf(LengthHeader),
+    /// Behind the CR of the empty line that ends a head.
     HeadLf,
-    /// So many bytes of the body are to come.
+    /// So many bytes of the body are to come; never 0.
     Body(u64),
     ChunkSize {
         size: u32,
@@ -145,216 +114,182 @@ enum State {
         length: u16,
     },
     ChunkSizeLf(u32),
+    /// So many bytes of the chunk are to come; never 0.
     ChunkData(u32),
-    ChunkCr,
-    ChunkLf,
+    ChunkDataCr,
+    ChunkDataLf,
     TrailerStart,
     TrailerName,
     TrailerValue,
     TrailerLf,
-    EndLf,
+    /// Behind the CR of the empty line that ends the trailers.
+    TrailersLf,
 }
 
 /// Follows one connection's bytes.
 #[derive(Debug, Clone)]
 pub struct Framing {
-    state: State,
-    /// The header's name, then its value where that matters.
-    word: Word,
-    old: bool,
+    state: FramingState,
+    /// A header's name, and then its value where that decides a length.
+    word: ShortWord,
+    /// Whether the request is in HTTP/1.0.
+    is_old: bool,
+    /// Content-Length.
     length: Option<u64>,
-    chunked: bool,
+    /// Whether the request has `Transfer-Encoding: chunked`.
+    is_chunked: bool,
+    /// Complete requests so far.
     requests: u64,
 }
 
 impl Default for Framing {
     fn default() -> Self {
-        Self { state: State::Between, word: Word::default(), old: false, length: None, chunked: false, requests: 0 }
-    }
-}
-
-/// Which bytes are of one kind.
-struct Class([bool; 256]);
-
-/// Bytes of a method or a header's name (RFC 9110, 5.6.2).
-static TOKEN: Class = {
-    let (mut class, marks) = ([false; 256], b"!#$%&'*+-.^_`|~");
-    let mut byte: u8 = 0;
-    while byte < 128 {
-        class[byte as usize] = byte.is_ascii_alphanumeric();
-        byte += 1;
-    }
-    let mut i = 0;
-    while i < marks.len() {
-        class[marks[i] as usize] = true;
-        i += 1;
-    }
-    Class(class)
-};
-/// Bytes of a target: visible.
-static TARGET: Class = Class::between(0x21, 0x7E);
-/// Bytes of a header's value.
-static VALUE: Class = {
-    let Class(mut class) = Class::between(0x20, 0xFF);
-    class[0x7F] = false;
-    class[b'\t' as usize] = true;
-    Class(class)
-};
-
-impl Class {
-    const fn between(first: u8, last: u8) -> Self {
-        let mut class = [false; 256];
-        let mut byte = first as usize;
-        while byte <= last as usize {
-            class[byte] = true;
-            byte += 1;
-        }
-        Self(class)
-    }
-
-    fn has(&self, byte: u8) -> bool {
-        self.0[usize::from(byte)]
-    }
-
-    /// How many bytes are of it, up to the first that is not.
-    fn run(&self, bytes: &[u8]) -> usize {
-        let (eights, _) = bytes.as_chunks::<8>();
-        let all = |eight: &&[u8; 8]| eight.iter().fold(true, |all, byte| all & self.has(*byte));
-        let whole = 8 * eights.iter().take_while(all).count();
-        whole + bytes[whole..].iter().take_while(|byte| self.has(**byte)).count()
+        Self { state: Between, word: ShortWord::default(), is_old: false, length: None, is_chunked: false, requests: 0 }
     }
 }
 
 impl Framing {
-    /// Whole requests so far, bodies included.
+    /// Complete requests so far, bodies included.
     pub fn requests(&self) -> u64 {
         self.requests
     }
 
     /// Whether the bytes so far end where a request ends.
     pub fn at_boundary(&self) -> bool {
-        self.state == State::Between
+        self.state == Between
     }
 
-    /// Follows `bytes`.
+    /// Follows `bytes`, the connection's next ones.
     ///
     /// # Errors
-    /// The first fault, with the count of `bytes` in front of it. Nothing may follow then.
+    /// The first error, and the number of `bytes` in front of it. Nothing may be followed after it.
     pub fn follow(&mut self, bytes: &[u8]) -> Result<(), (usize, FramingError)> {
         let mut at = 0;
         while let Some(&byte) = bytes.get(at) {
             let left = &bytes[at..];
-            // What makes up most of a connection's bytes goes by in one step.
-            let step = match self.state {
-                State::Body(n) => usize::try_from(n).unwrap_or(usize::MAX).min(left.len()),
-                State::ChunkData(n) => (n as usize).min(left.len()),
-                State::Method => TOKEN.run(left),
-                State::Target { .. } => TARGET.run(left),
-                State::Version(0) if left.starts_with(VERSION) => VERSION.len(),
-                State::HeaderStart => indifferent_line(left),
-                State::HeaderName | State::TrailerName => TOKEN.run(left),
-                State::HeaderValue(Name::Other) | State::TrailerValue => VALUE.run(left),
-                _ => 0,
-            };
-            if step == 0 {
-                self.state = self.next(byte).map_err(|fault| (at, fault))?;
-                at += 1;
-                continue;
-            }
-            at += step;
-            self.state = match self.state {
-                State::Body(n) if n == step as u64 => self.done(),
-                State::Body(n) => State::Body(n - step as u64),
-                State::ChunkData(n) if n as usize == step => State::ChunkCr,
-                // `step` is less than `n`, so it fits.
-                #[allow(clippy::cast_possible_truncation)]
-                State::ChunkData(n) => State::ChunkData(n - step as u32),
-                State::Target { .. } => State::Target { empty: false },
-                State::Version(_) => State::HeaderStart,
-                same @ (State::HeaderName | State::TrailerName) => {
-                    self.word.push(&left[..step]);
-                    same
+            // Most of a connection's bytes are skipped in runs, which do not change what the state means.
+            match self.run(left) {
+                0 => {
+                    self.state = self.next(byte).map_err(|error| (at, error))?;
+                    at += 1;
                 }
-                same => same,
-            };
+                n => {
+                    self.state = self.skip(&left[..n]);
+                    at += n;
+                }
+            }
         }
         Ok(())
     }
 
-    fn next(&mut self, byte: u8) -> Result<State, FramingError> {
-        let lf = |then: State| if byte == b'\n' { Ok(then) } else { Err(FramingError::LineEnd) };
+    /// How many bytes can be skipped at once.
+    fn run(&self, left: &[u8]) -> usize {
+        match self.state {
+            Body(n) => usize::try_from(n).unwrap_or(usize::MAX).min(left.len()),
+            ChunkData(n) => (n as usize).min(left.len()),
+            Method | HeaderName | TrailerName => TOKEN.run(left),
+            Target { .. } => TARGET.run(left),
+            Version(0) if left.starts_with(VERSION) => VERSION.len(),
+            HeaderStart => unimportant_line(left),
+            HeaderValue(LengthHeader::Other) | TrailerValue => VALUE.run(left),
+            _ => 0,
+        }
+    }
+
+    /// The state behind a run, which is not empty.
+    fn skip(&mut self, run: &[u8]) -> FramingState {
+        match self.state {
+            Body(n) if n == run.len() as u64 => self.done(),
+            Body(n) => Body(n - run.len() as u64),
+            ChunkData(n) if n as usize == run.len() => ChunkDataCr,
+            // The run is shorter than `n`, so its length fits.
+            #[allow(clippy::cast_possible_truncation)]
+            ChunkData(n) => ChunkData(n - run.len() as u32),
+            Target { .. } => Target { is_empty: false },
+            Version(_) => HeaderStart,
+            same @ (HeaderName | TrailerName) => {
+                self.word.push(run);
+                same
+            }
+            same => same,
+        }
+    }
+
+    /// The state behind `byte`, which is not part of a run.
+    fn next(&mut self, byte: u8) -> Result<FramingState, FramingError> {
+        let lf = |then: FramingState| if byte == b'\n' { Ok(then) } else { Err(FramingError::LineEnd) };
         Ok(match self.state {
-            State::Between if byte == b'\r' => State::BetweenLf,
-            State::BetweenLf => lf(State::Between)?,
-            State::Between | State::Method => match byte {
-                b' ' if self.state == State::Method => State::Target { empty: true },
-                _ if TOKEN.has(byte) => State::Method,
+            Between if byte == b'\r' => BetweenLf,
+            BetweenLf => lf(Between)?,
+            Between | Method => match byte {
+                b' ' if self.state == Method => Target { is_empty: true },
+                _ if TOKEN.has(byte) => Method,
                 b'\n' => return Err(FramingError::LineEnd),
                 _ => return Err(FramingError::RequestLine),
             },
-            State::Target { empty } => match byte {
-                b' ' if !empty => State::Version(0),
+            Target { is_empty } => match byte {
+                b' ' if !is_empty => Version(0),
                 _ => return Err(FramingError::RequestLine),
             },
-            State::Version(n) => match (b"HTTP/1.".get(n), byte) {
-                (Some(expected), _) if *expected == byte => State::Version(n + 1),
+            Version(n) => match (VERSION_START.get(n), byte) {
+                (Some(expected), _) if *expected == byte => Version(n + 1),
                 (None, b'0' | b'1') if n == 7 => {
-                    self.old = byte == b'0';
-                    State::Version(8)
+                    self.is_old = byte == b'0';
+                    Version(8)
                 }
-                (None, b'\r') if n == 8 => State::LineLf,
+                (None, b'\r') if n == 8 => RequestLineLf,
                 (None, b'\n') if n == 8 => return Err(FramingError::LineEnd),
                 _ => return Err(FramingError::RequestLine),
             },
-            State::LineLf => lf(State::HeaderStart)?,
-            State::HeaderStart if byte == b'\r' => State::HeadLf,
-            State::TrailerStart if byte == b'\r' => State::EndLf,
-            State::HeaderStart | State::HeaderName | State::TrailerStart | State::TrailerName => self.name(byte)?,
-            State::HeaderValue(name) => match byte {
-                b'\r' => State::HeaderLf(name),
+            RequestLineLf => lf(HeaderStart)?,
+            HeaderStart if byte == b'\r' => HeadLf,
+            TrailerStart if byte == b'\r' => TrailersLf,
+            HeaderStart | HeaderName | TrailerStart | TrailerName => self.name(byte)?,
+            HeaderValue(name) => match byte {
+                b'\r' => HeaderLf(name),
                 _ if VALUE.has(byte) => {
                     self.word.push(&[byte]);
-                    State::HeaderValue(name)
+                    HeaderValue(name)
                 }
                 b'\n' => return Err(FramingError::LineEnd),
                 _ => return Err(FramingError::Header),
             },
-            State::HeaderLf(name) => {
-                lf(State::HeaderStart)?;
+            HeaderLf(name) => {
+                lf(HeaderStart)?;
                 self.value(name)?;
-                State::HeaderStart
+                HeaderStart
             }
-            State::HeadLf => {
-                lf(State::Between)?;
+            HeadLf => {
+                lf(Between)?;
                 self.head_done()?
             }
-            State::ChunkSize { .. } | State::ChunkExtension { .. } => self.chunk_size(byte)?,
-            State::ChunkSizeLf(0) => lf(State::TrailerStart)?,
-            State::ChunkSizeLf(size) => lf(State::ChunkData(size))?,
-            State::ChunkCr if byte == b'\r' => State::ChunkLf,
-            State::ChunkCr => return Err(FramingError::Chunk),
-            State::ChunkLf => lf(State::ChunkSize { size: 0, digits: 0 })?,
-            State::TrailerValue => match byte {
-                b'\r' => State::TrailerLf,
+            ChunkSize { .. } | ChunkExtension { .. } => self.chunk_size(byte)?,
+            ChunkSizeLf(0) => lf(TrailerStart)?,
+            ChunkSizeLf(size) => lf(ChunkData(size))?,
+            ChunkDataCr if byte == b'\r' => ChunkDataLf,
+            ChunkDataCr => return Err(FramingError::Chunk),
+            ChunkDataLf => lf(ChunkSize { size: 0, digits: 0 })?,
+            TrailerValue => match byte {
+                b'\r' => TrailerLf,
                 b'\n' => return Err(FramingError::LineEnd),
                 _ => return Err(FramingError::Header),
             },
-            State::TrailerLf => lf(State::TrailerStart)?,
-            State::EndLf => {
-                lf(State::Between)?;
+            TrailerLf => lf(TrailerStart)?,
+            TrailersLf => {
+                lf(Between)?;
                 self.done()
             }
-            // Never of no length: these go by in steps.
-            same @ (State::Body(_) | State::ChunkData(_)) => same,
+            // Never empty, so these bytes are always skipped.
+            same @ (Body(_) | ChunkData(_)) => same,
         })
     }
 
-    /// A byte of a header's or a trailer's name.
-    fn name(&mut self, byte: u8) -> Result<State, FramingError> {
-        let (begins, trailer) = match self.state {
-            State::HeaderStart => (true, false),
-            State::TrailerStart => (true, true),
-            State::TrailerName => (false, true),
+    /// The state behind a byte of a header's or a trailer's name.
+    fn name(&mut self, byte: u8) -> Result<FramingState, FramingError> {
+        let (begins, is_trailer) = match self.state {
+            HeaderStart => (true, false),
+            TrailerStart => (true, true),
+            TrailerName => (false, true),
             _ => (false, false),
         };
         if begins {
@@ -362,81 +297,77 @@ impl Framing {
         }
         if TOKEN.has(byte) {
             self.word.push(&[byte]);
-            return Ok(if trailer { State::TrailerName } else { State::HeaderName });
+            return Ok(if is_trailer { TrailerName } else { HeaderName });
         }
         match byte {
             b':' if !begins => (),
             b'\n' => return Err(FramingError::LineEnd),
-            // A space in front is a folded line, one behind hides the name from some.
+            // A space in front of a name folds the line; behind a name, it hides the name from some parsers.
             _ => return Err(FramingError::Header),
         }
-        let name = match &self.word {
-            word if word.is(CONTENT_LENGTH) => Name::ContentLength,
-            word if word.is(TRANSFER_ENCODING) => Name::TransferEncoding,
-            word if trailer && word.is(b"host") => return Err(FramingError::Trailer),
-            _ => Name::Other,
-        };
+        let name = LengthHeader::named(&self.word);
+        let is_host = self.word.is(b"host");
         self.word.clear();
-        match (trailer, name) {
-            (false, name) => Ok(State::HeaderValue(name)),
-            (true, Name::Other) => Ok(State::TrailerValue),
+        match (is_trailer, name) {
+            (false, name) => Ok(HeaderValue(name)),
+            (true, LengthHeader::Other) if !is_host => Ok(TrailerValue),
             (true, _) => Err(FramingError::Trailer),
         }
     }
 
-    /// The value of a header is whole.
-    fn value(&mut self, name: Name) -> Result<(), FramingError> {
+    /// Takes the value of a header, which is complete.
+    fn value(&mut self, name: LengthHeader) -> Result<(), FramingError> {
         let value = self.word.get().trim_ascii();
         match name {
-            Name::Other => (),
-            Name::ContentLength => {
-                let digits = (1..=LENGTH_DIGITS).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-                if !digits || self.length.is_some() {
+            LengthHeader::Other => (),
+            LengthHeader::ContentLength => {
+                let is_number = (1..=LENGTH_DIGITS).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+                if !is_number || self.length.is_some() {
                     return Err(FramingError::ContentLength);
                 }
                 self.length = Some(value.iter().fold(0, |length, digit| 10 * length + u64::from(digit - b'0')));
             }
-            Name::TransferEncoding => {
-                if !value.eq_ignore_ascii_case(b"chunked") || self.chunked || self.old {
+            LengthHeader::TransferEncoding => {
+                if !value.eq_ignore_ascii_case(b"chunked") || self.is_chunked || self.is_old {
                     return Err(FramingError::TransferEncoding);
                 }
-                self.chunked = true;
+                self.is_chunked = true;
             }
         }
         Ok(())
     }
 
-    fn head_done(&mut self) -> Result<State, FramingError> {
-        match (self.chunked, self.length) {
+    /// The state behind a head.
+    fn head_done(&mut self) -> Result<FramingState, FramingError> {
+        match (self.is_chunked, self.length) {
             (true, Some(_)) => Err(FramingError::BothLengths),
-            (true, None) => Ok(State::ChunkSize { size: 0, digits: 0 }),
-            (false, Some(length)) if length > 0 => Ok(State::Body(length)),
+            (true, None) => Ok(ChunkSize { size: 0, digits: 0 }),
+            (false, Some(length)) if length > 0 => Ok(Body(length)),
             (false, _) => Ok(self.done()),
         }
     }
 
-    fn chunk_size(&mut self, byte: u8) -> Result<State, FramingError> {
+    /// The state behind a byte of the line with a chunk's size.
+    fn chunk_size(&mut self, byte: u8) -> Result<FramingState, FramingError> {
         let digit = char::from(byte).to_digit(16);
         match (self.state, byte, digit) {
-            (State::ChunkSize { size, digits }, _, Some(digit)) if digits < CHUNK_DIGITS => {
-                Ok(State::ChunkSize { size: size << 4 | digit, digits: digits + 1 })
+            (ChunkSize { size, digits }, _, Some(digit)) if digits < CHUNK_DIGITS => {
+                Ok(ChunkSize { size: size << 4 | digit, digits: digits + 1 })
             }
-            (State::ChunkSize { size, digits: 1.. } | State::ChunkExtension { size, .. }, b'\r', _) => {
-                Ok(State::ChunkSizeLf(size))
-            }
-            (State::ChunkSize { size, digits: 1.. }, b';', _) => Ok(State::ChunkExtension { size, length: 0 }),
-            (State::ChunkExtension { size, length }, b'\t' | 0x20..=0x7E, _) if length < MAX_EXTENSION => {
-                Ok(State::ChunkExtension { size, length: length + 1 })
+            (ChunkSize { size, digits: 1.. } | ChunkExtension { size, .. }, b'\r', _) => Ok(ChunkSizeLf(size)),
+            (ChunkSize { size, digits: 1.. }, b';', _) => Ok(ChunkExtension { size, length: 0 }),
+            (ChunkExtension { size, length }, b'\t' | 0x20..=0x7E, _) if length < MAX_EXTENSION => {
+                Ok(ChunkExtension { size, length: length + 1 })
             }
             (_, b'\n', _) => Err(FramingError::LineEnd),
             _ => Err(FramingError::Chunk),
         }
     }
 
-    /// A request is over; the next one may begin.
-    fn done(&mut self) -> State {
+    /// The state behind a complete request.
+    fn done(&mut self) -> FramingState {
         *self = Self { requests: self.requests + 1, ..Self::default() };
-        State::Between
+        Between
     }
 }
 
@@ -445,7 +376,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Whole requests, and the fault with the bytes in front of it.
+    /// Complete requests, and the error with the bytes in front of it.
     fn follow(bytes: &[u8]) -> (u64, Option<(usize, FramingError)>) {
         let mut framing = Framing::default();
         let followed = framing.follow(bytes);
@@ -524,7 +455,7 @@ mod tests {
             let (requests, found) = follow(&bytes);
             assert_eq!((requests, found.map(|(_, fault)| fault)), (0, Some(fault)), "{}", bytes.escape_ascii());
         }
-        // What stands in front of the fault is told.
+        // The bytes in front of the error are reported.
         assert_eq!(follow(b"GET / HTTP/1.1\r\n\r\nG\n"), (1, Some((19, LineEnd))));
     }
 

@@ -1,5 +1,5 @@
-//! The stream that hyper reads requests from and writes responses to: what could be read in two
-//! ways never gets there, and a reader that takes nothing does not stay for ever.
+//! The stream from which hyper reads requests and to which it writes responses. Bytes that two parsers could read in
+//! two ways do not pass, and a client that takes nothing of its response is given up.
 
 use std::{
     future::Future,
@@ -19,32 +19,33 @@ use tokio::{
 };
 
 use super::framing::{Framing, FramingError};
+use crate::stream::StreamError;
 
-/// In place of a fault, hyper reads what it answers with 400 and a close wherever it stands: in
-/// a head, in a chunk's size, behind a chunk. So what was asked before the fault is answered
-/// first. The empty line lets hyper look at a head at once.
-const REFUSED: &[u8] = b"\0\r\n\r\n";
+/// hyper reads this in place of the first wrong byte and of everything behind it. It answers it with 400 and closes,
+/// wherever it is: in a head, in a chunk's size, behind a chunk. So requests in front of the wrong one are answered
+/// first. The empty line makes hyper look at a head at once.
+const WRONG_BYTES: &[u8] = b"\0\r\n\r\n";
 
-/// How far hyper has come with what it was given.
+/// How far hyper is with what it was given.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Whole requests read; [`Self::WITHIN`] while another has begun or is refused.
+pub(super) struct HyperProgress {
+    /// Complete requests that hyper has read; [`Self::INCOMPLETE`] while another has begun or is refused.
     read: AtomicU64,
-    /// Responses that hyper has to their end.
+    /// Responses whose body hyper has dropped, because it has all of it or has given up.
     answered: AtomicU64,
-    /// The client would not take what is written.
+    /// Whether the client takes nothing of what is written.
     stalled: AtomicBool,
 }
 
-impl Progress {
-    const WITHIN: u64 = u64::MAX;
+impl HyperProgress {
+    const INCOMPLETE: u64 = u64::MAX;
 
-    /// Hyper has a response to its end.
-    pub(super) fn answered(&self) {
+    /// hyper has no more use for a response.
+    pub(super) fn response_done(&self) {
         self.answered.fetch_add(1, Relaxed);
     }
 
-    /// Whether hyper, when it waits, waits for a request's first byte, and has answered before.
+    /// Whether hyper, when it waits, waits for the first byte of a request, and has answered one before.
     pub(super) fn is_idle(&self) -> bool {
         let answered = self.answered.load(Relaxed);
         answered > 0 && self.read.load(Relaxed) == answered && !self.stalled.load(Relaxed)
@@ -55,24 +56,25 @@ impl Progress {
 pub(super) struct Guarded<S, F> {
     inner: S,
     framing: Framing,
-    on_fault: F,
-    /// After a fault: how much of [`REFUSED`] was read.
-    refused: Option<usize>,
+    on_error: F,
+    /// After an error: how many of [`WRONG_BYTES`] hyper has read. `0 <= wrong_read <= WRONG_BYTES.len()`.
+    wrong_read: Option<usize>,
     /// How long the client may take nothing of what is written.
-    patience: Duration,
+    timeout: Duration,
+    /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    progress: Arc<Progress>,
+    progress: Arc<HyperProgress>,
 }
 
 impl<S, F: Fn(FramingError)> Guarded<S, F> {
-    /// Guards `inner`; `on_fault` is told of the fault, at most once.
-    pub(super) fn new(inner: S, patience: Duration, on_fault: F) -> Self {
+    /// Guards `inner`. `on_error` is called for the first error of framing; there is no second one.
+    pub(super) fn new(inner: S, timeout: Duration, on_error: F) -> Self {
         let (framing, progress) = (Framing::default(), Arc::default());
-        Self { inner, framing, on_fault, refused: None, patience, stalled: None, progress }
+        Self { inner, framing, on_error, wrong_read: None, timeout, stalled: None, progress }
     }
 
-    /// How far hyper has come; stays true.
-    pub(super) fn progress(&self) -> Arc<Progress> {
+    /// How far hyper is; follows what happens later, too.
+    pub(super) fn progress(&self) -> Arc<HyperProgress> {
         Arc::clone(&self.progress)
     }
 
@@ -81,21 +83,21 @@ impl<S, F: Fn(FramingError)> Guarded<S, F> {
         self.inner
     }
 
-    fn note_read(&self) {
-        let between = self.refused.is_none() && self.framing.at_boundary();
-        self.progress.read.store(if between { self.framing.requests() } else { Progress::WITHIN }, Relaxed);
+    fn record_read(&self) {
+        let complete = self.wrong_read.is_none() && self.framing.at_boundary();
+        self.progress.read.store(if complete { self.framing.requests() } else { HyperProgress::INCOMPLETE }, Relaxed);
     }
 
-    fn read_refused(&mut self, buf: &mut ReadBuf<'_>) {
-        if let Some(read) = &mut self.refused {
-            let rest = &REFUSED[*read..];
+    fn read_wrong_bytes(&mut self, buf: &mut ReadBuf<'_>) {
+        if let Some(read) = &mut self.wrong_read {
+            let rest = &WRONG_BYTES[*read..];
             let n = rest.len().min(buf.remaining());
             buf.put_slice(&rest[..n]);
             *read += n;
         }
     }
 
-    /// `written`, or an error when that takes too long.
+    /// `written`, or an error when the client takes nothing for too long.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
@@ -103,31 +105,31 @@ impl<S, F: Fn(FramingError)> Guarded<S, F> {
             return written;
         }
         self.progress.stalled.store(true, Relaxed);
-        let patience = self.patience;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let timeout = self.timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
         ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of the answer")))
+        Poll::Ready(Err(StreamError::ResponseNotTaken.into()))
     }
 }
 
 impl<S: AsyncRead + Unpin, F: Fn(FramingError) + Unpin> AsyncRead for Guarded<S, F> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.refused.is_none() {
+        if this.wrong_read.is_none() {
             let before = buf.filled().len();
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
             let followed = this.framing.follow(&buf.filled()[before..]);
-            if let Err((at, fault)) = followed {
+            if let Err((at, error)) = followed {
                 buf.set_filled(before + at);
-                (this.on_fault)(fault);
-                this.refused = Some(0);
+                (this.on_error)(error);
+                this.wrong_read = Some(0);
             }
-            this.note_read();
+            this.record_read();
             if followed.is_ok() {
                 return Poll::Ready(Ok(()));
             }
         }
-        this.read_refused(buf);
+        this.read_wrong_bytes(buf);
         Poll::Ready(Ok(()))
     }
 }
@@ -140,13 +142,13 @@ impl<S: AsyncWrite + Unpin, F: Fn(FramingError) + Unpin> AsyncWrite for Guarded<
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
-        // A stream without a buffer has nothing to flush: that says nothing about the client.
+        // A stream without a buffer has nothing to flush, which does not mean that the client takes something.
         if flushed.is_ready() { flushed } else { self.in_time(cx, flushed) }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.in_time(cx, shut)
+        let shut_down = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.in_time(cx, shut_down)
     }
 
     fn poll_write_vectored(

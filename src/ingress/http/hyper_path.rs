@@ -1,4 +1,5 @@
-//! Hyper's turn on a connection: from a request's first byte until no request is on its way.
+//! Requests that hyper reads: all that do not have the plain form of the tunnel's. hyper has the connection from a
+//! request's first byte until no request is incomplete or unanswered.
 
 use std::{
     convert::Infallible,
@@ -12,8 +13,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use http_body_util::{Either, Full};
 use hyper::{
-    body::{Body as HttpBody, Frame, SizeHint},
+    Request, Response,
+    body::{Body, Frame, Incoming, SizeHint},
+    header::HeaderValue,
     server::conn::http1,
     service::service_fn,
 };
@@ -21,49 +25,52 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{
-    MAX_HEAD, answer,
-    backend::Body,
+    HttpContext, MAX_HEAD,
+    backend::{self, WebServerBody},
+    forwarded::{FORWARDED_FOR, client_of},
     framing::FramingError,
-    guard::{Guarded, Progress},
+    guard::{Guarded, HyperProgress},
+    response::PortResponse,
+    route::{Destination, PortPage, route},
+    tunnel_request::{self, HeldBody},
 };
-use crate::{
-    ingress::{Ingress, Origin},
-    stream::Replayed,
-    telemetry::outcome::RequestRefusal,
-};
+use crate::{ingress::Origin, limits::budget::HeldBytes, stream::Replayed, telemetry::outcome::RequestRefusal};
 
-/// Serves what `stream` asks until it asks for nothing: then it is given back, for hyper keeps
-/// buffers. `None`: the connection has ended.
-pub(super) async fn serve<S>(ingress: &Arc<Ingress>, stream: Replayed<S>, origin: Origin) -> Option<Replayed<S>>
+/// The body of a response: bytes of this port, or what the web server sends.
+type ResponseBody = Either<Full<Bytes>, WebServerBody>;
+
+/// Serves requests of `stream` until hyper is idle, and then returns the stream, because hyper keeps buffers. `None`:
+/// the connection has ended.
+pub(super) async fn serve<S>(context: &Arc<HttpContext>, stream: Replayed<S>, origin: Origin) -> Option<Replayed<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let patience = ingress.settings.load().login_timeout;
-    let noted = AtomicBool::new(false);
-    let stream = Guarded::new(stream, patience, |error: FramingError| {
-        noted.store(true, Relaxed);
-        ingress.odd_request(error.refusal(), &origin);
+    let timeout = context.settings.load().timeout;
+    let recorded = AtomicBool::new(false);
+    let stream = Guarded::new(stream, timeout, |error: FramingError| {
+        recorded.store(true, Relaxed);
+        context.record_refused_request(error.refusal(), &origin);
     });
     let progress = stream.progress();
     let service = service_fn(|request| {
-        let (ingress, answered) = (Arc::clone(ingress), Answered(Arc::clone(&progress)));
-        // Boxed: hyper can be taken apart only where it may be moved.
+        let (context, when_dropped) = (Arc::clone(context), ResponseDone(Arc::clone(&progress)));
+        // Boxed, because hyper gives its stream back only if it may be moved.
         Box::pin(async move {
-            let response = answer(&ingress, request, origin).await;
-            Ok::<_, Infallible>(response.map(|body| Counted { body, _answered: answered }))
+            let response = respond(&context, request, origin).await;
+            Ok::<_, Infallible>(response.map(|inner| TrackedBody { inner, _when_dropped: when_dropped }))
         })
     });
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience)
+        .header_read_timeout(timeout)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
-    let mut parting = false;
+    let mut leaves = false;
     let served = poll_fn(|cx| {
         let polled = connection.poll_without_shutdown(cx);
-        if polled.is_pending() && !parting && progress.is_idle() {
-            // It is idle and would be kept: now it ends, and has nothing left to write.
-            parting = true;
+        if polled.is_pending() && !leaves && progress.is_idle() {
+            // hyper would wait for the next request. It ends instead, and has nothing left to write.
+            leaves = true;
             Pin::new(&mut connection).graceful_shutdown();
             return connection.poll_without_shutdown(cx);
         }
@@ -71,21 +78,19 @@ where
     })
     .await;
     if let Err(error) = served {
-        // hyper has bounds, and an opinion on targets, of its own.
-        if error.is_parse() && !noted.load(Relaxed) {
-            ingress.odd_request(
-                if error.is_parse_too_large() { RequestRefusal::HeadTooLong } else { RequestRefusal::Target },
-                &origin,
-            );
+        // hyper has limits, and rules for targets, of its own.
+        if error.is_parse() && !recorded.load(Relaxed) {
+            let reason = if error.is_parse_too_large() { RequestRefusal::HeadTooLong } else { RequestRefusal::Target };
+            context.record_refused_request(reason, &origin);
         }
-        super::dropped(ingress, &origin, &error);
+        context.record_dropped(&origin, &error);
         return None;
     }
     let parts = connection.into_parts();
     let mut guarded = parts.io.into_inner();
-    if !parting {
+    if !leaves {
         if let Err(error) = guarded.shutdown().await {
-            super::dropped(ingress, &origin, &error);
+            context.record_dropped(&origin, &error);
         }
         return None;
     }
@@ -96,36 +101,77 @@ where
     Some(stream)
 }
 
-/// Counts a response as answered once hyper lets go of its body.
-struct Answered(Arc<Progress>);
+/// Responds to one request.
+async fn respond(context: &HttpContext, request: Request<Incoming>, origin: Origin) -> Response<ResponseBody> {
+    let settings = context.settings.load_full();
+    let forwarded: Vec<&HeaderValue> = request.headers().get_all(FORWARDED_FOR).into_iter().collect();
+    let lines = forwarded.iter().map(|line| line.as_bytes());
+    let client = client_of(&settings.trusted_proxies, lines, origin.client);
+    let response = match route(request.method().as_str(), request.uri().path(), settings.web_server.as_ref()) {
+        Destination::Tunnel(kind, name) => {
+            let held = HeldBytes::none(&context.budget, client.ip());
+            match HeldBody::read(request.into_body(), &settings, held).await {
+                Ok(body) => tunnel_request::serve(context, kind, name, body, client, origin.port).await,
+                // The rest of the body is not read.
+                Err(outcome) => tunnel_request::refuse_body(context, kind, outcome).closing(),
+            }
+        }
+        Destination::WebServer(url) => {
+            let passed = backend::pass_on(&context.web_server, url, request, origin.client, client, &settings).await;
+            match passed {
+                Ok(response) => return response.map(Either::Right),
+                Err(error) => {
+                    if let Some(reason) = error.refusal() {
+                        context.record_refused_request(reason, &origin);
+                    }
+                    error.into()
+                }
+            }
+        }
+        Destination::Page(page) => {
+            if page == PortPage::NoSuchTunnel {
+                context.telemetry.tunnel.malformed_path();
+            }
+            page.into()
+        }
+    };
+    encode(response)
+}
 
-impl Drop for Answered {
+fn encode(response: PortResponse) -> Response<ResponseBody> {
+    Response::from(response).map(|bytes| Either::Left(Full::new(bytes)))
+}
+
+/// Counts a response as done when hyper drops its body.
+struct ResponseDone(Arc<HyperProgress>);
+
+impl Drop for ResponseDone {
     fn drop(&mut self) {
-        self.0.answered();
+        self.0.response_done();
     }
 }
 
-struct Counted {
-    body: Body,
-    _answered: Answered,
+struct TrackedBody {
+    inner: ResponseBody,
+    _when_dropped: ResponseDone,
 }
 
-impl HttpBody for Counted {
+impl Body for TrackedBody {
     type Data = Bytes;
-    type Error = <Body as HttpBody>::Error;
+    type Error = <ResponseBody as Body>::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        Pin::new(&mut self.inner).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.inner.size_hint()
     }
 }

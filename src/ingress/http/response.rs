@@ -1,30 +1,198 @@
-//! What a client port says in HTTP by itself.
+//! The responses that a client port makes itself. Each is one value, [`PortResponse`], with two encoders:
+//!
+//! | encoder | used by |
+//! |---|---|
+//! | into a `hyper::Response` | requests that hyper has read |
+//! | [`PortResponse::head`], [`PortResponse::to_bytes`] | the fast path; connections that are refused unread |
+//!
+//! Both encoders write the same bytes, so a client cannot see which path its request took. A test compares them.
+
+use std::{borrow::Cow, cell::RefCell, io::Write, time::SystemTime};
 
 use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
-    header::{self, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
 };
 
-/// When there is no room, or the multiplexer is being stopped: seconds until a client may
-/// come again.
-const RETRY_AFTER: &str = "10";
+use crate::{
+    ingress::tunnel::TunnelBody,
+    limits::budget::LITTLE,
+    telemetry::outcome::{Outcome, Sent},
+};
 
-/// A short plain answer.
-pub(super) fn page(status: StatusCode, text: &str) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::copy_from_slice(text.as_bytes()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
-    }
-    response
+/// Headers that are the same in each response of a kind, in both forms that the encoders need. Content-Length, Date and
+/// Connection are not among them.
+#[derive(Debug)]
+struct FixedHeaders {
+    /// Complete lines, as they are written.
+    lines: &'static str,
+    /// Names and values.
+    pairs: &'static [(&'static str, &'static str)],
 }
 
-/// There is no room now.
-pub(super) fn unavailable(why: &str) -> Response<Bytes> {
-    page(StatusCode::SERVICE_UNAVAILABLE, &format!("No room for this client now: {why}.\n"))
+/// Makes both forms from one list.
+macro_rules! fixed_headers {
+    ($($name:literal: $value:literal;)+) => {
+        FixedHeaders { lines: concat!($($name, ": ", $value, "\r\n",)+), pairs: &[$(($name, $value),)+] }
+    };
+}
+
+/// A page.
+static PAGE: FixedHeaders = fixed_headers! {
+    "content-type": "text/plain; charset=utf-8";
+    "x-content-type-options": "nosniff";
+    "cache-control": "no-store";
+};
+/// A page with status 503: the client may come again after so many seconds.
+static PAGE_RETRY: FixedHeaders = fixed_headers! {
+    "content-type": "text/plain; charset=utf-8";
+    "x-content-type-options": "nosniff";
+    "cache-control": "no-store";
+    "retry-after": "10";
+};
+/// A page with status 405, for a path of the tunnel.
+static PAGE_ALLOW: FixedHeaders = fixed_headers! {
+    "content-type": "text/plain; charset=utf-8";
+    "x-content-type-options": "nosniff";
+    "cache-control": "no-store";
+    "allow": "POST, GET, HEAD";
+};
+/// Bytes of the tunnel.
+static TUNNEL: FixedHeaders = fixed_headers! {
+    "content-type": "application/octet-stream";
+    "cache-control": "no-cache, no-store";
+    "pragma": "no-cache";
+};
+
+/// Bytes that the longest head needs.
+const HEAD_ROOM: usize = 256;
+
+/// The status that a request with this outcome is answered with.
+pub(super) fn status_of(outcome: impl Outcome) -> StatusCode {
+    let status = match outcome.policy().sent {
+        Sent::Status(status) => StatusCode::from_u16(status).ok(),
+        Sent::Nothing | Sent::Farewell(_) | Sent::LinkFailure | Sent::LastBytes => None,
+    };
+    // Outcomes of requests all have one; a test of this room walks them.
+    status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// A response that a client port makes itself.
+#[derive(Debug)]
+pub(super) struct PortResponse {
+    status: StatusCode,
+    headers: &'static FixedHeaders,
+    /// Whether the connection closes behind it.
+    closes: bool,
+    body: PortBody,
+}
+
+#[derive(Debug)]
+enum PortBody {
+    Text(Cow<'static, str>),
+    /// Counted where it is, so it is not copied when it is long.
+    Tunnel(TunnelBody),
+}
+
+impl PortResponse {
+    /// A page of one sentence, or of none.
+    pub(super) fn page(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Self {
+        let headers = if status == StatusCode::SERVICE_UNAVAILABLE { &PAGE_RETRY } else { &PAGE };
+        Self { status, headers, closes: false, body: PortBody::Text(text.into()) }
+    }
+
+    /// 200 with bytes of the tunnel.
+    pub(super) fn tunnel(payload: TunnelBody) -> Self {
+        Self { status: StatusCode::OK, headers: &TUNNEL, closes: false, body: PortBody::Tunnel(payload) }
+    }
+
+    /// 405, for a path of the tunnel.
+    pub(super) fn tunnel_method_not_allowed() -> Self {
+        Self { headers: &PAGE_ALLOW, ..Self::page(StatusCode::METHOD_NOT_ALLOWED, "The tunnel takes POST.\n") }
+    }
+
+    /// The same response, behind which the connection closes.
+    pub(super) fn closing(self) -> Self {
+        Self { closes: true, ..self }
+    }
+
+    /// The body's bytes.
+    pub(super) fn body(&self) -> &[u8] {
+        match &self.body {
+            PortBody::Text(text) => text.as_bytes(),
+            PortBody::Tunnel(payload) => payload,
+        }
+    }
+
+    /// Status line and headers, with the empty line behind them, as hyper writes them. The `Vec` has room for a body
+    /// of up to [`LITTLE`] bytes.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let length = self.body().len();
+        let mut head = Vec::with_capacity(HEAD_ROOM + length.min(LITTLE));
+        let mut write = |parts: &[&str]| parts.iter().for_each(|part| head.extend_from_slice(part.as_bytes()));
+        write(&["HTTP/1.1 ", self.status.as_str(), " ", self.status.canonical_reason().unwrap_or_default(), "\r\n"]);
+        write(&[self.headers.lines]);
+        if self.closes {
+            write(&["connection: close\r\n"]);
+        }
+        // Writing to a Vec does not fail.
+        let _ = write!(head, "content-length: {length}\r\ndate: ");
+        DATE.with_borrow_mut(|date| head.extend_from_slice(date.now()));
+        head.extend_from_slice(b"\r\n\r\n");
+        head
+    }
+
+    /// The whole response, as hyper writes it.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head();
+        bytes.extend_from_slice(self.body());
+        bytes
+    }
+}
+
+impl From<PortResponse> for Response<Bytes> {
+    fn from(response: PortResponse) -> Self {
+        let PortResponse { status, headers: fixed, closes, body } = response;
+        let mut response = Self::new(match body {
+            PortBody::Text(Cow::Borrowed(text)) => Bytes::from_static(text.as_bytes()),
+            PortBody::Text(Cow::Owned(text)) => text.into(),
+            PortBody::Tunnel(payload) => payload.into(),
+        });
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        for (name, value) in fixed.pairs {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        if closes {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // hyper adds Content-Length and Date.
+        response
+    }
+}
+
+thread_local! {
+    static DATE: RefCell<DateHeader> = RefCell::default();
+}
+
+/// The value of the Date header, formatted once a second.
+#[derive(Default)]
+struct DateHeader {
+    /// Since the Unix epoch.
+    second: u64,
+    text: Vec<u8>,
+}
+
+impl DateHeader {
+    fn now(&mut self) -> &[u8] {
+        let now = SystemTime::now();
+        let second = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if second != self.second || self.text.is_empty() {
+            self.second = second;
+            self.text.clear();
+            let _ = write!(self.text, "{}", httpdate::HttpDate::from(now));
+        }
+        &self.text
+    }
 }

@@ -1,65 +1,75 @@
-//! The pair on disk: read with a fault that says what a file is and how to make of it what is
-//! needed; made, where there is none.
+//! The certificate and its key on disk. A file of the wrong format is refused with the command that converts it. If
+//! there are no files, a self-signed certificate is made.
 
 use std::{
     fs,
+    io::{self, Write},
+    os::unix::fs::PermissionsExt,
     path::Path,
     time::{Duration, SystemTime},
 };
 
+use rcgen::KeyPair;
+use rustix::io::Errno;
 use rustls_pemfile::Item;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::warn;
 
 use super::TlsError;
 
-/// How long a self-signed certificate is good: until its admin has a real one.
+/// How long a self-signed certificate is valid. The admin should replace it long before.
 const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
 
-/// What a file is to hold.
+/// The first line of a key that this program made. Readers of PEM skip what is in front of the first `-----BEGIN`
+/// (RFC 7468, section 2).
+const MADE_HERE: &str = "Made by sametime-mux for a self-signed certificate.\n";
+
+/// What a PEM file has to contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum PemContent {
     Certificates,
     Key,
 }
 
-fn items(path: &Path, wanted: Wanted) -> Result<Vec<Item>, TlsError> {
+/// The items of a PEM file.
+fn items(path: &Path, wanted: PemContent) -> Result<Vec<Item>, TlsError> {
     let bytes = fs::read(path).map_err(|error| TlsError(format!("{} can't be read: {error}", path.display())))?;
     let file = path.display();
     if let Some(der) = der(&bytes) {
         return Err(TlsError(match (der, wanted) {
-            (Der::Pkcs12, Wanted::Certificates) => format!(
-                "{file} is PKCS#12 (a .p12 or .pfx file), PEM is needed: openssl pkcs12 -in {file} -nokeys -out {file}.pem"
+            (Der::Pkcs12, PemContent::Certificates) => format!(
+                "{file} is PKCS#12 (a .p12 or .pfx file), but PEM is needed: openssl pkcs12 -in {file} -nokeys -out {file}.pem"
             ),
-            (Der::Pkcs12, Wanted::Key) => format!(
-                "{file} is PKCS#12 (a .p12 or .pfx file), PEM is needed: openssl pkcs12 -in {file} -nocerts -nodes -out {file}.key"
+            (Der::Pkcs12, PemContent::Key) => format!(
+                "{file} is PKCS#12 (a .p12 or .pfx file), but PEM is needed: openssl pkcs12 -in {file} -nocerts -nodes -out {file}.key"
             ),
-            (Der::Other, Wanted::Certificates) => {
-                format!("{file} is DER, PEM is needed: openssl x509 -inform der -in {file} -out {file}.pem")
+            (Der::Other, PemContent::Certificates) => {
+                format!("{file} is DER, but PEM is needed: openssl x509 -inform der -in {file} -out {file}.pem")
             }
-            (Der::Other, Wanted::Key) => {
-                format!("{file} is DER, PEM is needed: openssl pkey -inform der -in {file} -out {file}.pem")
+            (Der::Other, PemContent::Key) => {
+                format!("{file} is DER, but PEM is needed: openssl pkey -inform der -in {file} -out {file}.pem")
             }
         }));
     }
-    let says = |words: &[u8]| bytes.windows(words.len()).any(|w| w == words);
-    if wanted == Wanted::Key && (says(b"BEGIN ENCRYPTED PRIVATE KEY") || says(b"Proc-Type: 4,ENCRYPTED")) {
+    let contains = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+    if wanted == PemContent::Key && (contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED")) {
         return Err(TlsError(format!(
-            "the key in {file} is encrypted, and nobody is there to type its password: openssl pkey -in {file} -out {file}.open"
+            "the key in {file} is encrypted, and the server can't ask for its password: openssl pkey -in {file} -out {file}.open"
         )));
     }
     rustls_pemfile::read_all(&mut &bytes[..])
         .collect::<Result<_, _>>()
-        .map_err(|error| TlsError(format!("{file} is no PEM file: {error}")))
+        .map_err(|error| TlsError(format!("{file} is not a PEM file: {error}")))
 }
 
+/// A binary file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Der {
     Pkcs12,
     Other,
 }
 
-/// Whether the file is binary: a SEQUENCE. PKCS#12 begins with version 3 (RFC 7292, section 4).
+/// Whether the file is binary: it begins with a SEQUENCE. PKCS#12 has the version 3 there (RFC 7292, section 4).
 fn der(bytes: &[u8]) -> Option<Der> {
     let after = match bytes {
         [0x30, 0x80, ..] => 2,
@@ -69,9 +79,9 @@ fn der(bytes: &[u8]) -> Option<Der> {
     Some(if bytes.get(after..)?.starts_with(&[2, 1, 3]) { Der::Pkcs12 } else { Der::Other })
 }
 
-/// The certificates of a file, at least one.
+/// The certificates in a file. There is at least one.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Vec<_> = items(path, Wanted::Certificates)?
+    let chain: Vec<_> = items(path, PemContent::Certificates)?
         .into_iter()
         .filter_map(|item| if let Item::X509Certificate(certificate) = item { Some(certificate) } else { None })
         .collect();
@@ -81,9 +91,9 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     Ok(chain)
 }
 
-/// The private key of a file.
+/// The first private key in a file.
 pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let key = items(path, Wanted::Key)?.into_iter().find_map(|item| match item {
+    let key = items(path, PemContent::Key)?.into_iter().find_map(|item| match item {
         Item::Pkcs8Key(key) => Some(key.into()),
         Item::Pkcs1Key(key) => Some(key.into()),
         Item::Sec1Key(key) => Some(key.into()),
@@ -92,8 +102,80 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     key.ok_or_else(|| TlsError(format!("{} holds no private key (-----BEGIN PRIVATE KEY-----)", path.display())))
 }
 
-/// Makes a self-signed pair for this machine's name and writes it.
-pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), TlsError> {
+/// Which files of a certificate and its key are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PairState {
+    /// Neither file.
+    Absent,
+    /// Only a key, which this program made: the start that made it did not get further.
+    KeyOfOurs,
+    /// Both files, or one that only an admin can complete.
+    Given,
+}
+
+/// Finds out which of the two files are there.
+///
+/// # Errors
+/// A folder can't be searched. Then it is not known that a file is missing.
+pub(super) fn state(certificate: &Path, key: &Path) -> Result<PairState, TlsError> {
+    Ok(match (is_there(certificate)?, is_there(key)?) {
+        (false, false) => PairState::Absent,
+        (false, true) if fs::read(key).is_ok_and(|bytes| bytes.starts_with(MADE_HERE.as_bytes())) => {
+            PairState::KeyOfOurs
+        }
+        _ => PairState::Given,
+    })
+}
+
+/// Whether a file is there. A link is, also where it leads nowhere.
+///
+/// # Errors
+/// As for [`state`].
+pub(super) fn is_there(path: &Path) -> Result<bool, TlsError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(false),
+        Err(error) => Err(TlsError(format!("{} can't be read: {error}", path.display()))),
+    }
+}
+
+/// Makes the self-signed certificate of a first start and its key. Files that are there stay as they are.
+///
+/// ```text
+///  Absent ── key written ──▶ KeyOfOurs ── certificate written ──▶ Given
+/// ```
+///
+/// If a start ends in between, for whatever reason, the next start completes it. Two starts at the same time use the
+/// file that was written first.
+///
+/// # Errors
+/// A file can't be written.
+pub(super) fn make_missing(certificate: &Path, key: &Path) -> Result<(), TlsError> {
+    match state(certificate, key)? {
+        PairState::Given => return Ok(()),
+        PairState::KeyOfOurs => (),
+        PairState::Absent if certificate == key => {
+            return Err(TlsError(format!("{} is not there: put certificate and key in it", key.display())));
+        }
+        PairState::Absent => {
+            let made = KeyPair::generate().map_err(|error| not_made(&error))?;
+            write_new(key, &format!("{MADE_HERE}{}", made.serialize_pem()), 0o600)?;
+        }
+    }
+    let pem = fs::read_to_string(key).map_err(|error| TlsError(format!("{} can't be read: {error}", key.display())))?;
+    let signed = KeyPair::from_pem(&pem).and_then(|key| self_signed(&key)).map_err(|error| not_made(&error))?;
+    write_new(certificate, &signed.pem(), 0o644)?;
+    warn!(certificate = %certificate.display(), key = %key.display(),
+        "there was no TLS certificate: a self-signed one was made; clients do not trust it until you replace both files and reload");
+    Ok(())
+}
+
+fn not_made(error: &rcgen::Error) -> TlsError {
+    TlsError(format!("no self-signed certificate could be made: {error}"))
+}
+
+/// A certificate for this machine's name and for loopback.
+fn self_signed(key: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
     if let Ok(host) = rustix::system::uname().nodename().to_str()
         && !host.is_empty()
@@ -101,32 +183,87 @@ pub(super) fn make(certificate: &Path, key: &Path) -> Result<(), TlsError> {
     {
         names.insert(0, host.to_owned());
     }
-    let made = rcgen::KeyPair::generate().and_then(|signing_key| {
-        let mut parameters = rcgen::CertificateParams::new(names)?;
-        let now = SystemTime::now();
-        // An hour for clocks that are behind.
-        parameters.not_before = (now - Duration::from_secs(3600)).into();
-        parameters.not_after = (now + SELF_SIGNED_FOR).into();
-        Ok((parameters.self_signed(&signing_key)?, signing_key))
-    });
-    let (signed, signing_key) =
-        made.map_err(|error| TlsError(format!("no self-signed pair could be made: {error}")))?;
-    write_new(key, signing_key.serialize_pem().as_bytes(), 0o600)?;
-    write_new(certificate, signed.pem().as_bytes(), 0o644)?;
-    warn!(certificate = %certificate.display(), key = %key.display(),
-        "no TLS pair was there: a self-signed one was made; clients will not trust it until you replace both files and reload");
-    Ok(())
+    let mut parameters = rcgen::CertificateParams::new(names)?;
+    let now = SystemTime::now();
+    // One hour earlier, for clients whose clocks are late.
+    parameters.not_before = (now - Duration::from_secs(3600)).into();
+    parameters.not_after = (now + SELF_SIGNED_FOR).into();
+    parameters.self_signed(key)
 }
 
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), TlsError> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+/// Writes a file: whole, or not at all. If another start has written it meanwhile, it stays as it is.
+fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
     let written = || {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let mut file = tempfile::Builder::new().permissions(fs::Permissions::from_mode(mode)).tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        if let Err(failed) = file.persist_noclobber(path)
+            && failed.error.raw_os_error() != Some(Errno::EXIST.raw_os_error())
+        {
+            return Err(failed.error);
         }
-        fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(bytes)
+        // Not every file system can do that for a folder.
+        let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
+        Ok(())
     };
-    written().map_err(|error| {
-        TlsError(format!("{} is not there, and no self-signed pair could be written: {error}", path.display()))
+    written().map_err(|error: io::Error| {
+        TlsError(format!(
+            "{} is not there, and a self-signed certificate could not be written: {error}",
+            path.display()
+        ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_of_the_two_files_is_recognized() {
+        let folder = tempfile::tempdir().expect("folder");
+        let [certificate, key] = ["server.pem", "server.key"].map(|name| folder.path().join(name));
+        let is = |expected| assert_eq!(state(&certificate, &key).expect("readable"), expected);
+        is(PairState::Absent);
+        make_missing(&certificate, &key).expect("made");
+        is(PairState::Given);
+        fs::remove_file(&certificate).expect("removed");
+        is(PairState::KeyOfOurs);
+        fs::write(&key, "a key").expect("written");
+        is(PairState::Given);
+        fs::remove_file(&key).expect("removed");
+        // A link that leads nowhere is an admin's.
+        std::os::unix::fs::symlink("nowhere", &certificate).expect("a link");
+        is(PairState::Given);
+        assert!(state(&certificate, &certificate.join("in a file")).is_ok());
+        fs::remove_file(&certificate).expect("removed");
+        fs::write(&certificate, "").expect("written");
+        assert!(state(&certificate.join("in a file"), &key).is_err(), "no folder");
+    }
+
+    #[test]
+    fn one_file_for_both_is_not_made() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = folder.path().join("both.pem");
+        assert!(make_missing(&file, &file).is_err());
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn starts_at_the_same_time_make_one_pair() {
+        let folder = tempfile::tempdir().expect("folder");
+        let [certificate, key] = ["server.pem", "server.key"].map(|name| folder.path().join(name));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| make_missing(&certificate, &key).expect("made"));
+            }
+        });
+        let pem = fs::read_to_string(&key).expect("written");
+        let key = KeyPair::from_pem(&pem).expect("a key");
+        let chain = certificates(&certificate).expect("a certificate");
+        let (_, certificate) = x509_parser::parse_x509_certificate(&chain[0]).expect("a certificate");
+        assert_eq!(certificate.public_key().subject_public_key.data, key.public_key_raw(), "of one pair");
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 2, "nothing else is left");
+    }
 }

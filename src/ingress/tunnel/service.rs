@@ -1,4 +1,4 @@
-//! Answers the tunnel's requests.
+//! Opens sessions, passes requests to them, and forgets them.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -12,15 +12,13 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    Settings,
-    registry::{self, Registry},
-    session::Session,
-    shared::{Payload, Reply, Shared, TunnelStream, fresh_token},
+    TunnelSettings, handle::SessionHandle, live::LiveSession, registry::Registry, response::TunnelResponse,
+    session::TunnelSession, stream::TunnelStream, token::random_token,
 };
 use crate::{
     limits::{
-        budget::{Budget, Held},
-        tally::{Place, Tally},
+        budget::{Budget, HeldBytes},
+        tally::{Permit, Tally},
     },
     net::address::{counted_address, lies_in},
     stream::{Arrival, Core, Stream, Via},
@@ -29,66 +27,47 @@ use crate::{
         Transport,
         tunnel::{
             cipher::agree,
-            envelope::{self, Kind},
+            envelope::{self, TunnelKind},
+            name::SessionName,
         },
     },
 };
 
-/// After its end a session still knows its client's retries for so long: real clients give
-/// up after about five, 3 s apart.
+/// How long a session that is over still recognizes retries of its client. Real clients give up after about five
+/// retries, at intervals of 3 s.
 const LINGER: Duration = Duration::from_secs(15);
 
-/// What a request is answered with.
-#[derive(Debug)]
-pub enum Answer {
-    /// 200 with this body.
-    Body(Payload),
-    /// 400: not the tunnel's.
-    Malformed,
-    /// 404: no such session, or not this client's. The client starts anew by itself.
-    Unknown,
-    /// 503: no room now.
-    Refused(Refusal),
-    /// 503: the Community is too slow to take what the client sends.
-    Busy,
-    /// 500: ours.
-    Failed,
-}
-
-/// An answer, and what happened, for the metrics.
-pub type Outcome = (Answer, TunnelOutcome);
-
-/// The tunnel's sessions and how to answer their requests.
+/// The sessions of the tunnel.
 pub struct Service {
     registry: Registry,
-    settings: ArcSwap<Settings>,
+    settings: ArcSwap<TunnelSettings>,
     core: Arc<dyn Core>,
     budget: Arc<Budget>,
     tally: Arc<Tally>,
 }
 
 impl Service {
-    /// A service that hands its sessions to `core`. Must be called on a tokio runtime: a task
-    /// ends sessions whose clients are gone, for as long as the service lives.
-    pub fn start(settings: Settings, core: Arc<dyn Core>) -> Arc<Self> {
+    /// A service that hands its sessions to `core`. Must be called on a tokio runtime: for as long as the service
+    /// exists, a task ends sessions whose clients are gone.
+    pub fn start(settings: TunnelSettings, core: Arc<dyn Core>) -> Arc<Self> {
         let (registry, settings, budget) = (Registry::default(), ArcSwap::from_pointee(settings), core.budget());
         let service = Arc::new(Self { registry, settings, core, budget, tally: Arc::default() });
-        tokio::spawn(sweep(Arc::downgrade(&service)));
+        tokio::spawn(forget_sessions(Arc::downgrade(&service)));
         service
     }
 
-    /// Takes up new settings; requests that wait already wait as before.
-    pub fn reconfigure(&self, settings: Settings) {
+    /// Uses new settings. Requests that wait already are not affected.
+    pub fn reconfigure(&self, settings: TunnelSettings) {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Sessions at present, those that have ended but may be asked for still among them.
+    /// The number of sessions at present, including those that have ended but may still be asked for.
     pub fn sessions(&self) -> usize {
         self.tally.count()
     }
 
-    /// A place for one more session of `client`.
-    fn place(&self, client: IpAddr) -> Result<Place, Refusal> {
+    /// Counts one more session of `client`.
+    fn enter(&self, client: IpAddr) -> Result<Permit, Refusal> {
         let settings = self.settings.load();
         let mut place = self.tally.enter(settings.sessions).map_err(|_| Refusal::TunnelSessions)?;
         if !lies_in(&settings.exempt, client) {
@@ -97,85 +76,93 @@ impl Service {
         Ok(place)
     }
 
-    /// Answers the first request of a session.
-    pub fn open(&self, kind: Kind, body: &[u8], client: SocketAddr, port: u16) -> Outcome {
+    /// Opens a session for a first request with this body.
+    pub fn open(&self, kind: TunnelKind, body: &[u8], client: SocketAddr, port: u16) -> TunnelResponse {
         let opening = match envelope::opening(kind, body) {
             Ok(opening) => opening,
             Err(error) => {
-                debug!(%client, port, "tunnel: a first request that {}", error.0);
-                return (Answer::Malformed, TunnelOutcome::Malformed);
+                debug!(%client, port, %error, "tunnel: a first request is refused");
+                return TunnelResponse::Failed(TunnelOutcome::Malformed);
             }
         };
-        // Before the costly part.
-        let place = match self.place(client.ip()) {
+        // This is checked first, because the agreement costs much.
+        let place = match self.enter(client.ip()) {
             Ok(place) => place,
-            Err(refusal) => return (Answer::Refused(refusal), TunnelOutcome::Full),
+            Err(refusal) => return TunnelResponse::Refused(refusal, TunnelOutcome::Full),
         };
-        let (agreement, name) = match (agree(opening.public), registry::fresh_name()) {
+        let (agreement, name) = match (agree(opening.public), SessionName::random()) {
             (Ok(Some(agreement)), Ok(name)) => (agreement, name),
-            (Ok(None), _) => return (Answer::Malformed, TunnelOutcome::Malformed),
-            _ => return (Answer::Failed, TunnelOutcome::Failed),
+            (Ok(None), _) => return TunnelResponse::Failed(TunnelOutcome::Malformed),
+            _ => return TunnelResponse::Failed(TunnelOutcome::Failed),
         };
-        let (settings, token) = (self.settings.load(), fresh_token());
-        let session = Session::new(kind, settings.version, opening.connection, agreement.cipher, token);
-        let shared = Shared::new(session, settings.window, Held::none(&self.budget, client.ip()), place);
-        let transport = transport(kind);
+        let (settings, token, now) = (self.settings.load(), random_token(), Instant::now());
+        let session = TunnelSession::new(kind, settings.version, opening.connection, agreement.cipher, token);
+        let held = HeldBytes::none(&self.budget, client.ip());
+        let session = SessionHandle::new(LiveSession::new(session, settings.window, held, place, now));
         let arrival = Arrival {
-            stream: Stream::other(TunnelStream(Arc::clone(&shared))),
+            stream: Stream::other(TunnelStream::new(Arc::clone(&session))),
             first: Bytes::new(),
-            via: Via { client, port, transport, accepted: Instant::now().into_std() },
+            via: Via { client, port, transport: transport(kind), accepted: now.into_std() },
         };
         if let Err(refused) = self.core.take(arrival) {
-            return (Answer::Refused(refused.0), TunnelOutcome::Refused);
+            return TunnelResponse::Refused(refused.0, TunnelOutcome::Refused);
         }
-        self.registry.insert(name, shared);
-        let name = registry::to_text(&name);
-        (
-            Answer::Body(envelope::opened(settings.version, &name, &agreement.public, &token).into()),
-            TunnelOutcome::Opened,
-        )
+        self.registry.insert(name, session);
+        let body = envelope::opened(settings.version, &name, &agreement.public, &token);
+        TunnelResponse::Body(body.into(), TunnelOutcome::Opened)
     }
 
-    /// Answers a later request of `client`'s.
-    pub async fn request(&self, kind: Kind, name: &str, body: impl AsRef<[u8]>, client: IpAddr) -> Outcome {
-        // A name that is none and a name that is not there look the same from outside.
-        let Some(name) = registry::from_text(name) else { return (Answer::Unknown, TunnelOutcome::Unknown) };
+    /// Passes a later request of `client` to its session, and waits for the response.
+    pub async fn request(
+        &self,
+        kind: TunnelKind,
+        name: SessionName,
+        body: impl AsRef<[u8]>,
+        client: IpAddr,
+    ) -> TunnelResponse {
         let Some(session) = self.registry.get(&name).filter(|session| session.kind() == kind) else {
-            return (Answer::Unknown, TunnelOutcome::Unknown);
+            return Self::unknown();
         };
         let settings = self.settings.load_full();
         if settings.same_address && counted_address(session.client()) != counted_address(client) {
-            return (Answer::Unknown, TunnelOutcome::OtherAddress);
+            return TunnelResponse::Failed(TunnelOutcome::OtherAddress);
         }
-        match session.answer(body, &settings).await {
-            Reply::Body(body, outcome) => (Answer::Body(body), outcome),
-            Reply::Gone => {
-                self.registry.remove(&name);
-                (Answer::Unknown, TunnelOutcome::Gone)
+        match session.request(body, &settings).await {
+            Ok(response) => {
+                if response.outcome() == TunnelOutcome::Gone {
+                    self.registry.remove(&name);
+                }
+                response
             }
-            // As if it weren't there: whoever has a name but not the acknowledgement learns nothing.
-            Reply::Refused(refused) => {
-                debug!(?refused, "tunnel: a request is refused");
-                (Answer::Unknown, TunnelOutcome::NotAcknowledged)
+            // The response is the same as when there is no such session: who has a name but not the acknowledgement
+            // does not learn that the session exists.
+            Err(error) => {
+                debug!(refused = %error, "tunnel: a request is refused");
+                TunnelResponse::Failed(TunnelOutcome::NotAcknowledged)
             }
-            Reply::Busy => (Answer::Busy, TunnelOutcome::Busy),
         }
+    }
+
+    /// The response to a request for a session that does not exist, or whose URL has no legal name.
+    pub fn unknown() -> TunnelResponse {
+        TunnelResponse::Failed(TunnelOutcome::Unknown)
     }
 }
 
 /// The transport that a tunnel counts as.
-pub fn transport(kind: Kind) -> Transport {
+pub fn transport(kind: TunnelKind) -> Transport {
     match kind {
-        Kind::Polling => Transport::HttpPolling,
-        Kind::Hybrid => Transport::HttpHybrid,
+        TunnelKind::Polling => Transport::HttpPolling,
+        TunnelKind::Hybrid => Transport::HttpHybrid,
     }
 }
 
-async fn sweep(service: Weak<Service>) {
+/// Ends sessions that have timed out, and forgets those that nobody asks for any more, until the service is dropped.
+async fn forget_sessions(service: Weak<Service>) {
     loop {
         let Some(live) = service.upgrade() else { return };
         let (timeout, now) = (live.settings.load().session_timeout, Instant::now());
-        live.registry.sweep(|session| session.sweep(now, timeout, LINGER));
+        live.registry.forget(|session| session.change(|live| live.expire(now, timeout, LINGER)));
         drop(live);
         tokio::time::sleep((timeout / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))).await;
     }

@@ -1,53 +1,50 @@
-//! One tunnel session, without sockets and clocks: what was consumed, what was received.
+//! The protocol of one tunnel session: what of the requests is taken, and what the client has received.
 //!
-//! A client sends one request after another and says in each, by its acknowledgement, which
-//! response it has received last. Requests with the same acknowledgement make an **epoch**:
-//! the client has received nothing since. Within an epoch
-//! - the first request, and any that differs from those before it, is **new**: its payload is
-//!   consumed, once;
-//! - one equal to the newest is a retry of it: nothing is consumed;
-//! - one equal to an older one is **stale**: a late retry of a request whose response the
-//!   client no longer reads. It gets an empty response and steals nothing.
+//! There is no socket and no clock here. A client sends one request after another. By its acknowledgement, each request
+//! names the response that the client has received last. Requests with the same acknowledgement make an **epoch**: the
+//! client has received nothing since. Within an epoch
+//! - the first request, and any that differs from those before it, is **new**: its payload is taken, once;
+//! - a request equal to the newest one is a **retry** of it: no payload is taken;
+//! - a request equal to an older one is **stale**: a late copy of a request whose response the client does not read any
+//!   more. It gets an empty response and takes no data from the newest request.
 //!
 //! ```text
 //!                 new request, same acknowledgement
 //!                        ┌────────┐
 //!                        ▼        │
-//!   opened ── new ──▶  epoch n ───┘ ── newest, or previous, token acknowledged ──▶ epoch n+1
-//!                      │    ▲
-//!                      └────┘ retry (answered again) | stale (answered empty)
+//!   opened ── new ──▶  epoch n ───┘ ── acknowledges a token of epoch n, or the ──▶ epoch n+1
+//!                      │    ▲          token that epoch n acknowledges, again
+//!                      └────┘ retry (gets the payload again) | stale (gets an empty response)
 //! ```
 //!
-//! A response carries a fresh token and every payload byte that is not acknowledged. Which
-//! bytes a token stands for is kept until its epoch ends, so a token acknowledges exactly what
-//! its response carried. A superseded or stale response repeats the token that the client has
-//! acknowledged already: should it be read after all, it claims nothing.
+//! A response carries a fresh token and all payload that is not acknowledged. Which bytes a token stands for is kept
+//! until its epoch ends, so a token acknowledges exactly what its response carried. The empty response to a superseded
+//! or stale request repeats the token that the client has acknowledged already: if the client reads it, it
+//! acknowledges nothing.
 
-use std::hash::{BuildHasher, RandomState};
-
-use crate::wire::tunnel::{
-    cipher::{BLOCK, Cipher, FIRST_IV},
-    envelope::{self, Kind, Malformed},
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
 };
 
-/// Bytes of a token. Five, as in the recordings: its acknowledgement is one RC2 block.
-pub const TOKEN: usize = 5;
-/// A response's token.
-pub type Token = [u8; TOKEN];
+use super::token::Token;
+use crate::wire::tunnel::{
+    cipher::{BLOCK, Cipher, FIRST_IV},
+    envelope::{self, EnvelopeError, TunnelKind},
+};
 
-/// How many tokens of one epoch are kept, the newest among them. Each late copy of an answered
-/// request takes one, while the client may still acknowledge the answer that it read: it sends
-/// about five copies.
+/// How many tokens of an epoch are kept, including the newest. Each late copy of an answered request gets one, while
+/// the client may still acknowledge the response that it has read. It sends about five copies.
 const TOKENS_KEPT: usize = 16;
-/// How many epochs back a late retry is still known as one.
+/// For how many epochs a late retry is still recognized.
 const EPOCHS_KEPT: usize = 4;
-/// How many requests an epoch may have. A client sends one a second beside the one that it waits
-/// for, and gives up long before.
+/// How many requests an epoch may have. A client sends one per second in addition to the one that it waits for, and
+/// gives up long before.
 const REQUESTS_KEPT: usize = 64;
-/// Bytes of a buffer that may stand empty behind what is held.
+/// Bytes of a buffer that may be unused.
 const SPARE: usize = 4 * 1024;
 
-/// Digests of requests: keyed, so that no client can make two of its own collide on purpose.
+/// The hash of requests. It has a random key, so that no client can make two different requests with the same digest.
 static DIGESTS: std::sync::LazyLock<RandomState> = std::sync::LazyLock::new(RandomState::new);
 
 /// A response that was sent in this epoch.
@@ -55,62 +52,78 @@ struct Issued {
     token: Token,
     /// How many of the outbound bytes it carried.
     end: usize,
-    /// The outbound chain behind them.
+    /// The outbound chain after them.
     iv: [u8; BLOCK],
 }
 
-/// What a request turned out to be.
+/// What a request is.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Accepted {
-    /// New. The bytes for the Community, in order; the request supersedes those before it.
+    /// A new request, with its bytes for the Community. It supersedes the requests before it.
     New(Vec<u8>),
-    /// The newest request again. It supersedes its first copy.
+    /// A retry of the newest request. It supersedes the copy before it.
     Again,
-    /// A late retry of a request that is no longer the newest: answer with [`Session::empty`].
+    /// A late copy of a request that is not the newest any more. Its response is [`TunnelSession::empty`].
     Stale,
+    /// A new request whose payload may not be taken yet. Its acknowledgement counts; the same request is new again.
+    NoRoom(RequestDigest),
 }
 
-/// A request that is refused; the session stays as it was.
+/// The hash of a request's body, by which copies of it are recognized.
+pub type RequestDigest = u64;
+
+/// Why a request is refused. The session stays as it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// The body is not the tunnel's.
-    Malformed(Malformed),
-    /// The acknowledgement is of no token that the client may have.
+pub enum RequestError {
+    /// The body is not of the tunnel's form.
+    Envelope(EnvelopeError),
+    /// The acknowledgement belongs to no token that the client can have.
     Acknowledgement,
-    /// The payload does not decrypt.
+    /// The payload cannot be decrypted.
     Payload,
-    /// The client has read none of very many responses.
+    /// The client has sent very many requests in one epoch: it has read none of their responses.
     Unread,
 }
 
+impl fmt::Display for RequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Envelope(error) => error.fmt(f),
+            Self::Acknowledgement => f.write_str("the acknowledgement is not one of this session"),
+            Self::Payload => f.write_str("the payload cannot be decrypted"),
+            Self::Unread => f.write_str("the client has read none of very many responses"),
+        }
+    }
+}
+
+impl std::error::Error for RequestError {}
+
 /// See the module's page.
-pub struct Session {
-    kind: Kind,
+pub struct TunnelSession {
+    kind: TunnelKind,
     version: u32,
     /// Hybrid: the virtual connection that carries the stream.
     connection: u32,
     cipher: Cipher,
-    /// The acknowledgement of this epoch: its ciphertext, the next one's initial vector.
+    /// The acknowledgement of this epoch. Its ciphertext is also the initial vector of the next one.
     acknowledgement: Option<[u8; BLOCK]>,
-    /// Acknowledgements of the epochs before, newest last.
+    /// Acknowledgements of earlier epochs, newest last.
     older: [Option<[u8; BLOCK]>; EPOCHS_KEPT],
     /// The token that this epoch acknowledges.
     token: Token,
     issued: Vec<Issued>,
     /// Digests of this epoch's requests, newest last.
-    requests: Vec<u64>,
+    requests: Vec<RequestDigest>,
     /// Bytes for the client that it has not acknowledged.
     outbound: Vec<u8>,
-    /// The outbound chain in front of `outbound`.
+    /// The outbound chain before `outbound`.
     outbound_iv: [u8; BLOCK],
     inbound_iv: [u8; BLOCK],
-    /// The Community has said its last byte.
-    ended: bool,
 }
 
-impl Session {
+impl TunnelSession {
     /// A session whose first response carried `token`.
-    pub fn new(kind: Kind, version: u32, connection: u32, cipher: Cipher, token: Token) -> Self {
+    pub fn new(kind: TunnelKind, version: u32, connection: u32, cipher: Cipher, token: Token) -> Self {
         Self {
             kind,
             version,
@@ -124,47 +137,62 @@ impl Session {
             outbound: Vec::new(),
             outbound_iv: FIRST_IV,
             inbound_iv: FIRST_IV,
-            ended: false,
         }
     }
 
-    /// Which tunnel it is.
-    pub fn kind(&self) -> Kind {
+    /// The kind of the tunnel.
+    pub fn kind(&self) -> TunnelKind {
         self.kind
     }
 
-    /// Takes a request's body in.
+    /// Reads the body of a request, and takes its payload if the request is new.
     ///
     /// # Errors
     /// Why the request is refused. Nothing has changed then.
-    pub fn accept(&mut self, body: &[u8]) -> Result<Accepted, Refused> {
-        let envelope::Later { acknowledgement, payload } = envelope::later(body).map_err(Refused::Malformed)?;
-        let acknowledgement: [u8; BLOCK] = acknowledgement.try_into().map_err(|_| Refused::Acknowledgement)?;
+    pub fn accept(&mut self, body: &[u8]) -> Result<Accepted, RequestError> {
+        self.accept_if(body, |_, _| true)
+    }
+
+    /// As [`Self::accept`]. Whether the payload of a new request may be taken now is decided by `takes`, which gets the
+    /// request's digest and the length of its payload in bytes. The acknowledgement counts in any case.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub fn accept_if(
+        &mut self,
+        body: &[u8],
+        takes: impl FnOnce(RequestDigest, usize) -> bool,
+    ) -> Result<Accepted, RequestError> {
+        let envelope::LaterRequest { acknowledgement, payload } =
+            envelope::later(body).map_err(RequestError::Envelope)?;
+        let acknowledgement: [u8; BLOCK] = acknowledgement.try_into().map_err(|_| RequestError::Acknowledgement)?;
         let digest = DIGESTS.hash_one(body);
-        if self.acknowledgement == Some(acknowledgement) {
+        let received = if self.acknowledgement == Some(acknowledgement) {
             if let Some(at) = self.requests.iter().position(|known| *known == digest) {
                 return Ok(if at + 1 == self.requests.len() { Accepted::Again } else { Accepted::Stale });
             }
-            // To forget one would be to consume a late copy of it again.
+            // If one were forgotten, the payload of a late copy of it would be taken again.
             if self.requests.len() == REQUESTS_KEPT {
-                return Err(Refused::Unread);
+                return Err(RequestError::Unread);
             }
-            let data = self.decode(payload)?;
-            self.requests.push(digest);
-            return Ok(Accepted::New(data));
-        }
-        let Some(received) = self.acknowledged_by(&acknowledgement) else {
+            None
+        } else if let Some(received) = self.acknowledged_by(&acknowledgement) {
+            Some(received)
+        } else {
             let late = self.older.contains(&Some(acknowledgement));
-            return if late { Ok(Accepted::Stale) } else { Err(Refused::Acknowledgement) };
+            return if late { Ok(Accepted::Stale) } else { Err(RequestError::Acknowledgement) };
         };
-        let data = self.decode(payload)?;
-        self.begin_epoch(acknowledgement, received);
+        let data = if payload.is_empty() || takes(digest, payload.len()) { Some(self.decode(payload)?) } else { None };
+        if let Some(received) = received {
+            self.begin_epoch(acknowledgement, received);
+        }
+        let Some(data) = data else { return Ok(Accepted::NoRoom(digest)) };
         self.requests.push(digest);
         Ok(Accepted::New(data))
     }
 
-    /// Which response `acknowledgement` says was received: an index into `issued`, or `None`
-    /// inside for the token that was acknowledged before.
+    /// The response that `acknowledgement` names: `Some(Some(index into issued))`, or `Some(None)` for the token that
+    /// this epoch acknowledges. `None`: no response of this session's.
     fn acknowledged_by(&self, acknowledgement: &[u8; BLOCK]) -> Option<Option<usize>> {
         let iv = self.acknowledgement.unwrap_or(FIRST_IV);
         let is = |token: &Token| self.cipher.encrypt(&mut { iv }, token) == acknowledgement;
@@ -178,14 +206,14 @@ impl Session {
         if let Some(at) = received {
             let Issued { token, end, iv } = self.issued.swap_remove(at);
             self.outbound.drain(..end);
-            // What is held is counted by its length.
+            // The budget counts the length, not the capacity.
             if self.outbound.is_empty() || self.outbound.capacity() > 2 * self.outbound.len() + SPARE {
                 self.outbound.shrink_to_fit();
             }
             self.outbound_iv = iv;
             self.token = token;
-            // A token of the epoch before stands for bytes from its beginning; the newest
-            // response may be read still, but it can't be acknowledged any more.
+            // The tokens of the old epoch stand for bytes that begin where the old epoch began. The client may still
+            // read such a response, but cannot acknowledge it any more.
             self.issued.clear();
         }
         if let Some(old) = self.acknowledgement.replace(acknowledgement) {
@@ -195,35 +223,24 @@ impl Session {
         self.requests.clear();
     }
 
-    /// Whether a request may be of this session's client: it carries an acknowledgement that only
-    /// the client can have made. Changes nothing.
-    pub fn knows(&self, body: &[u8]) -> bool {
-        let acknowledgement = envelope::later(body).ok().and_then(|later| later.acknowledgement.try_into().ok());
-        acknowledgement.is_some_and(|acknowledgement: [u8; BLOCK]| {
-            self.acknowledgement == Some(acknowledgement)
-                || self.older.contains(&Some(acknowledgement))
-                || self.acknowledged_by(&acknowledgement).is_some()
-        })
-    }
-
-    /// The Community's bytes in a request's payload.
-    fn decode(&mut self, payload: &[u8]) -> Result<Vec<u8>, Refused> {
+    /// The bytes for the Community in the payload of a request.
+    fn decode(&mut self, payload: &[u8]) -> Result<Vec<u8>, RequestError> {
         let mut iv = self.inbound_iv;
         let clear = match (payload.is_empty(), self.version) {
             (true, _) => Vec::new(),
             (false, 0) => payload.to_vec(),
-            (false, _) => self.cipher.decrypt(&mut iv, payload).ok_or(Refused::Payload)?,
+            (false, _) => self.cipher.decrypt(&mut iv, payload).ok_or(RequestError::Payload)?,
         };
         let data = match self.kind {
-            Kind::Polling => clear,
-            Kind::Hybrid => {
+            TunnelKind::Polling => clear,
+            TunnelKind::Hybrid => {
                 let mut data = Vec::new();
                 envelope::each_record(&clear, |on, bytes| {
                     if on == self.connection {
                         data.extend_from_slice(bytes);
                     }
                 })
-                .map_err(Refused::Malformed)?;
+                .map_err(RequestError::Envelope)?;
                 data
             }
         };
@@ -231,20 +248,20 @@ impl Session {
         Ok(data)
     }
 
-    /// The body for the newest request: `token`, which must be fresh, and all that the client
-    /// has not acknowledged.
+    /// The response to the newest request: `token`, which must be fresh, and all bytes that the client has not
+    /// acknowledged.
     pub fn respond(&mut self, token: Token) -> Vec<u8> {
         self.respond_some(token, usize::MAX)
     }
 
-    /// As [`Self::respond`], with `most` bytes of it at the most; the others come later.
+    /// As [`Self::respond`], with at most `most` of the bytes. The others follow in later responses.
     pub fn respond_some(&mut self, token: Token, most: usize) -> Vec<u8> {
         let mut iv = self.outbound_iv;
         let some = &self.outbound[..most.min(self.outbound.len())];
         let end = some.len();
         let payload = match self.kind {
-            Kind::Polling => None,
-            Kind::Hybrid => Some(envelope::record(self.connection, some)),
+            TunnelKind::Polling => None,
+            TunnelKind::Hybrid => Some(envelope::record(self.connection, some)),
         };
         let payload = payload.as_deref().unwrap_or(some);
         let body = if self.version == 0 || payload.is_empty() {
@@ -259,34 +276,19 @@ impl Session {
         body
     }
 
-    /// The body for a superseded or stale request.
+    /// The response to a superseded or stale request.
     pub fn empty(&self) -> Vec<u8> {
         envelope::response(&self.token, &[])
     }
 
-    /// Adds bytes of the Community's for the client.
+    /// Adds bytes of the Community for the client.
     pub fn push(&mut self, bytes: &[u8]) {
         self.outbound.extend_from_slice(bytes);
     }
 
-    /// Bytes that the client has not acknowledged.
+    /// Number of bytes that the client has not acknowledged.
     pub fn unacknowledged(&self) -> usize {
         self.outbound.len()
-    }
-
-    /// The Community has said its last byte.
-    pub fn end(&mut self) {
-        self.ended = true;
-    }
-
-    /// Whether the Community has said its last byte.
-    pub fn has_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// Whether the client has it all: then the session is gone.
-    pub fn is_over(&self) -> bool {
-        self.ended && self.outbound.is_empty()
     }
 }
 

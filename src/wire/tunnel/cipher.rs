@@ -1,9 +1,9 @@
-//! What a tunnel session's acknowledgement is made of: Diffie-Hellman and RC2 in CBC mode.
+//! The cryptography of a tunnel session's acknowledgements: Diffie-Hellman, and RC2 in CBC mode.
 //!
-//! A relic that keeps nothing secret today. Its worth is that a client proves which response
-//! it has received, and that old clients insist on it for the payload (tunnel version 1).
-//! Prime, generator, key and initial vector as observed on a real Java client; the recordings
-//! in `tests/fixtures/transcripts` hold secrets and keys to check against.
+//! It is too weak to keep anything secret today. It is needed because a client proves with it which response it has
+//! received, and because old clients require it for the payload (tunnel version 1). Prime, generator, key and initial
+//! vector are those of a real Java client; the recordings in `tests/fixtures/transcripts` have secrets and keys to
+//! check against.
 
 use std::sync::LazyLock;
 
@@ -13,39 +13,39 @@ use rc2::{
     cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt},
 };
 
-/// RC2's block, in bytes.
+/// Bytes of an RC2 block.
 pub const BLOCK: usize = 8;
-/// Bytes of a Diffie-Hellman public value; a client may put a zero byte in front.
+/// Bytes of a Diffie-Hellman public value. A client may write one zero byte before it.
 pub const PUBLIC: usize = 64;
-/// Where every chain begins.
+/// The initial vector of every chain.
 pub const FIRST_IV: [u8; BLOCK] = [0x01, 0x23, 0x45, 0x67, 0x89, 0xAB, 0xCD, 0xEF];
 
-/// Effective key length that clients use, in bits, although the key has 128.
+/// The effective key length that clients use, in bits. The key itself has 128 bits.
 const EFFECTIVE_BITS: usize = 1024;
 const PRIME: &[u8] = b"CF84AFCE86DDFA527F136D10357528EEFBA0AFEF808F29174E3B6A9E970001717C8F106C41C161A6CE91057B34DA62CBB87BFDC1B35C1B910FEA72249D566B9F";
 const GENERATOR: u32 = 3;
-/// Bytes of our exponent: half the prime's, which is as strong as the prime and twice as fast.
+/// Bytes of this side's exponent: half of the prime's, which is as strong as the prime and twice as fast.
 pub const SECRET: usize = 32;
 
 static MODULUS: LazyLock<BigUint> = LazyLock::new(|| BigUint::parse_bytes(PRIME, 16).expect("a constant in hex"));
 
-/// What both ends of a session agreed on.
+/// What both sides of a session have agreed on.
 pub struct Agreement {
-    /// Our public value, for the client.
+    /// This side's public value, for the client.
     pub public: [u8; PUBLIC],
     /// The session's cipher.
     pub cipher: Cipher,
 }
 
-/// The public value of a secret: what the other end of a session is sent.
+/// The public value of a secret. The other side of a session receives it.
 pub fn public_of(secret: &[u8]) -> [u8; PUBLIC] {
     padded(&BigUint::from(GENERATOR).modpow(&BigUint::from_bytes_be(secret), &MODULUS))
 }
 
-/// Agrees on a key with a client that sent `public`, our secret being `secret`.
+/// Agrees on a key with a client that sent `public`; `secret` is this side's secret.
 ///
-/// Returns `None` for a value that no honest client sends: too long, or one of the values
-/// (0, 1, prime - 1 and above) that make the key known beforehand.
+/// Returns `None` for a value that no honest client sends: it is too long, or it is one of the values (0, 1, and from
+/// prime - 1 on) with which anybody knows the key.
 pub fn agree_with(public: &[u8], secret: &[u8]) -> Option<Agreement> {
     if public.is_empty() || public.len() > PUBLIC + 1 {
         return None;
@@ -58,10 +58,10 @@ pub fn agree_with(public: &[u8], secret: &[u8]) -> Option<Agreement> {
     Some(Agreement { public: public_of(secret), cipher: Cipher::new(&shared[PUBLIC - 16..]) })
 }
 
-/// As [`agree_with`], with a secret of the system's.
+/// As [`agree_with`], with a random secret.
 ///
 /// # Errors
-/// The outer error says that the system has no random numbers.
+/// When the system has no random numbers.
 pub fn agree(public: &[u8]) -> Result<Option<Agreement>, getrandom::Error> {
     let mut secret = [0; SECRET];
     getrandom::fill(&mut secret)?;
@@ -74,21 +74,21 @@ fn padded(number: &BigUint) -> [u8; PUBLIC] {
     out
 }
 
-/// RC2 under a session's key. Chains run over many calls, so each keeps its vector itself.
+/// RC2 with the key of a session. A chain continues over many calls, so the caller keeps the vector of each chain.
 pub struct Cipher(Box<Rc2>);
 
 impl Cipher {
-    /// A cipher under `key`, which has 16 bytes in a session.
+    /// A cipher with `key`, which has 16 bytes in a session.
     pub fn new(key: &[u8]) -> Self {
         Self(Box::new(Rc2::new_with_eff_key_len(key, EFFECTIVE_BITS)))
     }
 
-    /// Pads and encrypts `plain`, and moves `iv` to the last ciphertext block.
+    /// Pads and encrypts `plain`, and sets `iv` to the last block of the ciphertext.
     pub fn encrypt(&self, iv: &mut [u8; BLOCK], plain: &[u8]) -> Vec<u8> {
         let pad = BLOCK - plain.len() % BLOCK;
         let mut out = Vec::with_capacity(plain.len() + pad);
         out.extend_from_slice(plain);
-        // At most 8.
+        // The padding has at most 8 bytes.
         #[allow(clippy::cast_possible_truncation)]
         out.resize(plain.len() + pad, pad as u8);
         for block in out.chunks_exact_mut(BLOCK) {
@@ -104,8 +104,8 @@ impl Cipher {
         out
     }
 
-    /// Decrypts what [`Cipher::encrypt`] made and moves `iv` on; `None`, with `iv` as it was,
-    /// where length or padding are wrong.
+    /// Decrypts what [`Cipher::encrypt`] made, and sets `iv` to the last block of the ciphertext. `None`, with `iv`
+    /// unchanged, when the length or the padding is wrong.
     pub fn decrypt(&self, iv: &mut [u8; BLOCK], secret: &[u8]) -> Option<Vec<u8>> {
         let next = *secret.last_chunk::<BLOCK>()?;
         if !secret.len().is_multiple_of(BLOCK) {
@@ -118,7 +118,7 @@ impl Cipher {
             self.0.decrypt_block(&mut one);
             block.copy_from_slice(&one);
         }
-        // Each block is masked by the ciphertext before it.
+        // Each block was combined with the ciphertext block before it.
         for (i, byte) in out.iter_mut().enumerate() {
             *byte ^= if i < BLOCK { iv[i] } else { secret[i - BLOCK] };
         }

@@ -1,5 +1,5 @@
-//! A request's body on its way to the web back end: it may not pause for ever, and what went
-//! wrong with it is known when the back end's answer fails.
+//! A request's body on its way to the web server. It may pause only for so long, and what went wrong with it is known
+//! when the web server's response fails.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep};
 /// What went wrong with a body. The client's fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::ingress::http) enum BodyError {
-    /// Cut off, or not in chunks as it said.
+    /// The client closed within it, or its chunks have a wrong form.
     Broken,
     /// It paused for too long.
     TooSlow,
@@ -35,63 +35,64 @@ impl fmt::Display for BodyError {
 
 impl std::error::Error for BodyError {}
 
-/// How far a body has come.
+/// How far a body is.
 #[derive(Debug)]
-pub(super) struct Progress {
+pub(super) struct BodyProgress {
     last: Mutex<Instant>,
-    fault: Mutex<Option<BodyError>>,
+    error: Mutex<Option<BodyError>>,
 }
 
-impl Progress {
-    /// When its last piece came, or it began.
+impl BodyProgress {
+    /// When its last piece came; before that, when it began.
     pub(super) fn last(&self) -> Instant {
         *self.last.lock()
     }
 
     /// What went wrong.
-    pub(super) fn fault(&self) -> Option<BodyError> {
-        *self.fault.lock()
+    pub(super) fn error(&self) -> Option<BodyError> {
+        *self.error.lock()
     }
 }
 
-/// The body.
-pub(super) struct Paced {
+/// A body that may pause only for so long.
+pub(super) struct TimedBody {
     inner: Incoming,
-    patience: Duration,
-    paused: Option<Pin<Box<Sleep>>>,
-    progress: Arc<Progress>,
+    timeout: Duration,
+    /// Runs while it pauses.
+    pause: Option<Pin<Box<Sleep>>>,
+    progress: Arc<BodyProgress>,
 }
 
-impl Paced {
-    /// `inner`, which may pause for `patience`; how it gets on.
-    pub(super) fn new(inner: Incoming, patience: Duration) -> (Self, Arc<Progress>) {
-        let progress = Arc::new(Progress { last: Mutex::new(Instant::now()), fault: Mutex::new(None) });
-        (Self { inner, patience, paused: None, progress: Arc::clone(&progress) }, progress)
+impl TimedBody {
+    /// `inner`, which may pause for `timeout`, and how far it is.
+    pub(super) fn new(inner: Incoming, timeout: Duration) -> (Self, Arc<BodyProgress>) {
+        let progress = Arc::new(BodyProgress { last: Mutex::new(Instant::now()), error: Mutex::new(None) });
+        (Self { inner, timeout, pause: None, progress: Arc::clone(&progress) }, progress)
     }
 
-    fn fail(&self, fault: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        *self.progress.fault.lock() = Some(fault);
-        Poll::Ready(Some(Err(fault)))
+    fn fail(&self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        *self.progress.error.lock() = Some(error);
+        Poll::Ready(Some(Err(error)))
     }
 }
 
-impl Body for Paced {
+impl Body for TimedBody {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match Pin::new(&mut self.inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.paused = None;
+                self.pause = None;
                 *self.progress.last.lock() = Instant::now();
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => self.fail(BodyError::Broken),
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => {
-                let patience = self.patience;
-                let paused = self.paused.get_or_insert_with(|| Box::pin(sleep(patience)));
-                ready!(paused.as_mut().poll(cx));
+                let timeout = self.timeout;
+                let pause = self.pause.get_or_insert_with(|| Box::pin(sleep(timeout)));
+                ready!(pause.as_mut().poll(cx));
                 self.fail(BodyError::TooSlow)
             }
         }

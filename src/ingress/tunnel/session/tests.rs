@@ -10,7 +10,7 @@ use crate::wire::{
 
 /// The client's side, as the recordings show it.
 struct Client {
-    kind: Kind,
+    kind: TunnelKind,
     version: u32,
     cipher: Cipher,
     token: Token,
@@ -21,7 +21,7 @@ struct Client {
     received: Vec<u8>,
 }
 
-fn pair(kind: Kind, version: u32) -> (Client, Session) {
+fn pair(kind: TunnelKind, version: u32) -> (Client, TunnelSession) {
     let (client_secret, server_secret) = ([3; 32], [5; 32]);
     let client_public = agree_with(&[3], &client_secret).expect("legal").public;
     let server = agree_with(&client_public, &server_secret).expect("legal");
@@ -38,7 +38,7 @@ fn pair(kind: Kind, version: u32) -> (Client, Session) {
         received_iv: FIRST_IV,
         received: Vec::new(),
     };
-    (client, Session::new(kind, version, 1, server.cipher, token))
+    (client, TunnelSession::new(kind, version, 1, server.cipher, token))
 }
 
 fn token(n: u64) -> Token {
@@ -52,7 +52,7 @@ impl Client {
             let secret = self.cipher.encrypt(&mut self.acknowledgement_iv, &self.token);
             secret.try_into().expect("one block")
         });
-        let clear = if self.kind == Kind::Hybrid { envelope::record(1, data) } else { data.to_vec() };
+        let clear = if self.kind == TunnelKind::Hybrid { envelope::record(1, data) } else { data.to_vec() };
         let payload =
             if self.version == 0 || clear.is_empty() { clear } else { self.cipher.encrypt(&mut self.sent_iv, &clear) };
         let mut out = Writer::new();
@@ -75,8 +75,8 @@ impl Client {
             self.cipher.decrypt(&mut self.received_iv, reader.0).expect("decrypts")
         };
         match self.kind {
-            Kind::Polling => self.received.extend(clear),
-            Kind::Hybrid => envelope::each_record(&clear, |on, data| {
+            TunnelKind::Polling => self.received.extend(clear),
+            TunnelKind::Hybrid => envelope::each_record(&clear, |on, data| {
                 assert_eq!(on, 1);
                 self.received.extend_from_slice(data);
             })
@@ -85,7 +85,8 @@ impl Client {
     }
 }
 
-const WAYS: [(Kind, u32); 4] = [(Kind::Polling, 0), (Kind::Polling, 1), (Kind::Hybrid, 0), (Kind::Hybrid, 1)];
+const WAYS: [(TunnelKind, u32); 4] =
+    [(TunnelKind::Polling, 0), (TunnelKind::Polling, 1), (TunnelKind::Hybrid, 0), (TunnelKind::Hybrid, 1)];
 
 #[test]
 fn a_lost_answer_comes_again_and_nothing_is_consumed_twice() {
@@ -108,7 +109,7 @@ fn a_lost_answer_comes_again_and_nothing_is_consumed_twice() {
 
 #[test]
 fn the_response_before_the_newest_acknowledges_only_what_it_carried() {
-    let (mut client, mut session) = pair(Kind::Hybrid, 1);
+    let (mut client, mut session) = pair(TunnelKind::Hybrid, 1);
     let poll = client.request(b"");
     session.accept(&poll).expect("new");
     session.push(b"one");
@@ -146,7 +147,7 @@ fn late_copies_do_not_cost_the_answer_that_was_read() {
 
 #[test]
 fn however_many_requests_go_unanswered_none_is_consumed_twice() {
-    let (mut client, mut session) = pair(Kind::Hybrid, 0);
+    let (mut client, mut session) = pair(TunnelKind::Hybrid, 0);
     let first = client.request(b"first");
     session.accept(&first).expect("new");
     let mut refused = 0;
@@ -154,7 +155,7 @@ fn however_many_requests_go_unanswered_none_is_consumed_twice() {
         match session.accept(&client.request(&n.to_be_bytes())) {
             Ok(Accepted::New(_)) => assert_eq!(refused, 0),
             other => {
-                assert_eq!(other, Err(Refused::Unread));
+                assert_eq!(other, Err(RequestError::Unread));
                 refused += 1;
             }
         }
@@ -165,7 +166,7 @@ fn however_many_requests_go_unanswered_none_is_consumed_twice() {
 
 #[test]
 fn late_retries_steal_nothing() {
-    let (mut client, mut session) = pair(Kind::Hybrid, 0);
+    let (mut client, mut session) = pair(TunnelKind::Hybrid, 0);
     let poll = client.request(b"");
     let data = client.request(b"hello");
     session.accept(&poll).expect("new");
@@ -185,7 +186,7 @@ fn late_retries_steal_nothing() {
 
 #[test]
 fn a_superseded_response_that_is_read_after_all_does_no_harm() {
-    let (mut client, mut session) = pair(Kind::Hybrid, 0);
+    let (mut client, mut session) = pair(TunnelKind::Hybrid, 0);
     session.accept(&client.request(b"")).expect("new");
     client.receive(&session.respond(token(1)));
     session.accept(&client.request(b"")).expect("new");
@@ -206,11 +207,11 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         session.push(b"x");
         client.receive(&session.respond(token(1)));
         for (body, error) in [
-            (&b"\0\0\0\x01"[..], Refused::Malformed(Malformed("does not begin with 0"))),
-            (b"\0\0\0\0\0\0\0\x09abc", Refused::Malformed(Malformed("is cut off"))),
-            (b"\0\0\0\0\0\0\0\0", Refused::Acknowledgement),
-            (b"\0\0\0\0\0\0\0\x08abcdefgh", Refused::Acknowledgement),
-            (b"\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0", Refused::Acknowledgement),
+            (&b"\0\0\0\x01"[..], RequestError::Envelope(EnvelopeError::RequestStart)),
+            (b"\0\0\0\0\0\0\0\x09abc", RequestError::Envelope(EnvelopeError::CutOff)),
+            (b"\0\0\0\0\0\0\0\0", RequestError::Acknowledgement),
+            (b"\0\0\0\0\0\0\0\x08abcdefgh", RequestError::Acknowledgement),
+            (b"\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0", RequestError::Acknowledgement),
         ] {
             assert_eq!(session.accept(body), Err(error));
         }
@@ -219,22 +220,9 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
             session.accept(&client.request(b"")).expect("new");
             client.receive(&session.respond(token(n)));
         }
-        assert_eq!(session.accept(&first), Err(Refused::Acknowledgement));
+        assert_eq!(session.accept(&first), Err(RequestError::Acknowledgement));
         assert!(matches!(session.accept(&client.request(b"y")), Ok(Accepted::New(data)) if data == b"y"));
     }
-}
-
-#[test]
-fn the_end_comes_after_the_last_bytes() {
-    let (mut client, mut session) = pair(Kind::Polling, 0);
-    session.accept(&client.request(b"")).expect("new");
-    session.push(b"bye");
-    session.end();
-    assert!(!session.is_over());
-    client.receive(&session.respond(token(1)));
-    assert!(!session.is_over());
-    session.accept(&client.request(b"")).expect("new");
-    assert!(session.is_over());
 }
 
 /// What the network does to one request, or to its response.
@@ -294,7 +282,7 @@ proptest! {
                 // The same words in the same epoch can't be told from a retry; see below.
                 Ok(Accepted::Again | Accepted::Stale) if !fresh || data.is_empty() => (),
                 other => {
-                    prop_assert!(held.is_some() && kind == Kind::Hybrid && version == 0, "{other:?}");
+                    prop_assert!(held.is_some() && kind == TunnelKind::Hybrid && version == 0, "{other:?}");
                     sent.truncate(sent.len() - data.len());
                 }
             }
@@ -303,7 +291,7 @@ proptest! {
             }
             session.push(answer);
             said.extend_from_slice(answer);
-            if kind == Kind::Hybrid && *beside {
+            if kind == TunnelKind::Hybrid && *beside {
                 // Not answered yet; the next request supersedes it.
                 held = Some(body);
                 continue;

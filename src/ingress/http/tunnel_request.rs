@@ -1,0 +1,181 @@
+//! Requests of the tunnel, from either path: their bodies, what the tunnel makes of them, and the response.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use tokio::time::{sleep_until, timeout};
+
+use super::{
+    HttpContext, HttpSettings,
+    response::{PortResponse, status_of},
+};
+use crate::{
+    ingress::tunnel::{Service, TunnelResponse, transport},
+    limits::budget::{HeldBytes, LITTLE},
+    telemetry::outcome::{Outcome, TunnelOutcome},
+    wire::tunnel::{envelope::TunnelKind, name::UrlName},
+};
+
+/// A request for a session that does not exist is answered a multiple of this after it was read.
+const MISS_STEP: Duration = Duration::from_millis(20);
+/// And so much later when its address sends very many of them.
+const MISS_DELAY: Duration = Duration::from_secs(1);
+/// A body may take this long, whatever the settings say.
+const MIN_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A request's body. Its bytes count in the budget until it is dropped.
+pub(super) struct HeldBody {
+    bytes: Vec<u8>,
+    _held: HeldBytes,
+}
+
+impl HeldBody {
+    /// A body that was read already; `None` when it is long and the budget has no room for it.
+    pub(super) fn new(bytes: Vec<u8>, mut held: HeldBytes) -> Option<Self> {
+        (bytes.len() <= LITTLE || held.grow(bytes.len())).then_some(Self { bytes, _held: held })
+    }
+
+    /// Reads a body, which has bounds in bytes and in time.
+    ///
+    /// # Errors
+    /// What went wrong. The rest of the body has not been read then.
+    pub(super) async fn read(
+        mut body: Incoming,
+        settings: &HttpSettings,
+        mut held: HeldBytes,
+    ) -> Result<Self, TunnelOutcome> {
+        let limit = settings.max_tunnel_request;
+        if body.size_hint().lower() > limit as u64 {
+            return Err(TunnelOutcome::TooLarge);
+        }
+        let reading = async {
+            let mut bytes = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let Ok(piece) = frame.map_err(|_| TunnelOutcome::CutOff)?.into_data() else { continue };
+                if bytes.len() + piece.len() > limit {
+                    return Err(TunnelOutcome::TooLarge);
+                }
+                // Short bodies are always read, so that sessions continue and what they hold becomes less.
+                if bytes.len() + piece.len() > LITTLE && !held.grow(piece.len()) {
+                    return Err(TunnelOutcome::HeldBytes);
+                }
+                bytes.extend_from_slice(&piece);
+            }
+            Ok(Self { bytes, _held: held })
+        };
+        timeout(settings.timeout.max(MIN_BODY_TIMEOUT), reading).await.unwrap_or(Err(TunnelOutcome::TooSlow))
+    }
+}
+
+impl AsRef<[u8]> for HeldBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Gives a request to the tunnel and makes the response. `name` is what stands in the URL at the place of the session's
+/// name.
+pub(super) async fn serve(
+    context: &HttpContext,
+    kind: TunnelKind,
+    name: UrlName,
+    body: impl AsRef<[u8]>,
+    client: SocketAddr,
+    port: u16,
+) -> PortResponse {
+    // From here on, the client cannot change how long the response takes.
+    let began = Instant::now();
+    let returned = match name {
+        UrlName::Empty => context.tunnel.open(kind, body.as_ref(), client, port),
+        UrlName::Session(name) => context.tunnel.request(kind, name, body, client.ip()).await,
+        UrlName::NotAName { .. } => Service::unknown(),
+    };
+    // What is kept is not what is awaited above: the future would have room for both at once.
+    let response = counted(context, kind, returned);
+    match &response {
+        TunnelResponse::Failed(_) if response.status() == 404 => wait_after_miss(context, client, port, began).await,
+        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => context.record_refused_session(*refusal, client, port),
+        _ => (),
+    }
+    respond(response)
+}
+
+/// Counts what a request came to.
+fn counted(context: &HttpContext, kind: TunnelKind, response: TunnelResponse) -> TunnelResponse {
+    context.telemetry.tunnel.request(transport(kind), response.outcome());
+    response
+}
+
+/// Refuses a request for its body, and counts it.
+pub(super) fn refuse_body(context: &HttpContext, kind: TunnelKind, outcome: TunnelOutcome) -> PortResponse {
+    context.telemetry.tunnel.request(transport(kind), outcome);
+    body_refusal(outcome)
+}
+
+/// The response to a request with such a body.
+pub(super) fn body_refusal(outcome: TunnelOutcome) -> PortResponse {
+    match outcome {
+        TunnelOutcome::HeldBytes => no_room(outcome, outcome.name()),
+        _ => PortResponse::page(status_of(outcome), ""),
+    }
+}
+
+/// The response for what the tunnel has returned.
+pub(super) fn respond(response: TunnelResponse) -> PortResponse {
+    let (outcome, reason) = (response.outcome(), response.reason());
+    match response {
+        TunnelResponse::Body(body, _) => PortResponse::tunnel(body),
+        _ if response.status() == 503 => no_room(outcome, reason),
+        _ => PortResponse::page(
+            status_of(outcome),
+            match outcome {
+                TunnelOutcome::Malformed => "Not a request of the tunnel.\n",
+                TunnelOutcome::Failed => "No session could be made.\n",
+                _ => "No such session.\n",
+            },
+        ),
+    }
+}
+
+fn no_room(outcome: TunnelOutcome, reason: &str) -> PortResponse {
+    PortResponse::page(status_of(outcome), format!("No room for this client now: {reason}.\n"))
+}
+
+/// Waits before the response to a request for a session that does not exist.
+async fn wait_after_miss(context: &HttpContext, client: SocketAddr, port: u16, began: Instant) {
+    let mut due = miss_due(began, Instant::now());
+    if context.counters.miss(client.ip()) {
+        context.record_delayed_guess(client, port);
+        due += MISS_DELAY;
+    }
+    sleep_until(due.into()).await;
+}
+
+/// When such a request is answered: a whole number of steps after `began`, and not before `now`. So the time of the
+/// response does not show how long the search took.
+fn miss_due(began: Instant, now: Instant) -> Instant {
+    let mut due = began + MISS_STEP;
+    while due < now {
+        due += MISS_STEP;
+    }
+    due
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_miss_is_answered_at_a_time_that_says_nothing() {
+        let began = Instant::now();
+        let after = |micros| miss_due(began, began + Duration::from_micros(micros)) - began;
+        for looking in [0, 1, 100, 5_000, 19_999, 20_000] {
+            assert_eq!(after(looking), MISS_STEP, "{looking}");
+        }
+        assert_eq!(after(20_001), 2 * MISS_STEP, "a slow machine");
+    }
+}
