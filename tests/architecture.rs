@@ -60,16 +60,16 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
     ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
-    ("community", &["pool", "endpoint balance", "direct health", "failure"]),
+    ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope", "cipher name"]),
-    ("net", &["connect", "listen lookup resolve", "own attempts", "keepalive address port section"]),
+    ("net", &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address port section"]),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
     ("stream", &["admission link", "arrival refusal", "io", "error"]),
     ("telemetry", &["metrics", "outcome", "policy"]),
     ("log", &["subscriber", "lines throttle"]),
-    ("config", &["schema", "section_reader", "reader legal ceiling"]),
+    ("config", &["schema", "section_reader own_targets", "reader legal ceiling"]),
     ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
     ("admin", &["http", "pages slots", "auth response status"]),
     (
@@ -100,7 +100,7 @@ const INSIDE: &[(&str, &[&str])] = &[
         ],
     ),
     ("load/report", &["html", "plot"]),
-    ("sandbox", &["connection", "session", "community", "bodies"]),
+    ("sandbox", &["connection", "session", "community", "bodies limits"]),
 ];
 
 const LONGEST: usize = 500;
