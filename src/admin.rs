@@ -1,6 +1,6 @@
 //! The admin endpoint: health, metrics, status and reload over HTTP.
 //!
-//! - `http` accepts and serves connections. `slots` bounds how many there are.
+//! - `http` accepts and serves connections.
 //! - `pages` has a response for each path.
 //! - `auth` decides who may have it: by token, Host and Origin.
 //! - [`status`] is the content of `/api/status`.
@@ -14,10 +14,9 @@ mod auth;
 mod http;
 pub(crate) mod pages;
 mod response;
-mod slots;
 pub mod status;
 
-pub use http::{AdminEndpoint, LastSockets, serve};
+pub use http::serve;
 
 /// Settings of the admin endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,10 +36,7 @@ use super::{
 };
 use crate::{
     limits::{budget::LITTLE, tally::Permit},
-    net::{
-        Port,
-        address::{canonical, lies_in},
-    },
+    net::address::{canonical, lies_in},
     runtime::scratch,
     stream::{Replayed, Stream, StreamError, refuse},
     telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
@@ -134,7 +131,7 @@ struct Connection {
 }
 
 /// Serves a connection on the present runtime, in a task of its own.
-pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: Port) {
+pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: u16) {
     let origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let is_behind_proxy = lies_in(&settings.proxy_protocol_from, origin.client.ip());
@@ -308,7 +305,7 @@ async fn send_refusal(stream: ClientStream, protocol: Protocol, outcome: Connect
 fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
     let outcome = dropped.outcome();
     ingress.telemetry.connections.dropped.count(outcome);
-    let (client, port, reason) = (origin.client, origin.port.number, outcome.name());
+    let (client, port, reason) = (origin.client, origin.port, outcome.name());
     if outcome.policy().level == Some(Level::DEBUG) {
         debug!(%client, port, reason, "connection dropped");
     } else if let Some(more) = ingress.troubles.pass() {
