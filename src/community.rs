@@ -1,7 +1,8 @@
 //! Links to the Community servers: which server a client gets, and whether a server answers.
 //!
 //! - `pool` is the set of servers: reconfiguration, status, and a link for each client.
-//! - `balance` chooses the server. `health` is what is known of one. Both do no I/O.
+//! - `balance` chooses the server. `health` is what is known of one, `trust` whether it is trusted not to lead back to
+//!   this program, and `state_log` when its state is logged. They do no I/O.
 //! - `endpoint` is one server: opening links to it, and checking it. `Endpoint::open_stream` is where a trunk would
 //!   open its streams, in place of `direct`.
 //! - `failure` has the errors, and the table of what follows from each.
@@ -17,6 +18,8 @@ mod endpoint;
 mod failure;
 mod health;
 mod pool;
+mod state_log;
+mod trust;
 
 pub use endpoint::ServerState;
 pub use pool::{Pool, ServerStatus};

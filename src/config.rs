@@ -6,7 +6,7 @@
 //! - `schema` declares every key, one file for each group of sections, and builds the settings of the rooms below.
 //! - `section_reader` reads the keys of one section by their types.
 //! - `reader` finds a key in the file or in the environment, converts it, and collects the errors.
-//! - `legal` has the checks of values.
+//! - `legal` has the checks of values. `own_targets` finds a server that is this program itself.
 //! - `ceiling` computes the maximum memory that settings allow.
 
 use std::{
@@ -19,11 +19,13 @@ use crate::{admin::AdminSettings, community, ingress, log::LogSettings, mux};
 
 mod ceiling;
 mod legal;
+mod own_targets;
 mod reader;
 pub(crate) mod schema;
 mod section_reader;
 
 pub use ceiling::Ceiling;
+use own_targets::Names;
 use reader::KeyReader;
 
 /// The prefix of the environment variables that override keys: `SAMETIME_MUX__SECTION__KEY`.
@@ -133,6 +135,19 @@ pub struct ConfigKey {
 /// # Errors
 /// All errors of the configuration, or the one that the file can't be read.
 pub fn load(file: &Path) -> Result<Settings, ConfigErrors> {
+    load_with(file, Names::Compared)
+}
+
+/// As [`load`], for a check: names are looked up, to find a Community server, or a web back end, that is this program
+/// itself. This takes some seconds where a name server does not answer.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_and_look_up(file: &Path) -> Result<Settings, ConfigErrors> {
+    load_with(file, Names::LookedUp)
+}
+
+fn load_with(file: &Path, names: Names) -> Result<Settings, ConfigErrors> {
     let text = std::fs::read_to_string(file).map_err(|error| ConfigErrors {
         file: file.to_owned(),
         faults: vec![ConfigError {
@@ -145,7 +160,7 @@ pub fn load(file: &Path) -> Result<Settings, ConfigErrors> {
     // A variable that is not Unicode is converted with replacement characters, so that its value is reported as wrong
     // and not ignored.
     let lossy = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-    parse(&text, file, std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))))
+    parse_with(&text, file, std::env::vars_os().map(|(name, value)| (lossy(name), lossy(value))), names)
 }
 
 /// Reads `text`, the content of `file`, and the variables of `environment` that override it.
@@ -157,9 +172,19 @@ pub fn parse(
     file: &Path,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Settings, ConfigErrors> {
+    parse_with(text, file, environment, Names::Compared)
+}
+
+fn parse_with(
+    text: &str,
+    file: &Path,
+    environment: impl Iterator<Item = (String, String)>,
+    names: Names,
+) -> Result<Settings, ConfigErrors> {
     let variables: BTreeMap<String, String> = environment.filter(|(name, _)| name.starts_with(ENV_PREFIX)).collect();
     let mut reader = KeyReader::new(text, variables);
     let settings = schema::settings(&mut reader, file);
+    own_targets::report(&mut reader, &settings, names);
     let faults = reader.finish();
     if faults.is_empty() { Ok(settings) } else { Err(ConfigErrors { file: file.to_owned(), faults }) }
 }

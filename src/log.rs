@@ -8,7 +8,7 @@ mod subscriber;
 mod throttle;
 
 pub use subscriber::Log;
-pub use throttle::Throttle;
+pub use throttle::{Throttle, Throttles};
 
 /// The form of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -19,11 +19,11 @@ use tracing::{info, warn};
 
 use crate::{
     limits::Budget,
-    log::Throttle,
+    log::{Throttle, Throttles},
     stream::{Arrival, Community, Core},
     telemetry::{
         Telemetry,
-        outcome::{Outcome, Refusal},
+        outcome::{Outcome, Refusal, SessionEnd},
     },
 };
 
@@ -80,10 +80,12 @@ struct MuxContext {
     telemetry: Arc<Telemetry>,
     admission: Arc<Admission>,
     budget: Arc<Budget>,
-    /// For log lines about refused clients.
-    refusals: Throttle,
-    /// For log lines about sessions that never had a server.
-    unserved: Throttle,
+    /// For log lines about refused clients, by [`Refusal`].
+    refusals: Throttles,
+    /// For log lines about sessions that were never logged in, by [`SessionEnd`].
+    not_logged_in: Throttles,
+    /// For log lines about idle sessions.
+    idle: Throttle,
 }
 
 /// The core. A clone is the same core.
@@ -102,8 +104,9 @@ impl Mux {
             telemetry,
             admission,
             budget,
-            refusals: Throttle::default(),
-            unserved: Throttle::default(),
+            refusals: Throttles::new(Refusal::ALL.len()),
+            not_logged_in: Throttles::new(SessionEnd::ALL.len()),
+            idle: Throttle::default(),
         });
         tokio::spawn(keep_time(Arc::downgrade(&context)));
         Self(context)
@@ -180,7 +183,7 @@ impl Core for Mux {
             Err(refusal) => {
                 let via = arrival.via;
                 self.0.telemetry.sessions.refused.count(refusal);
-                if let Some(more) = self.0.refusals.pass() {
+                if let Some(more) = self.0.refusals.pass(refusal.index()) {
                     warn!(client = %via.client, port = via.port, transport = %via.transport, reason = refusal.name(),
                         sessions = self.sessions(), more, "client refused");
                 }
@@ -206,8 +209,10 @@ async fn keep_time(context: Weak<MuxContext>) {
         let since = |limit: Duration| now.saturating_sub(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         if let Some(idle) = settings.idle_timeout {
             let ended = context.admission.order_idle(since(idle));
-            if ended > 0 {
-                info!(sessions = ended, "idle for too long");
+            if ended > 0
+                && let Some(more) = context.idle.pass()
+            {
+                info!(sessions = ended, more, "idle for too long");
             }
         }
         if let Some(limit) = settings.logging_in_timeout {

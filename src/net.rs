@@ -7,6 +7,7 @@ pub mod connect;
 pub mod keepalive;
 pub mod listen;
 pub mod lookup;
+pub mod loop_guard;
 pub mod own;
 pub mod resolve;
 mod section;

@@ -15,21 +15,33 @@
 //! | `session` | one client's side of the protocol: frames to frames, without a socket |
 //! | `community` | what all sessions share |
 //! | `bodies` | the bodies of messages |
+//! | `limits` | how much one client, and all of them, may have |
 //!
 //! The sandbox sends no keep-alives and ignores those of clients.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 use tracing::{debug, warn};
+
+use crate::{
+    log::Throttle,
+    stream::{Stream, linger},
+    wire::reason::Reason,
+};
 
 mod bodies;
 mod community;
 mod connection;
+mod limits;
 mod session;
 
 use community::SandboxCommunity;
 use connection::SandboxConnection;
+use limits::MAX_CLIENTS;
 
 /// The user that is always online and sends every message back.
 pub const ECHO: &[u8] = b"echo";
@@ -57,7 +69,7 @@ impl Sandbox {
 
     /// Serves the clients of `listener` until the future is dropped, which also closes their connections.
     pub async fn serve(&self, listener: TcpListener) {
-        let mut clients = JoinSet::new();
+        let (mut clients, lines) = (JoinSet::new(), Throttle::default());
         loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
@@ -65,15 +77,31 @@ impl Sandbox {
                         if let Err(error) = tcp.set_nodelay(true) {
                             debug!(%peer, %error, "sandbox: client gone");
                         }
-                        clients.spawn(SandboxConnection::new(tcp, Arc::clone(&self.community)));
+                        if clients.len() >= MAX_CLIENTS {
+                            let _ = tcp.try_write(&Reason::ServerFull.destroy());
+                            continue;
+                        }
+                        clients.spawn(serve_client(tcp, Arc::clone(&self.community)));
                     }
                     Err(error) => {
-                        warn!(%error, "sandbox: can't accept");
+                        if let Some(more) = lines.pass() {
+                            warn!(%error, more, "sandbox: can't accept");
+                        }
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
                 Some(_) = clients.join_next() => (),
             }
         }
+    }
+}
+
+/// Serves a client to its end.
+async fn serve_client(tcp: TcpStream, community: Arc<SandboxCommunity>) {
+    let mut connection = SandboxConnection::new(tcp, community);
+    let has_farewell = (&mut connection).await;
+    let tcp = connection.into_tcp();
+    if has_farewell {
+        Box::pin(linger(Stream::Tcp(tcp))).await;
     }
 }

@@ -33,7 +33,6 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["admin", "ingress", "mux", "community", "net", "log", "wire"]),
     ("admin", &["telemetry", "net", "log"]),
     ("ingress", &["stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
-    ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
     ("mux", &["stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("community", &["stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("sandbox", &["stream", "limits", "runtime", "net", "log", "wire"]),
@@ -67,17 +66,18 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/http/backend", &["client forward", "request_body"]),
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream streaming", "handle", "live", "session response", "token"]),
+    ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
     ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
-    ("community", &["pool", "endpoint balance", "direct health", "failure"]),
+    ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope stream", "cipher name"]),
-    ("net", &["connect", "listen lookup resolve", "own attempts", "keepalive address section"]),
+    ("net", &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address section"]),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
     ("stream", &["admission link", "arrival refusal", "io", "error"]),
     ("telemetry", &["metrics", "outcome", "policy"]),
     ("log", &["subscriber", "lines throttle"]),
-    ("config", &["schema", "section_reader", "reader legal ceiling"]),
+    ("config", &["schema", "section_reader own_targets", "reader legal ceiling"]),
     ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
     ("admin", &["http", "pages", "auth response status"]),
     (
@@ -104,7 +104,7 @@ const INSIDE: &[(&str, &[&str])] = &[
         ],
     ),
     ("load/report", &["html", "plot"]),
-    ("sandbox", &["connection", "session", "community", "bodies"]),
+    ("sandbox", &["connection", "session", "community", "bodies limits"]),
 ];
 
 const LONGEST: usize = 500;

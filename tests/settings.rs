@@ -270,6 +270,11 @@ fn addresses() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
+/// Whether the value is refused because it is a port of the program itself. `tests/community/loops.rs` is about that.
+fn leads_back(parsed: &Result<Settings, String>) -> bool {
+    parsed.as_ref().is_err_and(|error| error.contains("this program itself"))
+}
+
 /// Bits of an address, as IPv6.
 fn bits(address: IpAddr) -> u128 {
     match address {
@@ -327,6 +332,7 @@ proptest! {
         let authority = port.map_or_else(|| host.clone(), |port| format!("{host}:{port}"));
         let url = format!("\"http://{authority}{}\"", if slash { "/" } else { "" });
         let parsed = parse("http_backend.url", &url, false);
+        prop_assume!(!leads_back(&parsed));
         let is_legal = port.is_none_or(|port| (1..=65_535).contains(&port));
         prop_assert_eq!(parsed.is_ok(), is_legal, "{}: {:?}", url, parsed.err());
         if let Ok(settings) = parsed {
@@ -344,6 +350,7 @@ proptest! {
             IpAddr::V6(ip) => format!("[{ip}]:{port}"),
         };
         let parsed = parse("community.servers", &format!("[\"{server}\"]"), false);
+        prop_assume!(!leads_back(&parsed));
         prop_assert_eq!(parsed.is_ok(), (1..=65_535).contains(&port), "{}: {:?}", server, parsed.err());
         if parsed.is_ok() {
             prop_assert_eq!(server.parse::<SocketAddr>().unwrap(), SocketAddr::new(ip, u16::try_from(port).unwrap()));

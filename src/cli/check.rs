@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(super) fn run(file: &Path) -> ExitCode {
-    match config::load(file).and_then(|settings| check_files(&settings).map(|()| settings)) {
+    match config::load_and_look_up(file).and_then(|settings| check_files(&settings).map(|()| settings)) {
         Ok(settings) => output::print(&report(&settings), ExitCode::SUCCESS),
         Err(errors) => {
             output::complain(errors);

@@ -4,11 +4,12 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     net::SocketAddr,
+    num::NonZero,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -21,14 +22,24 @@ use super::{
     direct::{self, OpenedStream},
     failure::{ConnectError, HandshakeError, OpenError},
     health::{Health, HealthView},
+    state_log::{StateLine, StateLog},
+    trust::{Suspicion, Trust},
 };
 use crate::{
     limits::budget::LITTLE,
+    log::Throttle,
     net::{lookup::RemoteHost, own::OwnListeners},
     runtime::scratch,
     stream::{Lease, MoreFromClient, Stream},
-    wire::message,
+    wire::{
+        frame::{self, First},
+        message::{self, kind},
+    },
 };
+
+/// How long a client waits for the probe of a server. A server that takes longer is not known to lead back, and is left to
+/// its own time-outs.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whether a server gets clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +61,36 @@ pub(super) struct Endpoint {
     health: Mutex<Health>,
     sessions: AtomicU64,
     is_draining: AtomicBool,
-    /// Wakes [`Endpoint::keep_checking`] before the next check is due.
+    /// A client has seen something that a check clears up.
+    is_check_wanted: AtomicBool,
+    /// Wakes [`Endpoint::keep_checking`] when that has happened, or the server went down.
     check_now: Notify,
+    trust: Mutex<Trust>,
+    /// Handshakes of clients since the last answer.
+    unanswered: AtomicU32,
+    /// Held during a probe, so that there is one at a time.
+    probing: tokio::sync::Mutex<()>,
+    /// The number in the Handshake of the present probe; 0: there is none.
+    probe: AtomicU32,
+    /// What came back last, and how often something did.
+    came_back: Mutex<CameBack>,
+    lines: EndpointLines,
+}
+
+/// Probes that came back.
+#[derive(Clone, Copy, Default)]
+struct CameBack {
+    count: u64,
+    /// The address that the last one came from.
+    from: Option<SocketAddr>,
+}
+
+/// For log lines that outsiders can cause.
+#[derive(Default)]
+struct EndpointLines {
+    state: Mutex<StateLog>,
+    unanswered: Throttle,
+    unchecked: Throttle,
 }
 
 impl Endpoint {
@@ -63,7 +102,14 @@ impl Endpoint {
             health: Mutex::new(Health::untried()),
             sessions: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
+            is_check_wanted: AtomicBool::new(false),
             check_now: Notify::new(),
+            trust: Mutex::default(),
+            unanswered: AtomicU32::new(0),
+            probing: tokio::sync::Mutex::new(()),
+            probe: AtomicU32::new(0),
+            came_back: Mutex::default(),
+            lines: EndpointLines::default(),
         })
     }
 
@@ -110,22 +156,30 @@ impl Endpoint {
     /// Opens a link for `client`, sends `hello`, and waits for the answer until `more` is ready. Returns the stream and
     /// the first bytes of the answer, none if there is no answer yet. Updates the health.
     pub(super) async fn open(
-        &self,
+        self: &Arc<Self>,
         client: SocketAddr,
         hello: &[u8],
         more: MoreFromClient<'_>,
         settings: &CommunitySettings,
     ) -> Result<(Stream, Vec<u8>), OpenError> {
+        let before = self.came_back.lock().count;
         let opening = async {
+            let unanswered = self.unanswered.fetch_add(1, Relaxed);
+            self.leads_back(Suspicion::AfterUnanswered(unanswered), settings).await?;
             let opened = self.open_stream(Some(client), settings).await?;
             let address = opened.address;
             let answered = handshake(opened, hello, more, settings).await;
             self.host.note_use(address, answered.is_ok());
-            Ok(answered?)
+            // The answer may be that of this program, to a Handshake that came back.
+            self.came_back_since(before).map_or(Ok(answered?), Err)
         };
         let result: Result<(Stream, Vec<u8>), OpenError> = opening.await;
         match &result {
-            Ok((_, answer)) => self.note_success(!answer.is_empty()),
+            Ok((_, answer)) if answer.is_empty() => self.note_success(false),
+            Ok((_, answer)) => {
+                self.unanswered.store(0, Relaxed);
+                self.note_success(!is_farewell(answer));
+            }
             Err(error) => {
                 let verdict = error.verdict_of_client();
                 if verdict.is_suspect {
@@ -139,81 +193,182 @@ impl Endpoint {
         result
     }
 
-    /// Checks whether it answers, on a connection that is closed again. Updates the health.
-    async fn check(&self, settings: &CommunitySettings) {
-        let by_handshake = settings.check == Check::Handshake || self.health.lock().is_suspect();
-        let checked = async {
-            let opened = self.open_stream(None, settings).await?;
-            if by_handshake {
-                let never = std::future::pending();
-                let address = opened.address;
-                let answered = handshake(opened, &message::handshake(), never, settings).await;
-                self.host.note_use(address, answered.is_ok());
-                answered?;
+    /// Whether the server leads back to this program, as far as `suspicion` requires to find it out.
+    ///
+    /// # Errors
+    /// It does.
+    pub(super) async fn leads_back(
+        self: &Arc<Self>,
+        suspicion: Suspicion,
+        settings: &CommunitySettings,
+    ) -> Result<(), OpenError> {
+        let permits = || self.trust.lock().permits(suspicion, Instant::now());
+        if permits() {
+            return Ok(());
+        }
+        let before = self.came_back.lock().count;
+        let probing = async {
+            let _one_at_a_time = self.probing.lock().await;
+            if self.came_back_since(before).is_none() && !permits() {
+                // If it fails in another way, nothing is known against the server.
+                let _ = self.probe(settings).await;
             }
-            Ok::<_, OpenError>(())
         };
-        match checked.await {
-            Ok(()) => self.note_success(by_handshake),
+        let _ = timeout(PROBE_TIMEOUT, probing).await;
+        if self.came_back_since(before).is_none() {
+            self.trust.lock().grant(Instant::now());
+        }
+        self.came_back_since(before).map_or(Ok(()), Err)
+    }
+
+    /// Notes that a Handshake with this number has arrived on a port of this program, from `from`. Returns whether it is
+    /// that of the present probe: then the server leads back to this program.
+    pub(super) fn note_probe(self: &Arc<Self>, number: u32, from: SocketAddr) -> bool {
+        let is_own = number != 0 && self.probe.load(Relaxed) == number;
+        if is_own {
+            let mut came_back = self.came_back.lock();
+            *came_back = CameBack { count: came_back.count + 1, from: Some(from) };
+            drop(came_back);
+            self.health.lock().unanswered();
+            self.note_down(&OpenError::LeadsBack(from));
+        }
+        is_own
+    }
+
+    /// The failure of a probe that came back since `before` had come back; `None`: none did.
+    fn came_back_since(&self, before: u64) -> Option<OpenError> {
+        let came_back = *self.came_back.lock();
+        came_back.from.filter(|_| came_back.count != before).map(OpenError::LeadsBack)
+    }
+
+    /// Checks by a Handshake that this program recognises if it comes back. `probing` must be held.
+    async fn probe(&self, settings: &CommunitySettings) -> Result<(), OpenError> {
+        let before = self.came_back.lock().count;
+        let opened = self.open_stream(None, settings).await?;
+        let address = opened.address;
+        // Without random numbers, the probe is not recognised.
+        let number = getrandom::u32().unwrap_or(0);
+        self.probe.store(number, Relaxed);
+        let answered = handshake(opened, &message::probe(number), std::future::pending(), settings).await;
+        self.probe.store(0, Relaxed);
+        self.host.note_use(address, answered.is_ok());
+        match self.came_back_since(before) {
+            Some(leads_back) => Err(leads_back),
+            None => answered.map(|_| self.unanswered.store(0, Relaxed)).map_err(OpenError::from),
+        }
+    }
+
+    /// Checks whether it answers, on a connection that is closed again. Updates the health.
+    async fn check(self: &Arc<Self>, settings: &CommunitySettings) {
+        let by_handshake = settings.check == Check::Handshake || self.health.lock().is_suspect();
+        let checked = if by_handshake {
+            let _one_at_a_time = self.probing.lock().await;
+            self.probe(settings).await
+        } else {
+            self.open_stream(None, settings).await.map(drop).map_err(OpenError::from)
+        };
+        let is_conclusive = match &checked {
+            Ok(()) => {
+                self.note_success(by_handshake);
+                if by_handshake {
+                    self.trust.lock().grant(Instant::now());
+                }
+                true
+            }
             Err(error) => {
                 let verdict = error.verdict_of_check();
                 if verdict.is_suspect {
                     self.health.lock().unanswered();
                 }
                 if verdict.is_down {
-                    self.note_down(&error);
-                } else {
-                    warn!(server = %self.name, %error, "Community server not checked");
+                    self.note_down(error);
+                } else if let Some(more) = self.lines.unchecked.pass() {
+                    warn!(server = %self.name, %error, more, "Community server not checked");
                 }
+                verdict.is_down
             }
-        }
+        };
+        self.health.lock().checked(is_conclusive, Instant::now());
     }
 
     /// Checks the server for as long as it is configured. If it was not tried yet, or is down, it is checked when its
     /// next try is due. If it is up, it is checked every `check_interval`, and at once when a link to it broke or a
-    /// Handshake was not answered.
+    /// Handshake was not answered, but then no more than once a second.
     pub(super) async fn keep_checking(self: Arc<Self>, settings: CommunitySettings) {
-        let next_check = || self.health.lock().next_check(Instant::now(), settings.check_interval);
         loop {
-            match next_check() {
-                Some(wait) => {
-                    let _ = timeout(wait, self.check_now.notified()).await;
-                    // If it was woken because the server went down, the next try is later.
-                    let is_early = next_check().is_some_and(|wait| !wait.is_zero());
-                    if is_early && self.state() != ServerState::Up {
-                        continue;
-                    }
+            let is_wanted = self.is_check_wanted.load(Relaxed);
+            let next_check = self.health.lock().next_check(Instant::now(), settings.check_interval, is_wanted);
+            let is_due = match next_check {
+                Some(wait) => wait.is_zero() || timeout(wait, self.check_now.notified()).await.is_err(),
+                None => {
+                    self.check_now.notified().await;
+                    false
                 }
-                None => self.check_now.notified().await,
+            };
+            // Woken before the next check is due: that may be at another time now.
+            if is_due {
+                self.is_check_wanted.store(false, Relaxed);
+                self.check(&settings).await;
             }
-            self.check(&settings).await;
+        }
+    }
+
+    /// Has the server checked soon, because of what a client has seen.
+    fn want_check(&self) {
+        if !self.is_check_wanted.swap(true, Relaxed) {
+            self.check_now.notify_one();
         }
     }
 
     /// Notes that the server accepted a connection, and whether it answered a Handshake on it.
-    fn note_success(&self, has_answered: bool) {
+    fn note_success(self: &Arc<Self>, has_answered: bool) {
         let mut health = self.health.lock();
         let is_up_now = if has_answered { health.answered() } else { health.accepted() };
         drop(health);
         if is_up_now {
-            info!(server = %self.name, "Community server is up");
+            self.log_state_change(true);
         }
     }
 
     /// Notes that the server did not answer a client's Handshake, and has it checked.
     fn note_unanswered(&self, error: &OpenError) {
         let is_suspect_now = self.health.lock().unanswered();
-        if is_suspect_now {
-            warn!(server = %self.name, %error, "Community server does not answer: others are tried first");
+        if is_suspect_now && let Some(more) = self.lines.unanswered.pass() {
+            warn!(server = %self.name, %error, more, "Community server does not answer: others are tried first");
         }
-        self.check_now.notify_one();
+        self.want_check();
     }
 
-    fn note_down(&self, error: &OpenError) {
-        let went_down = self.health.lock().failed(error.to_string(), Instant::now());
-        if let Some(next_try) = went_down {
-            warn!(server = %self.name, %error, "Community server is down; next try in {next_try:?}");
+    fn note_down(self: &Arc<Self>, error: &OpenError) {
+        let went_down = self.health.lock().failed(error.to_string(), Instant::now()).is_some();
+        if went_down {
+            self.log_state_change(false);
             self.check_now.notify_one();
+        }
+    }
+
+    /// Logs that the server is up, or down, since now; later if there was such a line just before.
+    fn log_state_change(self: &Arc<Self>, is_up: bool) {
+        let line = self.lines.state.lock().changed(is_up, Instant::now());
+        match line {
+            StateLine::Now(more) => self.log_state(more),
+            StateLine::Later(wait) => {
+                let endpoint = Arc::clone(self);
+                tokio::spawn(async move {
+                    tokio::time::sleep(wait).await;
+                    let is_up = endpoint.health.lock().is_up();
+                    let more = endpoint.lines.state.lock().due(is_up, Instant::now());
+                    endpoint.log_state(more);
+                });
+            }
+            StateLine::None => (),
+        }
+    }
+
+    fn log_state(&self, more: Option<NonZero<u64>>) {
+        match self.last_error() {
+            None => info!(server = %self.name, more, "Community server is up"),
+            Some(error) => warn!(server = %self.name, error, more, "Community server is down"),
         }
     }
 
@@ -250,6 +405,11 @@ async fn handshake(
     Ok((stream, answer))
 }
 
+/// Whether an answer to a Handshake is a farewell message. It shows that somebody answers, and nothing more.
+fn is_farewell(answer: &[u8]) -> bool {
+    matches!(frame::first(answer, u32::MAX), Ok(First::Whole { head, .. }) if head.kind == kind::DESTROY_CNL)
+}
+
 /// A session's place on a server.
 pub(super) struct EndpointLease(Arc<Endpoint>);
 
@@ -261,7 +421,7 @@ impl fmt::Debug for EndpointLease {
 
 impl Lease for EndpointLease {
     fn broken(&self) {
-        self.0.check_now.notify_one();
+        self.0.want_check();
     }
 }
 

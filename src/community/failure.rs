@@ -7,6 +7,7 @@
 //! | [`ConnectError::Unreachable`] | the server's | cannot connect | down | down |
 //! | [`ConnectError::TimedOut`], [`ConnectError::LookupTimedOut`] | the server's | not responding | down | down |
 //! | [`HandshakeError::System`] | this machine's | not responding | suspect | suspect |
+//! | [`OpenError::LeadsBack`] | the configuration's | cannot connect | suspect and down | suspect and down |
 //! | the other [`HandshakeError`]s | the server's, or the client's | not responding | suspect | suspect and down |
 //!
 //! A client's Handshake that stays unanswered may be the client's fault: an invalid Handshake, for example. So it only
@@ -59,6 +60,8 @@ pub(super) enum OpenError {
     Connect(ConnectError),
     /// The Handshake was not answered.
     Handshake(HandshakeError),
+    /// The server leads back to this program: a probe came back from this address.
+    LeadsBack(SocketAddr),
 }
 
 /// What a failure means for the health of the server.
@@ -82,7 +85,9 @@ impl OpenError {
     pub(super) fn link_failure(&self) -> LinkFailure {
         match self {
             Self::Connect(ConnectError::System(_)) => LinkFailure::System,
-            Self::Connect(ConnectError::NotResolved(_) | ConnectError::Unreachable(_)) => LinkFailure::CannotConnect,
+            Self::Connect(ConnectError::NotResolved(_) | ConnectError::Unreachable(_)) | Self::LeadsBack(_) => {
+                LinkFailure::CannotConnect
+            }
             Self::Connect(ConnectError::TimedOut(_) | ConnectError::LookupTimedOut(_)) | Self::Handshake(_) => {
                 LinkFailure::NotResponding
             }
@@ -100,13 +105,19 @@ impl OpenError {
                 | ConnectError::LookupTimedOut(_),
             ) => Verdict::DOWN,
             Self::Handshake(_) => Verdict::SUSPECT,
+            Self::LeadsBack(_) => Verdict::SUSPECT_AND_DOWN,
         }
+    }
+
+    /// Whether the server closed at the Handshake, which may be the fault of the client that sent it.
+    pub(super) fn is_close(&self) -> bool {
+        matches!(self, Self::Handshake(HandshakeError::Closed | HandshakeError::Broken(_)))
     }
 
     /// What it means for the server when it was a check.
     pub(super) fn verdict_of_check(&self) -> Verdict {
         match self {
-            Self::Connect(_) => self.verdict_of_client(),
+            Self::Connect(_) | Self::LeadsBack(_) => self.verdict_of_client(),
             Self::Handshake(HandshakeError::System(_)) => Verdict::SUSPECT,
             Self::Handshake(HandshakeError::Closed | HandshakeError::Broken(_) | HandshakeError::NoAnswer(_)) => {
                 Verdict::SUSPECT_AND_DOWN
@@ -208,6 +219,9 @@ impl fmt::Display for OpenError {
         match self {
             Self::Connect(error) => error.fmt(f),
             Self::Handshake(error) => error.fmt(f),
+            Self::LeadsBack(from) => {
+                write!(f, "it leads back to this program itself: a Handshake of a check came back from {from}")
+            }
         }
     }
 }
@@ -252,6 +266,7 @@ mod tests {
             (ConnectError::LookupTimedOut(WITHIN).into(), NotResponding, down, down),
             (HandshakeError::NoAnswer(WITHIN).into(), NotResponding, suspect, both),
             (HandshakeError::Closed.into(), NotResponding, suspect, both),
+            (OpenError::LeadsBack(SocketAddr::from(([192, 0, 2, 1], 4000))), CannotConnect, both, both),
             (handshake(Errno::CONNRESET), NotResponding, suspect, both),
             (handshake(Errno::NOBUFS), NotResponding, suspect, suspect),
         ] {

@@ -15,6 +15,8 @@
 //! - *Answered*: the server answered a Handshake.
 //! - *Unanswered*: the server accepted a connection and did not answer the Handshake on it. In any state it makes the
 //!   server **suspect**, until it answers a Handshake. While it is suspect, an accepted connection proves nothing.
+//! - *Inconclusive*: a check could not be made, because this machine has no descriptor left, for example. It changes no
+//!   state, and the next check is made after a pause.
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 const FIRST_BACK_OFF: Duration = Duration::from_millis(250);
 /// The longest time between two tries.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
+/// The time between two checks that clients ask for, and after a check that was inconclusive.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The states of the diagram.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +51,10 @@ pub(super) struct Health {
     state: HealthState,
     /// It has not answered the last Handshake.
     is_suspect: bool,
+    /// When it was checked the last time.
+    checked: Option<Instant>,
+    /// Whether that check was inconclusive.
+    was_inconclusive: bool,
 }
 
 /// What the choice of a server depends on.
@@ -66,7 +74,7 @@ pub(super) struct HealthView {
 impl Health {
     /// The health of a server that was not tried yet.
     pub(super) fn untried() -> Self {
-        Self { state: HealthState::Untried, is_suspect: false }
+        Self { state: HealthState::Untried, is_suspect: false, checked: None, was_inconclusive: false }
     }
 
     /// What the choice of a server depends on, at `now`.
@@ -100,13 +108,27 @@ impl Health {
     }
 
     /// The time from `now` to the next check; `None`: no check is due until something happens. `check_interval` is the
-    /// time between checks of a server that is up.
-    pub(super) fn next_check(&self, now: Instant, check_interval: Option<Duration>) -> Option<Duration> {
-        match self.state {
+    /// time between checks of a server that is up. `is_wanted`: something has happened that a check would clear up.
+    pub(super) fn next_check(
+        &self,
+        now: Instant,
+        check_interval: Option<Duration>,
+        is_wanted: bool,
+    ) -> Option<Duration> {
+        let pause = self.checked.map_or(Duration::ZERO, |checked| (checked + PAUSE).saturating_duration_since(now));
+        let due = match self.state {
             HealthState::Untried => Some(Duration::ZERO),
+            HealthState::Up if is_wanted => Some(check_interval.map_or(pause, |interval| interval.min(pause))),
             HealthState::Up => check_interval,
             HealthState::Down { next_try, .. } => Some(next_try.saturating_duration_since(now)),
-        }
+        };
+        due.map(|due| if self.was_inconclusive { due.max(pause) } else { due })
+    }
+
+    /// A check has ended. It was conclusive if one of the following is reported, too.
+    pub(super) fn checked(&mut self, is_conclusive: bool, now: Instant) {
+        self.checked = Some(now);
+        self.was_inconclusive = !is_conclusive;
     }
 
     /// *Accepted.* Returns whether the server is up since now.
@@ -165,7 +187,7 @@ mod tests {
         let (health, now) = (Health::untried(), Instant::now());
         let view = HealthView { is_up: false, is_hopeful: true, is_suspect: false, may_be_tried: true };
         assert_eq!(health.view(now), view);
-        assert_eq!(health.next_check(now, None), Some(Duration::ZERO));
+        assert_eq!(health.next_check(now, None, false), Some(Duration::ZERO));
     }
 
     #[test]
@@ -173,8 +195,8 @@ mod tests {
         let (mut health, now) = (Health::untried(), Instant::now());
         assert!(health.accepted() && !health.accepted(), "up since now, then still up");
         assert!(health.is_up());
-        assert_eq!(health.next_check(now, Some(5 * MS)), Some(5 * MS));
-        assert_eq!(health.next_check(now, None), None);
+        assert_eq!(health.next_check(now, Some(5 * MS), false), Some(5 * MS));
+        assert_eq!(health.next_check(now, None, false), None);
     }
 
     #[test]
@@ -184,7 +206,7 @@ mod tests {
         assert_eq!(health.last_error(), Some("refused"));
         for wait in [250, 500, 1000, 2000, 4000, 5000, 5000] {
             let wait = wait * MS;
-            assert_eq!(health.next_check(now, None), Some(wait));
+            assert_eq!(health.next_check(now, None, false), Some(wait));
             // Others that fail before the next try change nothing.
             assert_eq!(failed(&mut health, now + wait / 2), None);
             assert!(!health.view(now + wait - MS).may_be_tried);
@@ -217,6 +239,34 @@ mod tests {
         let (mut health, now) = (Health::untried(), Instant::now());
         assert!(health.unanswered());
         assert!(health.view(now).is_hopeful && !health.accepted() && !health.is_up());
-        assert_eq!(health.next_check(now, None), Some(Duration::ZERO));
+        assert_eq!(health.next_check(now, None, false), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn checks_that_clients_ask_for_are_made_once_a_second() {
+        let (mut health, now) = (Health::untried(), Instant::now());
+        health.answered();
+        assert_eq!(health.next_check(now, None, true), Some(Duration::ZERO), "the first one at once");
+        health.checked(true, now);
+        assert_eq!(health.next_check(now + 10 * MS, None, true), Some(PAUSE - 10 * MS));
+        assert_eq!(health.next_check(now + PAUSE, None, true), Some(Duration::ZERO));
+        assert_eq!(health.next_check(now, Some(100 * MS), true), Some(100 * MS), "never later than without");
+        assert_eq!(health.next_check(now, None, false), None);
+    }
+
+    #[test]
+    fn after_an_inconclusive_check_there_is_a_pause_in_every_state() {
+        let now = Instant::now();
+        let (untried, mut up, mut down) = (Health::untried(), Health::untried(), Health::untried());
+        up.answered();
+        failed(&mut down, now - 10 * PAUSE);
+        for mut health in [untried, up, down] {
+            let view = health.view(now);
+            health.checked(false, now);
+            assert_eq!(health.next_check(now, Some(5 * MS), true), Some(PAUSE));
+            assert_eq!(health.view(now), view, "nothing was found out");
+            health.checked(true, now);
+            assert!(health.next_check(now, Some(5 * MS), true).is_some_and(|wait| wait < PAUSE));
+        }
     }
 }

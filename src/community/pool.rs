@@ -10,11 +10,17 @@ use super::{
     CommunitySettings, ServerAddress, ServerState,
     balance::{Balancer, Candidate},
     endpoint::Endpoint,
+    trust::Suspicion,
 };
 use crate::{
     net::own::OwnListeners,
     stream::{Community, Link, LinkError, LinkFailure, Linking, MoreFromClient},
+    wire::message,
 };
+
+/// How many servers may close at a client's Handshake. Then it is the Handshake that is wrong, and no further server gets
+/// it.
+const MOST_CLOSES: usize = 3;
 
 /// The servers of one configuration.
 struct ServerSet {
@@ -110,6 +116,32 @@ impl Pool {
         self.current.load().endpoints.iter().any(|endpoint| endpoint.state() == ServerState::Up)
     }
 
+    /// Whether this is a Handshake with which this program probes a server, and which came back; then the server is one
+    /// that leads back. If the Handshake `is_forwarded`, all servers are probed that are not trusted to lead elsewhere.
+    async fn find_loop(&self, client: SocketAddr, hello: &[u8], is_forwarded: bool) -> Result<(), LinkError> {
+        let probe = message::probe_number(hello);
+        if probe.is_none() && !is_forwarded {
+            return Ok(());
+        }
+        let current = self.current.load_full();
+        let came_back = |endpoint: &&Arc<Endpoint>| probe.is_some_and(|number| endpoint.note_probe(number, client));
+        let mut found: Vec<String> =
+            current.endpoints.iter().filter(came_back).map(|endpoint| endpoint.name.to_string()).collect();
+        if found.is_empty() && is_forwarded {
+            let now = Instant::now();
+            for endpoint in current.endpoints.iter().filter(|endpoint| endpoint.view(now).may_be_tried) {
+                if endpoint.leads_back(Suspicion::Forwarded, &current.settings).await.is_err() {
+                    found.push(endpoint.name.to_string());
+                }
+            }
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let detail = format!("{} leads back to this program itself", found.join(", "));
+        Err(LinkError { failure: LinkFailure::Loop, detail })
+    }
+
     /// Tries the servers in the order of the balancer. See [`Community::connect`].
     async fn open(
         &self,
@@ -119,7 +151,7 @@ impl Pool {
     ) -> Result<(Link, Vec<u8>), LinkError> {
         let current = self.current.load_full();
         let ServerSet { settings, endpoints, .. } = &*current;
-        let (mut details, mut failure) = (Vec::new(), LinkFailure::CannotConnect);
+        let (mut details, mut failure, mut closes) = (Vec::new(), LinkFailure::CannotConnect, 0);
         for candidate in current.order() {
             let endpoint = &endpoints[candidate.index];
             // The session is counted while the link is opened, so that the choices for other clients include it.
@@ -134,6 +166,10 @@ impl Pool {
                         failure = error.link_failure();
                     }
                     details.push(format!("{}: {error}", endpoint.name));
+                    closes += usize::from(error.is_close());
+                    if closes == MOST_CLOSES {
+                        break;
+                    }
                 }
             }
         }
@@ -166,7 +202,17 @@ impl ServerSet {
 
 impl Community for Pool {
     fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a> {
-        Box::pin(self.open(client, hello, more))
+        Box::pin(async move {
+            self.find_loop(client, hello, false).await?;
+            self.open(client, hello, more).await
+        })
+    }
+
+    fn connect_forwarded<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a> {
+        Box::pin(async move {
+            self.find_loop(client, hello, true).await?;
+            self.open(client, hello, more).await
+        })
     }
 }
 

@@ -36,6 +36,22 @@ impl Throttle {
     }
 }
 
+/// A [`Throttle`] for each kind of line, so that many lines of one kind hide none of another.
+#[derive(Debug)]
+pub struct Throttles(Box<[Throttle]>);
+
+impl Throttles {
+    /// For `kinds` kinds of lines.
+    pub fn new(kinds: usize) -> Self {
+        Self((0..kinds).map(|_| Throttle::default()).collect())
+    }
+
+    /// See [`Throttle::pass`]. A kind is a number from 0; there must be such a kind.
+    pub fn pass(&self, kind: usize) -> Option<Option<NonZero<u64>>> {
+        self.0[kind].pass()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +63,11 @@ mod tests {
         assert_eq!(throttle.pass(), None);
         throttle.0.lock().last = None;
         assert_eq!(throttle.pass(), Some(NonZero::new(1)));
+    }
+
+    #[test]
+    fn kinds_do_not_hide_each_other() {
+        let throttles = Throttles::new(2);
+        assert_eq!((throttles.pass(0), throttles.pass(0), throttles.pass(1)), (Some(None), None, Some(None)));
     }
 }

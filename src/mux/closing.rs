@@ -54,8 +54,8 @@ async fn close(mut client: Stream, mut to_client: RelayDirection, farewell: &[u8
     }
 }
 
-/// Counts the end and logs it. Each session that had a server has a line. The others have at most one line per second,
-/// since anybody can make many of them.
+/// Counts the end and logs it. Each session that was logged in has a line. The others have at most one line per second and
+/// reason, since anybody can make many of them.
 fn report(relay: &Relay, end: &End, server: Option<&str>) {
     let Relay { context, via, to_community, to_client, .. } = relay;
     let seconds = via.accepted.elapsed().as_secs_f64();
@@ -64,7 +64,8 @@ fn report(relay: &Relay, end: &End, server: Option<&str>) {
     if let (None, Some(refusal)) = (server, outcome.refusal()) {
         context.telemetry.sessions.refused.count(refusal);
     }
-    let Some(more) = (if server.is_some() { Some(None) } else { context.unserved.pass() }) else { return };
+    let may_log = if relay.facts.is_logged_in() { Some(None) } else { context.not_logged_in.pass(outcome.index()) };
+    let Some(more) = may_log else { return };
     let detail = end.detail().map(display);
     macro_rules! line {
         ($level:ident) => {

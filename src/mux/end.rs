@@ -8,7 +8,7 @@ use std::{fmt, io};
 
 use super::admission::SessionOrder;
 use crate::{
-    stream::{LinkError, StreamError},
+    stream::{LinkError, LinkFailure, StreamError},
     telemetry::outcome::{Outcome, Sent, SessionEnd},
     wire::{frame::FrameError, reason::Reason},
 };
@@ -22,7 +22,7 @@ pub(super) enum End {
     Client(ClientFault),
     /// The Community server's fault.
     Community(CommunityFault),
-    /// No link was opened: the fault of all servers, or of this machine.
+    /// No link was opened: the fault of all servers, of this machine, or of the configuration.
     NoLink(LinkError),
     /// A limit of this program.
     Limit(LimitReached),
@@ -109,6 +109,7 @@ impl End {
             Self::Client(ClientFault::SessionTimeout) => SessionEnd::SessionTimeout,
             Self::Community(CommunityFault::Broken(_)) => SessionEnd::CommunityBroken,
             Self::Community(CommunityFault::Frame(_)) => SessionEnd::CommunityFault,
+            Self::NoLink(LinkError { failure: LinkFailure::Loop, .. }) => SessionEnd::Loop,
             Self::NoLink(_) => SessionEnd::NoCommunity,
             Self::Limit(LimitReached::HeldBytes) => SessionEnd::HeldBytes,
             Self::Ordered(SessionOrder::Idle) => SessionEnd::Idle,
@@ -170,7 +171,7 @@ impl fmt::Display for ClientFault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{stream::LinkFailure, telemetry::outcome::Blame};
+    use crate::telemetry::outcome::Blame;
 
     fn broken() -> io::Error {
         io::ErrorKind::ConnectionReset.into()
@@ -195,6 +196,8 @@ mod tests {
         causes.extend(client.map(|fault| (End::Client(fault), Blame::Client)));
         causes.extend(community.map(|fault| (End::Community(fault), Blame::Server)));
         causes.push((End::NoLink(no_link), Blame::Server));
+        let came_back = LinkError { failure: LinkFailure::Loop, detail: "a:1533".to_owned() };
+        causes.push((End::NoLink(came_back), Blame::Configuration));
         causes.push((End::Limit(LimitReached::HeldBytes), Blame::Limit));
         causes.push((End::Ordered(SessionOrder::Idle), Blame::None));
         causes.push((End::Ordered(SessionOrder::NotLoggedIn), Blame::Client));

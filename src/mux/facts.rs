@@ -50,6 +50,11 @@ impl SessionFacts {
         if self.is_logged_in { self.max_frame } else { self.max_frame.min(MAX_BEFORE_LOGIN) }
     }
 
+    /// Whether the Community has logged the client in.
+    pub(super) fn is_logged_in(&self) -> bool {
+        self.is_logged_in
+    }
+
     /// Whether one of the two sides has sent a farewell message. Then nothing more has to be sent to either.
     pub(super) fn has_farewell(&self) -> bool {
         self.client_sent_farewell || self.community_sent_farewell

@@ -42,7 +42,7 @@ pub(super) async fn open(relay: &mut Relay) -> Result<(), End> {
     };
     // A client that has sent nothing but its Handshake waits for the answer.
     let waits = bytes[handshake.end..].iter().all(|&byte| frame::is_keep_alive(byte));
-    stamp_client_address(&mut bytes[handshake], via.client.ip());
+    let was_forwarded = stamp_client_address(&mut bytes[handshake], via.client.ip());
     let observer = FrameObserver { ticket, telemetry: &context.telemetry, accepted: via.accepted };
     to_community.take(Direction::ToCommunity, &mut bytes, facts, observer).map_err(client_frame)?;
     ticket.holds(bytes.len());
@@ -56,7 +56,13 @@ pub(super) async fn open(relay: &mut Relay) -> Result<(), End> {
                 read = Some(reading.await);
             }
         });
-        unless_ordered(ticket, context.community.connect(via.client, &bytes, more)).await?
+        let community = &context.community;
+        let linking = if was_forwarded {
+            community.connect_forwarded(via.client, &bytes, more)
+        } else {
+            community.connect(via.client, &bytes, more)
+        };
+        unless_ordered(ticket, linking).await?
     };
     let (link, mut answer) = link.map_err(End::NoLink)?;
     *opened = Some(link);

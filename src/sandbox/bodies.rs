@@ -55,6 +55,11 @@ impl User {
         Self { name: name.to_vec(), login_id: login_id.to_vec(), login_type, status: status.0 }
     }
 
+    /// The bytes that it holds.
+    pub(super) fn size(&self) -> usize {
+        self.name.len() + self.login_id.len() + self.status.len()
+    }
+
     /// Writes a login info block: login id, login type, user id, user name, community, then the byte 1 and the full
     /// part (description, address, server id).
     fn write_info<'w>(&self, out: &'w mut Writer, address: u32) -> &'w mut Writer {
@@ -219,12 +224,16 @@ pub(super) fn aware_update(name: &[u8], user: Option<&User>) -> Vec<u8> {
     send(AWARE_UPDATE, &aware_entry(name, user))
 }
 
-/// The response to a resolve request, whose data is `u32 0, u32 id, u32 count, Strings, u32 flags`; `None` if the
-/// data is cut off.
-pub(super) fn resolved(data: &[u8], is_known: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+/// The names in a resolve request, whose data is `u32 0, u32 id, u32 count, Strings, u32 flags`, and its id; `None` if
+/// the data is cut off before the names.
+pub(super) fn resolve_names(data: &[u8]) -> Option<(u32, Vec<&[u8]>)> {
     let mut reader = Reader(data);
     let (_, id, count) = (reader.u32()?, reader.u32()?, reader.u32()?);
-    let names: Vec<&[u8]> = (0..count).map_while(|_| reader.string()).collect();
+    Some((id, (0..count).map_while(|_| reader.string()).collect()))
+}
+
+/// The response to the resolve request `id` for `names`; `None` if there are too many.
+pub(super) fn resolved(id: u32, names: Vec<&[u8]>, is_known: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
     let mut out = Writer::new();
     out.u32(0).u32(id).u32(0).u32(u32::try_from(names.len()).ok()?);
     for name in names {

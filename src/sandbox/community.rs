@@ -4,18 +4,18 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::{ECHO, bodies::User};
-
-/// The most messages that wait in a queue. A client that does not read its connection lets its queue grow, and
-/// is disconnected when the queue is longer.
-const MAX_QUEUED: usize = 4096;
+use super::{
+    ECHO,
+    bodies::User,
+    limits::{MAX_QUEUED, MAX_QUEUED_BYTES},
+};
 
 /// A message from one session to another. A channel between two clients has one id on each side.
 #[derive(Debug, Clone)]
@@ -44,29 +44,74 @@ pub(super) struct ChannelOffer {
     pub(super) back: Vec<u8>,
 }
 
+impl PeerMessage {
+    /// The bytes that it holds.
+    fn size(&self) -> usize {
+        let own = size_of::<Self>();
+        own + match self {
+            Self::CreateChannel { offer, .. } => offer.front.len() + offer.back.len() + offer.creator.size(),
+            Self::AcceptChannel { body, .. } | Self::Data { body, .. } | Self::DestroyChannel { body, .. } => {
+                body.len()
+            }
+            Self::PresenceChanged(name) => name.len(),
+        }
+    }
+}
+
+/// The messages that wait, in the order of their arrival.
+#[derive(Default)]
+struct QueuedMessages {
+    messages: VecDeque<PeerMessage>,
+    bytes: usize,
+    /// There were more than a client may let wait.
+    is_over: bool,
+}
+
 /// The messages for one session.
 #[derive(Default)]
 pub(super) struct MessageQueue {
-    messages: Mutex<VecDeque<PeerMessage>>,
+    queued: Mutex<QueuedMessages>,
     /// Wakes the task that serves the session.
     pub(super) waker: AtomicWaker,
 }
 
 impl MessageQueue {
-    /// Takes all messages; `None` if there were more than [`MAX_QUEUED`].
-    pub(super) fn take(&self) -> Option<VecDeque<PeerMessage>> {
-        let messages = std::mem::take(&mut *self.messages.lock());
-        (messages.len() <= MAX_QUEUED).then_some(messages)
+    /// Takes the first message; `None`: there is none.
+    pub(super) fn take(&self) -> Option<PeerMessage> {
+        let mut queued = self.queued.lock();
+        let message = queued.messages.pop_front()?;
+        queued.bytes -= message.size();
+        Some(message)
     }
 
-    fn put(&self, message: PeerMessage) {
-        let mut messages = self.messages.lock();
-        // One message more than allowed shows that the queue was full.
-        if messages.len() <= MAX_QUEUED {
-            messages.push_back(message);
+    /// The bytes of the messages that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.queued.lock().bytes
+    }
+
+    /// Whether no message waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queued.lock().messages.is_empty()
+    }
+
+    /// Whether more messages came than a client may let wait. Then none are kept.
+    pub(super) fn is_over(&self) -> bool {
+        self.queued.lock().is_over
+    }
+
+    /// Adds a message. Returns whether the queue is half full.
+    fn put(&self, message: PeerMessage) -> bool {
+        let mut queued = self.queued.lock();
+        let (count, bytes) = (queued.messages.len(), queued.bytes + message.size());
+        if queued.is_over || count >= MAX_QUEUED || (count > 0 && bytes > MAX_QUEUED_BYTES) {
+            *queued = QueuedMessages { is_over: true, ..QueuedMessages::default() };
+        } else {
+            queued.bytes = bytes;
+            queued.messages.push_back(message);
         }
-        drop(messages);
+        drop(queued);
         self.waker.wake();
+        count >= MAX_QUEUED / 2 || bytes > MAX_QUEUED_BYTES / 2
     }
 }
 
@@ -83,6 +128,8 @@ struct SandboxState {
 /// What the sandbox's sessions share. Each session has a number of its own.
 #[derive(Default)]
 pub(super) struct SandboxCommunity {
+    /// Bytes that all sessions hold.
+    pub(super) held: AtomicUsize,
     state: Mutex<SandboxState>,
     next_session: AtomicU64,
 }
@@ -146,12 +193,22 @@ impl SandboxCommunity {
         }
     }
 
-    /// Puts a message into the queue of a session. A session that has left gets none.
-    pub(super) fn send(&self, to: u64, message: PeerMessage) {
-        let queue = self.state.lock().queues.get(&to).cloned();
-        if let Some(queue) = queue {
-            queue.put(message);
+    /// From now on the session is not notified of this user any more.
+    pub(super) fn unwatch(&self, session: u64, name: &[u8]) {
+        let mut state = self.state.lock();
+        if let Some(sessions) = state.watchers.get_mut(name) {
+            sessions.retain(|&watcher| watcher != session);
+            if sessions.is_empty() {
+                state.watchers.remove(name);
+            }
         }
+    }
+
+    /// Puts a message into the queue of a session. A session that has left gets none. Returns whether the queue is half
+    /// full, so that the receiver should be served before there are more.
+    pub(super) fn send(&self, to: u64, message: PeerMessage) -> bool {
+        let queue = self.state.lock().queues.get(&to).cloned();
+        queue.is_some_and(|queue| queue.put(message))
     }
 }
 
@@ -162,5 +219,51 @@ impl SandboxState {
                 queue.put(PeerMessage::PresenceChanged(name.to_vec()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(bytes: usize) -> PeerMessage {
+        PeerMessage::Data { channel: 1, options: 0, body: vec![0; bytes] }
+    }
+
+    #[test]
+    fn a_queue_is_bounded_in_messages_and_in_bytes_and_keeps_nothing_beyond() {
+        for (message, fits) in [(0, MAX_QUEUED), (MAX_QUEUED_BYTES / 4, 3), (2 * MAX_QUEUED_BYTES, 1)] {
+            let queue = MessageQueue::default();
+            for n in 0..fits {
+                queue.put(data(message));
+                assert!(!queue.is_over(), "{n} messages of {message} bytes");
+            }
+            assert!(queue.put(data(message)) && queue.is_over());
+            assert!(queue.take().is_none() && queue.is_empty() && queue.bytes() == 0);
+            queue.put(data(0));
+            assert!(queue.is_empty(), "it stays closed");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_makes_room() {
+        let queue = MessageQueue::default();
+        for _ in 0..3 * MAX_QUEUED {
+            queue.put(data(100_000));
+            assert!(queue.take().is_some());
+        }
+        assert!(!queue.is_over() && queue.bytes() == 0);
+    }
+
+    #[test]
+    fn a_name_that_nobody_watches_any_more_is_forgotten() {
+        let community = SandboxCommunity::default();
+        let [one, other] = [community.join().0, community.join().0];
+        community.watch(one, b"ann");
+        community.watch(other, b"ann");
+        community.unwatch(one, b"ann");
+        assert_eq!(community.state.lock().watchers.len(), 1);
+        community.unwatch(other, b"ann");
+        assert!(community.state.lock().watchers.is_empty());
     }
 }

@@ -4,14 +4,14 @@
 //! ```text
 //!  Connected ── Handshake ──▶ Handshaken ── Login ──▶ LoggedIn ── DestroyCnl on channel 0 ──▶ Closing
 //!      │                          │                      │                                       ▲
-//!      └──── any other message, or a wrong password ─────┴── a frame that cannot be read ────────┘
+//!      └──── any other message, or a wrong password ─────┴── a frame that cannot be read, a limit ┘
 //! ```
 //!
 //! In the state `Closing` nothing is read any more: the output is written, then the connection is closed.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::Waker,
 };
 
@@ -19,20 +19,22 @@ use super::{
     WRONG_PASSWORD,
     bodies::{self, User},
     community::{ChannelOffer, MessageQueue, PeerMessage, SandboxCommunity},
+    limits::{FREE, MAX_ASKED, MAX_CHANNELS, MAX_FRAME, MAX_HELD, MAX_NAME, MAX_OFFER, MAX_STATUS, MAX_WATCHED},
 };
 use crate::wire::{
-    frame::{self, First, FrameError, Head},
+    frame::{self, First, FrameError, Head, MAX_BEFORE_LOGIN},
     message::{Reader, Writer, destroy, kind},
     reason::Reason,
 };
 
-/// The longest frame that is read, in bytes after the length field.
-const MAX_FRAME: u32 = 16 * 1024 * 1024;
 /// Ids of channels that the server side creates have the top bit set.
 const SERVER_CHANNEL: u32 = 0x8000_0000;
 /// Reasons for which a channel is declined: there is no such service, or no user with that name is online.
 const NO_SERVICE: u32 = 0x8000_000D;
 const NO_USER: u32 = 0x8000_0006;
+
+/// What a name or a channel costs beside its bytes.
+const ENTRY: usize = 100;
 
 /// A channel that is open in this session.
 enum Channel {
@@ -69,6 +71,12 @@ pub(super) struct SandboxSession {
     next_channel: u32,
     /// The bytes of a frame that is not complete.
     partial: Vec<u8>,
+    /// How many names are watched, and their bytes, over all channels.
+    watched: (usize, usize),
+    /// The bytes that are counted in the community.
+    held: usize,
+    /// A receiver of this client's messages is slow.
+    should_pause: bool,
     /// The bytes for the client. The connection removes what it has written.
     pub(super) out: Vec<u8>,
 }
@@ -87,6 +95,9 @@ impl SandboxSession {
             channels: HashMap::new(),
             next_channel: SERVER_CHANNEL + 1,
             partial: Vec::new(),
+            watched: (0, 0),
+            held: 0,
+            should_pause: false,
             out: Vec::new(),
         }
     }
@@ -101,11 +112,45 @@ impl SandboxSession {
         self.queue.waker.register(waker);
     }
 
-    /// Takes the messages of other sessions. Returns false if there are too many: the connection must be closed.
-    pub(super) fn take_peer_messages(&mut self) -> bool {
-        let Some(messages) = self.queue.take() else { return false };
-        messages.into_iter().for_each(|message| self.peer_message(message));
-        true
+    /// Takes messages of other sessions while no more than `most` bytes wait for the client. If there are too many messages,
+    /// because the client does not read, the session ends.
+    pub(super) fn take_peer_messages(&mut self, most: usize) {
+        if self.queue.is_over() && !self.is_closing() {
+            self.end(Reason::TimedOut);
+        }
+        while self.out.len() <= most && !self.is_closing() {
+            let Some(message) = self.queue.take() else { break };
+            self.peer_message(message);
+        }
+        self.count_held();
+    }
+
+    /// Whether messages of other sessions wait.
+    pub(super) fn has_peer_messages(&self) -> bool {
+        !self.queue.is_empty() && !self.is_closing()
+    }
+
+    /// Whether the receiver of this client's messages should be served before more of them are read.
+    pub(super) fn should_pause(&mut self) -> bool {
+        std::mem::take(&mut self.should_pause)
+    }
+
+    /// Counts what the session holds. If all sessions together hold too much, and this one not little, it ends.
+    fn count_held(&mut self) {
+        let (names, bytes) = self.watched;
+        let entries = (names + self.channels.len()) * ENTRY;
+        let now = self.partial.len() + self.out.len() + self.queue.bytes() + bytes + entries;
+        let held = &self.community.held;
+        let before = std::mem::replace(&mut self.held, now);
+        let all = held.fetch_add(now.wrapping_sub(before), Relaxed).wrapping_add(now.wrapping_sub(before));
+        if all > MAX_HELD && now > FREE && !self.is_closing() {
+            self.partial = Vec::new();
+            self.end(Reason::ServerFull);
+        }
+    }
+
+    fn send_to_peer(&mut self, peer: u64, message: PeerMessage) {
+        self.should_pause |= self.community.send(peer, message);
     }
 
     /// Takes bytes that the client sent: processes the whole frames and keeps the rest.
@@ -118,7 +163,8 @@ impl SandboxSession {
             rest = &joined;
         }
         while !self.is_closing() {
-            match frame::first(rest, MAX_FRAME) {
+            let longest = if self.stage == SandboxStage::LoggedIn { MAX_FRAME } else { MAX_BEFORE_LOGIN };
+            match frame::first(rest, longest) {
                 Ok(First::Whole { head, start, end }) => {
                     self.frame(head, &rest[start + frame::LENGTH + frame::HEADER..end]);
                     rest = &rest[end..];
@@ -129,9 +175,10 @@ impl SandboxSession {
             }
         }
         // A rest of keep-alives alone is not the beginning of a frame.
-        if !rest.iter().all(|&b| frame::is_keep_alive(b)) {
+        if !rest.iter().all(|&b| frame::is_keep_alive(b)) && !self.is_closing() {
             self.partial = rest.to_vec();
         }
+        self.count_held();
     }
 
     fn send(&mut self, kind: u16, channel: u32, body: &[u8]) {
@@ -150,6 +197,14 @@ impl SandboxSession {
             return self.end(Reason::ProtocolError);
         }
         let body = reader.0;
+        let longest = match head.kind {
+            kind::CREATE_CNL | kind::ACCEPT_CNL | kind::DESTROY_CNL => MAX_OFFER,
+            kind::SET_USER_STATUS => MAX_STATUS,
+            _ => usize::MAX,
+        };
+        if body.len() > longest {
+            return self.end(Reason::MessageTooLarge);
+        }
         match (self.stage, head.kind) {
             (SandboxStage::Connected, kind::HANDSHAKE) => self.handshake(body),
             (SandboxStage::Handshaken, kind::LOGIN) => self.login(body),
@@ -160,6 +215,7 @@ impl SandboxSession {
             (SandboxStage::LoggedIn, kind::DESTROY_CNL) => {
                 if let Some(channel) = self.channels.remove(&head.channel) {
                     self.destroy_at_peer(&channel, body);
+                    self.forget_all(channel);
                 }
             }
             (SandboxStage::LoggedIn, kind::SET_USER_STATUS) => {
@@ -190,6 +246,9 @@ impl SandboxSession {
         if login.password().is_some_and(|password| password == WRONG_PASSWORD) {
             return self.end(Reason::LoginRefused);
         }
+        if login.name.len() > MAX_NAME {
+            return self.end(Reason::MessageTooLarge);
+        }
         let user = User::new(login.name, format!("SANDBOX{}", self.id).as_bytes(), login.login_type);
         self.send(kind::LOGIN_ACK, 0, &user.login_ack(self.address));
         self.community.set_user(self.id, &user);
@@ -200,6 +259,9 @@ impl SandboxSession {
     /// A CreateCnl: the client opens a channel.
     fn create(&mut self, body: &[u8]) {
         let Some(create) = bodies::create(body) else { return self.end(Reason::ProtocolError) };
+        if self.channels.len() >= MAX_CHANNELS && !self.channels.contains_key(&create.channel) {
+            return self.end(Reason::ServerFull);
+        }
         let found = self.community.find(create.target);
         let channel = match (create.service, found) {
             (bodies::AWARENESS, _) => Channel::Awareness(HashSet::new()),
@@ -209,9 +271,9 @@ impl SandboxSession {
                 let Some(creator) = self.user.clone() else { return };
                 let offer = ChannelOffer { creator, front: create.front.to_vec(), back: create.back.to_vec() };
                 let (from, from_channel, offer) = (self.id, create.channel, Arc::new(offer));
-                self.community.send(peer, PeerMessage::CreateChannel { from, from_channel, offer });
+                self.send_to_peer(peer, PeerMessage::CreateChannel { from, from_channel, offer });
                 // The peer's AcceptCnl follows.
-                self.channels.insert(create.channel, Channel::Peer { peer, peer_channel: None });
+                self.open(create.channel, Channel::Peer { peer, peer_channel: None });
                 return;
             }
             (bodies::INSTANT_MESSAGES, None) => {
@@ -219,8 +281,78 @@ impl SandboxSession {
             }
             _ => return self.out.extend_from_slice(&destroy(create.channel, NO_SERVICE)),
         };
-        self.channels.insert(create.channel, channel);
+        self.open(create.channel, channel);
         self.send(kind::ACCEPT_CNL, create.channel, &bodies::accept(&create));
+    }
+
+    /// Adds a channel. One that had the same id is forgotten.
+    fn open(&mut self, id: u32, channel: Channel) {
+        if let Some(before) = self.channels.insert(id, channel) {
+            self.forget_all(before);
+        }
+    }
+
+    /// Watches a name that a channel did not watch before.
+    fn watch(&mut self, name: &[u8]) {
+        self.watched = (self.watched.0 + 1, self.watched.1 + name.len());
+        self.community.watch(self.id, name);
+    }
+
+    /// Forgets the names that a channel has watched, which is no longer open.
+    fn forget_all(&mut self, channel: Channel) {
+        if let Channel::Awareness(watched) = channel {
+            watched.iter().for_each(|name| self.forget(name));
+        }
+    }
+
+    /// Forgets a name that a channel has watched.
+    fn forget(&mut self, name: &[u8]) {
+        self.watched = (self.watched.0 - 1, self.watched.1 - name.len());
+        let watches = |channel: &Channel| matches!(channel, Channel::Awareness(names) if names.contains(name));
+        if !self.channels.values().any(watches) {
+            self.community.unwatch(self.id, name);
+        }
+    }
+
+    /// Watches the users in `data` on `channel`. Returns the snapshot of them; `None`: the session has ended.
+    fn add_watched(&mut self, channel: u32, data: &[u8]) -> Option<Vec<u8>> {
+        let names = bodies::aware_names(data);
+        if names.iter().any(|name| name.len() > MAX_NAME) {
+            self.end(Reason::MessageTooLarge);
+            return None;
+        }
+        for name in &names {
+            let Some(Channel::Awareness(watched)) = self.channels.get_mut(&channel) else { return None };
+            if watched.insert(name.to_vec()) {
+                self.watch(name);
+            }
+            if self.watched.0 > MAX_WATCHED {
+                self.end(Reason::ServerFull);
+                return None;
+            }
+        }
+        let find = |name| (name, self.community.find(name).map(|(_, user)| user));
+        Some(bodies::aware_snapshot(&names.into_iter().take(MAX_WATCHED).map(find).collect::<Vec<_>>()))
+    }
+
+    /// Watches the users in `data` on `channel` no more.
+    fn remove_watched(&mut self, channel: u32, data: &[u8]) {
+        for name in bodies::aware_names(data) {
+            let Some(Channel::Awareness(watched)) = self.channels.get_mut(&channel) else { return };
+            if watched.remove(name) {
+                self.forget(name);
+            }
+        }
+    }
+
+    /// The response to a request to resolve names; `None`: there is none.
+    fn resolve(&mut self, data: &[u8]) -> Option<Vec<u8>> {
+        let (id, names) = bodies::resolve_names(data)?;
+        if names.len() > MAX_ASKED || names.iter().any(|name| name.len() > MAX_NAME) {
+            self.end(Reason::MessageTooLarge);
+            return None;
+        }
+        bodies::resolved(id, names, |name| self.community.find(name).is_some())
     }
 
     /// An AcceptCnl: the client accepts a channel that another session opened.
@@ -229,7 +361,8 @@ impl SandboxSession {
         if let (Some(Channel::Peer { peer, peer_channel: Some(theirs) }), Some(user)) = (found, &self.user) {
             let body = bodies::accept_with_user(body, user);
             let message = PeerMessage::AcceptChannel { channel: *theirs, peer_channel: channel, body };
-            self.community.send(*peer, message);
+            let peer = *peer;
+            self.send_to_peer(peer, message);
         }
     }
 
@@ -237,32 +370,19 @@ impl SandboxSession {
     fn data(&mut self, Head { channel, options, .. }: Head, body: &[u8]) {
         let mut reader = Reader(body);
         let (message, data) = (reader.u16().unwrap_or_default(), reader.opaque().unwrap_or_default());
-        let response = match self.channels.get_mut(&channel) {
+        let response = match self.channels.get(&channel) {
             Some(Channel::Echo) => Some(body.to_vec()),
-            Some(Channel::Peer { peer, peer_channel: Some(theirs) }) => {
+            Some(&Channel::Peer { peer, peer_channel: Some(theirs) }) => {
                 let options = options & frame::OPTION_ENCRYPTED;
-                self.community.send(*peer, PeerMessage::Data { channel: *theirs, options, body: body.to_vec() });
+                self.send_to_peer(peer, PeerMessage::Data { channel: theirs, options, body: body.to_vec() });
                 None
             }
-            Some(Channel::Awareness(watched)) if message == bodies::AWARE_ADD => {
-                let names = bodies::aware_names(data);
-                for name in &names {
-                    watched.insert(name.to_vec());
-                    self.community.watch(self.id, name);
-                }
-                let users: Vec<_> =
-                    names.into_iter().map(|name| (name, self.community.find(name).map(|(_, user)| user))).collect();
-                Some(bodies::aware_snapshot(&users))
-            }
-            Some(Channel::Awareness(watched)) if message == bodies::AWARE_REMOVE => {
-                for name in bodies::aware_names(data) {
-                    watched.remove(name);
-                }
+            Some(Channel::Awareness(_)) if message == bodies::AWARE_ADD => self.add_watched(channel, data),
+            Some(Channel::Awareness(_)) if message == bodies::AWARE_REMOVE => {
+                self.remove_watched(channel, data);
                 None
             }
-            Some(Channel::Resolve) if message == bodies::RESOLVE_ACTION => {
-                bodies::resolved(data, |name| self.community.find(name).is_some())
-            }
+            Some(Channel::Resolve) if message == bodies::RESOLVE_ACTION => self.resolve(data),
             _ => None,
         };
         if let Some(response) = response {
@@ -280,6 +400,11 @@ impl SandboxSession {
     /// Processes a message of another session.
     fn peer_message(&mut self, message: PeerMessage) {
         match message {
+            // Nobody ends the session of another client by opening channels to it.
+            PeerMessage::CreateChannel { from, from_channel, .. } if self.channels.len() >= MAX_CHANNELS => {
+                let body = destroy(0, Reason::ServerFull.code())[frame::LENGTH + frame::HEADER..].to_vec();
+                self.send_to_peer(from, PeerMessage::DestroyChannel { channel: from_channel, body });
+            }
             PeerMessage::CreateChannel { from, from_channel, offer } => {
                 let id = self.next_channel;
                 self.next_channel = self.next_channel.wrapping_add(1) | SERVER_CHANNEL;
@@ -296,7 +421,9 @@ impl SandboxSession {
                 self.out.extend_from_slice(&frame::build_with_options(kind::SEND_ON_CNL, options, channel, &body));
             }
             PeerMessage::DestroyChannel { channel, body } => {
-                self.channels.remove(&channel);
+                if let Some(channel) = self.channels.remove(&channel) {
+                    self.forget_all(channel);
+                }
                 self.send(kind::DESTROY_CNL, channel, &body);
             }
             PeerMessage::PresenceChanged(name) => {
@@ -319,6 +446,7 @@ impl Drop for SandboxSession {
         for channel in self.channels.values() {
             self.destroy_at_peer(channel, &body);
         }
+        self.community.held.fetch_sub(self.held, Relaxed);
         self.community.leave(self.id, self.user.as_ref().map(|user| user.name.as_slice()));
     }
 }
@@ -397,18 +525,18 @@ mod tests {
         assert_eq!(community.log_ins(), 2);
 
         ann.receive(&create_chat(1, "bob"));
-        assert!(bob.take_peer_messages());
+        bob.take_peer_messages(1 << 20);
         assert_eq!(kinds(&mut bob), [(kind::CREATE_CNL, 0)]);
         let bobs = SERVER_CHANNEL + 1;
         bob.receive(&frame::build(kind::ACCEPT_CNL, bobs, b"accepted"));
-        assert!(ann.take_peer_messages());
+        ann.take_peer_messages(1 << 20);
         assert_eq!(output(&mut ann), [(kind::ACCEPT_CNL, 1, b"accepted".to_vec())]);
         ann.receive(&frame::build(kind::SEND_ON_CNL, 1, b"hello"));
-        assert!(bob.take_peer_messages());
+        bob.take_peer_messages(1 << 20);
         assert_eq!(output(&mut bob), [(kind::SEND_ON_CNL, bobs, b"hello".to_vec())]);
 
         drop(bob);
-        assert!(ann.take_peer_messages());
+        ann.take_peer_messages(1 << 20);
         assert_eq!(kinds(&mut ann), [(kind::DESTROY_CNL, 1)]);
         assert_eq!(community.log_ins(), 1);
         ann.receive(&create_chat(2, "bob"));

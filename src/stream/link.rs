@@ -19,6 +19,12 @@ pub trait Community: Send + Sync + 'static {
     /// lost, since the client has not received anything. When `more` is ready, the server that has the Handshake keeps
     /// the client: the link is returned at once, without an answer.
     fn connect<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a>;
+
+    /// As [`connect`](Self::connect), for a client whose Handshake another multiplexer has passed on. That may be this one:
+    /// then the connection is one of its own links, and is refused with [`LinkFailure::Loop`].
+    fn connect_forwarded<'a>(&'a self, client: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a> {
+        self.connect(client, hello, more)
+    }
 }
 
 /// A connection to a Community server for one client.
@@ -47,13 +53,15 @@ pub enum LinkFailure {
     NotResponding,
     /// The fault of this machine: descriptors, memory or local ports have run out.
     System,
+    /// The fault of the configuration: the connection is one of this program's own links, which came back.
+    Loop,
 }
 
 impl LinkFailure {
     /// The reason of the farewell message.
     pub fn reason(self) -> Reason {
         match self {
-            Self::CannotConnect => Reason::CannotConnect,
+            Self::CannotConnect | Self::Loop => Reason::CannotConnect,
             Self::NotResponding => Reason::NotResponding,
             Self::System => Reason::ServerFull,
         }

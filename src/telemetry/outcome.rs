@@ -155,6 +155,8 @@ outcomes! {
         NotLoggedIn = "not_logged_in": Client, INFO, Farewell(Reason::TimedOut);
         /// No Community server accepted the client or answered its Handshake.
         NoCommunity = "no_community": Server, WARN, LinkFailure;
+        /// The connection is one of this multiplexer's own links, which came back: a Community server leads back to it.
+        Loop = "loop": Configuration, WARN, Farewell(Reason::CannotConnect);
         /// The client's first frame is not a Handshake.
         NotAHandshake = "not_a_handshake": Client, INFO, Farewell(Reason::ProtocolError);
         /// The client's first frame did not arrive within `limits.login_timeout`.
@@ -197,6 +199,8 @@ outcomes! {
         HalfClosed = "half_closed": None, INFO, Nothing;
         /// No Community server accepted the client or answered its Handshake.
         NoCommunity = "no_community": Server, WARN, LinkFailure;
+        /// The connection is one of this multiplexer's own links, which came back: a Community server leads back to it.
+        Loop = "loop": Configuration, WARN, Farewell(Reason::CannotConnect);
         /// The client's first frame is longer than 4 KiB, and `limits.held_bytes` leaves no room to collect it.
         HeldBytes = "held_bytes": Limit, INFO, Farewell(Reason::ServerFull);
         /// No byte was sent for `limits.idle_timeout`.
@@ -381,6 +385,7 @@ impl SessionEnd {
     pub fn refusal(self) -> Option<Refusal> {
         match self {
             Self::NoCommunity => Some(Refusal::NoCommunity),
+            Self::Loop => Some(Refusal::Loop),
             Self::NotAHandshake => Some(Refusal::NotAHandshake),
             Self::LoginTimeout => Some(Refusal::LoginTimeout),
             Self::FrameTooLong => Some(Refusal::FrameTooLong),

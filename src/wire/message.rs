@@ -41,28 +41,50 @@ const HANDSHAKE_CLIENT_ADDRESS: std::ops::Range<usize> = 20..24;
 /// Writes the client's address into a whole Handshake `frame`: its IPv4 address, or the IPv4 address that is mapped
 /// into its IPv6 address, otherwise 0. A frame is not changed if it is too short for the field, or if its body is
 /// encrypted or moved by attributes.
-pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) {
+///
+/// Returns whether the field had another value than 0 before: a multiplexer has passed the Handshake on already.
+pub fn stamp_client_address(frame: &mut [u8], client: IpAddr) -> bool {
     let options = match frame.get(6..8) {
         Some(&[a, b]) => u16::from_be_bytes([a, b]),
-        _ => return,
+        _ => return false,
     };
     if options & (frame::OPTION_ATTRIBUTES | frame::OPTION_ENCRYPTED) != 0 {
-        return;
+        return false;
     }
-    if let Some(field) = frame.get_mut(HANDSHAKE_CLIENT_ADDRESS) {
-        let address = match client.to_canonical() {
-            IpAddr::V4(v4) => v4.octets(),
-            IpAddr::V6(_) => [0; 4],
-        };
-        field.copy_from_slice(&address);
-    }
+    let Some(field) = frame.get_mut(HANDSHAKE_CLIENT_ADDRESS) else { return false };
+    let was_forwarded = *field != [0; 4];
+    let address = match client.to_canonical() {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(_) => [0; 4],
+    };
+    field.copy_from_slice(&address);
+    was_forwarded
 }
 
 /// A whole Handshake frame, like the first one of a client. A Community server answers it without knowing the client.
 pub fn handshake() -> Vec<u8> {
+    probe(0)
+}
+
+/// Where a [`probe`] has its number: the address that a client takes for its own. Nobody has a use for it.
+const PROBE_NUMBER: std::ops::Range<usize> = 26..30;
+
+/// A Handshake like [`handshake`] that carries a number, by which its sender recognises it.
+pub fn probe(number: u32) -> Vec<u8> {
     let mut body = Writer::new();
-    body.u16(0xFFFF).u16(0).u32(0).u32(0).u16(0x1003).u32(0);
+    body.u16(0xFFFF).u16(0).u32(0).u32(0).u16(0x1003).u32(number);
     frame::build(kind::HANDSHAKE, 0, &body.0)
+}
+
+/// The number of a [`probe`], whatever client address was written into it; `None` if `frame` is none.
+pub fn probe_number(frame: &[u8]) -> Option<u32> {
+    let number = u32::from_be_bytes(*frame.get(PROBE_NUMBER)?.first_chunk()?);
+    let mut sent = probe(number);
+    if sent.len() != frame.len() {
+        return None;
+    }
+    sent[HANDSHAKE_CLIENT_ADDRESS].copy_from_slice(&frame[HANDSHAKE_CLIENT_ADDRESS]);
+    (sent == frame).then_some(number)
 }
 
 /// A whole DestroyCnl frame.
@@ -188,11 +210,24 @@ mod tests {
             (IpAddr::V6(Ipv6Addr::LOCALHOST), [0, 0, 0, 0]),
         ] {
             let mut frame = handshake(0);
-            stamp_client_address(&mut frame, client);
+            assert!(!stamp_client_address(&mut frame, client));
             let mut plain = handshake(0);
             plain[20..24].copy_from_slice(&expected);
             assert_eq!(frame, plain);
+            assert_eq!(stamp_client_address(&mut frame, client), expected != [0; 4], "a second time");
         }
+    }
+
+    #[test]
+    fn a_probe_is_recognised_with_the_address_that_a_multiplexer_wrote() {
+        let mut frame = probe(0x0102_0304);
+        assert_eq!(probe_number(&frame), Some(0x0102_0304));
+        stamp_client_address(&mut frame, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)));
+        assert_eq!(probe_number(&frame), Some(0x0102_0304));
+        frame[12] = 0;
+        assert_eq!(probe_number(&frame), None, "another version");
+        assert_eq!(probe_number(&[probe(7), vec![0]].concat()), None);
+        assert_eq!(probe_number(&probe(7)[..29]), None);
     }
 
     #[test]

@@ -11,8 +11,10 @@ use parking_lot::Mutex;
 pub enum Answer {
     Address(Ipv4Addr),
     /// The error "server failure".
+    #[allow(dead_code)]
     Failure,
     /// No response.
+    #[allow(dead_code)]
     Silence,
 }
 

@@ -8,6 +8,7 @@
 //!   │                             └── other ─────────────▶ hyper path ─────▶ idle, or closed
 //!   └── the stream's end, or no byte within limits.login_timeout ──▶ closed
 //! ```
+//! A client may close its sending side behind a request, and still gets the response.
 
 use std::{
     future::{Future, poll_fn},
@@ -42,7 +43,7 @@ use crate::{
     },
     net::address::lies_in,
     runtime::scratch,
-    stream::{Replayed, StreamError},
+    stream::{ClosingBounds, Replayed, StreamError, close_in_stages},
     telemetry::outcome::TunnelOutcome,
 };
 
@@ -73,27 +74,34 @@ where
             let look = match next.await {
                 Ok(Some(FirstLook::Begun(bytes))) => Box::pin(rest(&context, &mut stream, &origin, bytes)).await,
                 Ok(Some(look)) => look,
-                Ok(None) => return close(&context, stream, &origin).await,
-                Err(error) => return context.record_dropped(&origin, &error),
+                Ok(None) => return Box::pin(close_in_stages(stream, ClosingBounds::RESPONSE)).await,
+                Err(error) => {
+                    context.record_dropped(&origin, &error);
+                    if StreamError::of(&error) == Some(StreamError::NoRequest) {
+                        Box::pin(close_in_stages(stream, ClosingBounds::RESPONSE)).await;
+                    }
+                    return;
+                }
             };
             match look {
                 FirstLook::Complete(request) => {
                     // Boxed, so that the connection does not carry its memory between two requests.
                     match Box::pin(serve_fast(&context, &mut stream, request, &origin)).await {
                         Ok(Reuse::KeptAlive) => (),
-                        Ok(Reuse::Closes | Reuse::ClosesOld) => return close(&context, stream, &origin).await,
+                        Ok(Reuse::Closes | Reuse::ClosesOld) => {
+                            return Box::pin(close_behind_response(&context, stream, &origin)).await;
+                        }
                         Err(error) => return context.record_dropped(&origin, &error),
                     }
                 }
-                FirstLook::Stream(request) => return open_stream(&context, stream, request, &origin).await,
+                FirstLook::Stream(request) => {
+                    return Box::pin(open_stream(&context, stream, request, &origin)).await;
+                }
                 FirstLook::Begun(bytes) | FirstLook::Other(bytes) => {
                     stream.put_back(bytes);
-                    match Box::pin(hyper_path::serve(&context, stream, origin)).await {
-                        AfterHyper::Idle(back) => stream = back,
-                        AfterHyper::Stream(back, request) => {
-                            return open_stream(&context, back, request, &origin).await;
-                        }
-                        AfterHyper::Closed => return,
+                    match Box::pin(serve_by_hyper(&context, stream, origin)).await {
+                        Some(back) => stream = back,
+                        None => return,
                     }
                 }
             }
@@ -102,37 +110,40 @@ where
     }
 }
 
-/// Closes a connection whose requests are all answered.
-fn close<'a, S>(
-    context: &'a HttpContext,
-    stream: Replayed<S>,
-    origin: &'a Origin,
-) -> Pin<Box<impl Future<Output = ()> + Send + 'a>>
+/// Closes a connection on which the client sends no further request. All of the last one was read, so nothing is on its
+/// way here that could make the system destroy the response: it is enough to close.
+async fn close_behind_response<S>(context: &HttpContext, stream: Replayed<S>, origin: &Origin)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if stream.has_first() {
+        return close_in_stages(stream, ClosingBounds::RESPONSE).await;
+    }
+    let closed = Guarded::new(stream, context.settings.load().timeout, |_| ()).shutdown().await;
+    closed.unwrap_or_else(|error| context.record_dropped(origin, &error));
+}
+
+/// Serves requests by hyper until it is idle. `None`: the connection has ended, or has become a streaming session.
+async fn serve_by_hyper<S>(context: &Arc<HttpContext>, stream: Replayed<S>, origin: Origin) -> Option<Replayed<S>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let timeout = context.settings.load().timeout;
-    Box::pin(async move {
-        let closed = Guarded::new(stream, timeout, |_| ()).shutdown().await;
-        closed.unwrap_or_else(|error| context.record_dropped(origin, &error));
-    })
+    match hyper_path::serve(context, stream, origin).await {
+        AfterHyper::Idle(stream) => return Some(stream),
+        AfterHyper::Stream(stream, request) => open_stream(context, stream, request, &origin).await,
+        AfterHyper::Closed => (),
+    }
+    None
 }
 
 /// Makes the connection a streaming session.
-fn open_stream<'a, S>(
-    context: &'a HttpContext,
-    stream: Replayed<S>,
-    request: StreamRequest,
-    origin: &'a Origin,
-) -> Pin<Box<impl Future<Output = ()> + Send + 'a>>
+async fn open_stream<S>(context: &HttpContext, stream: Replayed<S>, request: StreamRequest, origin: &Origin)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    Box::pin(async move {
-        if let Err(error) = streaming::open(context, stream, request, origin).await {
-            context.record_dropped(origin, &error);
-        }
-    })
+    if let Err(error) = streaming::open(context, stream, request, origin).await {
+        context.record_dropped(origin, &error);
+    }
 }
 
 /// Looks at a request's bytes.
@@ -150,7 +161,7 @@ fn poll_next<S: AsyncRead + Unpin>(
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Option<FirstLook>>> {
     if let Poll::Ready(read) = scratch::poll_read(stream, cx, |bytes, _| look(context, origin, bytes)) {
-        return Poll::Ready(read);
+        return Poll::Ready(truncation_is_the_end(read));
     }
     // The timer is set anew when it has run out, and not for each request.
     while timer.as_mut().poll(cx).is_ready() {
@@ -160,6 +171,14 @@ fn poll_next<S: AsyncRead + Unpin>(
         timer.as_mut().reset(deadline.into());
     }
     Poll::Pending
+}
+
+/// Reads an end without close_notify as an end: a request has a length, so a missing part of one is noticed.
+fn truncation_is_the_end<T>(read: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => Ok(None),
+        read => read,
+    }
 }
 
 /// Waits a moment for the rest of a request. If it does not come, hyper waits for it.
@@ -207,15 +226,18 @@ where
         return Ok(reuse);
     };
     let mut serving = pin!(tunnel_request::serve(context, call, body, client, origin.port));
+    let mut has_ended = false;
     let response = poll_fn(|cx| {
         if let Poll::Ready(response) = serving.as_mut().poll(cx) {
             return Poll::Ready(io::Result::Ok(response));
         }
-        // A client that closes is not served further. Bytes of its next request are kept.
-        while !stream.has_first() {
-            match ready!(scratch::poll_read(stream, cx, |bytes, _| Bytes::copy_from_slice(bytes)))? {
+        // A client whose connection breaks is not served further. Bytes of its next request are kept. One that has closed
+        // its sending side may still read.
+        while !stream.has_first() && !has_ended {
+            let read = ready!(scratch::poll_read(stream, cx, |bytes, _| Bytes::copy_from_slice(bytes)));
+            match truncation_is_the_end(read)? {
                 Some(bytes) => stream.put_back(bytes),
-                None => return Poll::Ready(Err(StreamError::ClosedEarly.into())),
+                None => has_ended = true,
             }
         }
         Poll::Pending

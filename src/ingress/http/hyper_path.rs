@@ -23,7 +23,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     HttpContext, MAX_HEAD,
@@ -36,7 +36,12 @@ use super::{
     route::{Destination, PortPage, StreamSigns, route},
     tunnel_request::{self, HeldBody},
 };
-use crate::{ingress::Origin, limits::budget::HeldBytes, stream::Replayed, telemetry::outcome::RequestRefusal};
+use crate::{
+    ingress::Origin,
+    limits::budget::HeldBytes,
+    stream::{ClosingBounds, Replayed, close_in_stages},
+    telemetry::outcome::RequestRefusal,
+};
 
 /// The body of a response: bytes of this port, or what the web server sends.
 type ResponseBody = Either<Full<Bytes>, WebServerBody>;
@@ -84,6 +89,7 @@ where
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timeout)
+        .half_close(true)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut leaves = false;
@@ -109,21 +115,23 @@ where
             context.record_refused_request(reason, &origin);
         }
         context.record_dropped(&origin, &error);
-        return AfterHyper::Closed;
-    }
-    let parts = connection.into_parts();
-    let mut guarded = parts.io.into_inner();
-    let opening = opening.lock().take();
-    if let Some(request) = opening {
-        return AfterHyper::Stream(guarded.into_inner(), request);
-    }
-    if !leaves {
-        if let Err(error) = guarded.shutdown().await {
-            context.record_dropped(&origin, &error);
+        // A response that breaks off must not look complete, and a broken connection needs no more.
+        if error.is_parse() || error.is_timeout() || error.is_incomplete_message() {
+            let stream = connection.into_parts().io.into_inner().into_inner();
+            close_in_stages(stream, ClosingBounds::RESPONSE).await;
         }
         return AfterHyper::Closed;
     }
-    let mut stream = guarded.into_inner();
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner().into_inner();
+    let opening = opening.lock().take();
+    if let Some(request) = opening {
+        return AfterHyper::Stream(stream, request);
+    }
+    if !leaves {
+        close_in_stages(stream, ClosingBounds::RESPONSE).await;
+        return AfterHyper::Closed;
+    }
     if !parts.read_buf.is_empty() {
         stream.put_back(parts.read_buf);
     }

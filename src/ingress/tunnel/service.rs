@@ -193,7 +193,7 @@ impl Service {
         if self.settings.load().same_address && counted_address(session.client()) != counted_address(held.client()) {
             return TunnelResponse::Failed(TunnelOutcome::OtherAddress);
         }
-        match session.take(Upload { body, at, held }).await {
+        match session.take(Upload { body, at, _held: held }).await {
             outcome @ (TunnelOutcome::Taken | TunnelOutcome::AfterEnd) => {
                 TunnelResponse::Body(stream::post_response(&name).into(), outcome)
             }

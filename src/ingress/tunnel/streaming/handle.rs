@@ -31,7 +31,7 @@ pub(in crate::ingress::tunnel) struct StreamingTimes {
 
 /// A streaming session.
 pub(in crate::ingress::tunnel) struct StreamingHandle {
-    locked: Mutex<Locked>,
+    locked: Mutex<LockedInbox>,
     /// Whether bytes were written to the client since the last sweep.
     has_written: AtomicBool,
     /// Whether the sweep has found something, see [`Attention`].
@@ -52,7 +52,7 @@ pub(super) enum Attention {
     Overdue,
 }
 
-struct Locked {
+struct LockedInbox {
     inbox: Inbox,
     /// The session's task.
     reader: Option<Waker>,
@@ -62,7 +62,7 @@ struct Locked {
     silent_since: Instant,
 }
 
-impl Locked {
+impl LockedInbox {
     fn wake_requests(&mut self) {
         mem::take(&mut self.requests).into_iter().for_each(Waker::wake);
     }
@@ -76,7 +76,7 @@ impl Locked {
 
 impl StreamingHandle {
     pub(in crate::ingress::tunnel) fn new(client: IpAddr, place: Option<Permit>, now: Instant) -> Arc<Self> {
-        let locked = Locked { inbox: Inbox::new(), reader: None, requests: Vec::new(), silent_since: now };
+        let locked = LockedInbox { inbox: Inbox::new(), reader: None, requests: Vec::new(), silent_since: now };
         Arc::new(Self {
             locked: Mutex::new(locked),
             has_written: AtomicBool::new(false),

@@ -23,7 +23,7 @@ pub(in crate::ingress::tunnel) struct Upload {
     /// Where in the body the bytes for the Community begin.
     pub(in crate::ingress::tunnel) at: usize,
     /// Counts the body until it has been read.
-    pub(in crate::ingress::tunnel) held: HeldBytes,
+    pub(in crate::ingress::tunnel) _held: HeldBytes,
 }
 
 /// A request whose bytes the core has not read to their end.
@@ -160,7 +160,7 @@ mod tests {
 
     fn upload(bytes: &[u8]) -> Upload {
         let held = HeldBytes::none(&Budget::new(usize::MAX, 0, &[]), [127, 0, 0, 1].into());
-        Upload { body: [b"head", bytes].concat(), at: 4, held }
+        Upload { body: [b"head", bytes].concat(), at: 4, _held: held }
     }
 
     fn read(inbox: &mut Inbox, most: usize) -> (InboxRead, bool, Vec<u8>) {
