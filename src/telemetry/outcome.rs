@@ -273,6 +273,16 @@ outcomes! {
         BodyTooSlow = "body_too_slow": Client, INFO, Status(408);
     }
 
+    /// Why the web server behind a port gave no response that can be passed back.
+    WebServerError counted as "http_backend_errors" ends Request {
+        /// The web server can't be reached, or closed the connection, or did not send HTTP.
+        NoResponse = "no_response": Server, WARN, Status(502);
+        /// The web server did not begin its response in time.
+        TooSlow = "too_slow": Server, WARN, Status(504);
+        /// The web server switched to another protocol, which no request asked for.
+        SwitchedProtocols = "switched_protocols": Server, WARN, Status(502);
+    }
+
     /// The outcome of a request of the HTTP tunnel.
     TunnelOutcome counted as "tunnel_requests" ends Request {
         /// A session was opened.
