@@ -33,7 +33,7 @@ use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunn
 use crate::{
     limits::Budget,
     log::{Throttle, Throttles},
-    stream::{Stream, linger},
+    stream::{ClosingBounds, close_in_stages},
     telemetry::{
         Telemetry,
         outcome::{ConnectionDrop, Outcome, Refusal, RequestRefusal},
@@ -164,7 +164,7 @@ fn unread_refusal(reason: ConnectionDrop) -> PortResponse {
 pub(super) async fn refuse(mut tcp: TcpStream, reason: ConnectionDrop) {
     let response = unread_refusal(reason).to_bytes();
     if let Ok(Ok(())) = timeout(REFUSE_TIMEOUT, tcp.write_all(&response)).await {
-        linger(Stream::Tcp(tcp)).await;
+        close_in_stages(tcp, ClosingBounds::RESPONSE).await;
     }
 }
 

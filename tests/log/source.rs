@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Rooms whose lines are about what the admin does: starts, reloads, stops, and commands.
-const OF_THE_ADMIN: [&str; 4] = ["server", "cli", "load", "admin"];
+const OF_THE_ADMIN: [&str; 3] = ["server", "cli", "load"];
 
 /// Lines of the other rooms that are not throttled, and why nobody outside can cause many of them.
 const OTHERS: [(&str, &str); 5] = [
