@@ -11,5 +11,6 @@ pub mod loop_guard;
 pub mod own;
 pub mod resolve;
 mod section;
+pub mod shortage;
 
 pub use section::Section;

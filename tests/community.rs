@@ -12,4 +12,6 @@ mod loops;
 mod namespaces;
 #[path = "community/sandbox.rs"]
 mod sandbox;
+#[path = "community/shortage.rs"]
+mod shortage;
 mod support;
