@@ -20,7 +20,7 @@ use ipnet::IpNet;
 
 use crate::{
     log::Throttles,
-    net::Section,
+    net::{Port, Section},
     runtime::Workers,
     stream::{Arrival, Core, Stream, Via},
     telemetry::{
@@ -142,11 +142,6 @@ impl Ingress {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Whether other processes may listen on the same ports.
-    pub fn shares_ports(&self) -> bool {
-        self.settings.load().share_ports
-    }
-
     /// The server's TLS certificate.
     pub fn certificate(&self) -> Arc<tls::Certificate> {
         self.tls.certificate()
@@ -182,8 +177,8 @@ impl Ingress {
 struct Origin {
     /// The client that the PROXY header of a trusted proxy contains; otherwise the peer.
     client: SocketAddr,
-    /// The listener's port.
-    port: u16,
+    /// The port that it came to.
+    port: Port,
     /// When the connection was accepted.
     accepted: Instant,
 }

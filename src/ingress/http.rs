@@ -122,7 +122,7 @@ impl HttpContext {
     fn record_refused_request(&self, reason: RequestRefusal, origin: &Origin) {
         self.telemetry.http.refused.count(reason);
         if let Some(more) = self.refused_requests.pass(reason.index()) {
-            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
+            info!(client = %origin.client, port = origin.port.number, %reason, more, "HTTP request refused");
         }
     }
 
@@ -145,7 +145,7 @@ impl HttpContext {
     /// Counts a connection that ended with an error.
     fn record_dropped(&self, origin: &Origin, error: &dyn std::error::Error) {
         self.telemetry.connections.dropped.count(ConnectionDrop::Http);
-        debug!(client = %origin.client, port = origin.port, %error, "HTTP connection ended");
+        debug!(client = %origin.client, port = origin.port.number, %error, "HTTP connection ended");
     }
 }
 

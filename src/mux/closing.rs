@@ -69,7 +69,7 @@ fn report(relay: &Relay, end: &End, server: Option<&str>) {
     let detail = end.detail().map(display);
     macro_rules! line {
         ($level:ident) => {
-            $level!(client = %via.client, port = via.port, transport = %via.transport, server,
+            $level!(client = %via.client, port = via.port.number, transport = %via.transport, server,
                 seconds = (seconds * 1e3).round() / 1e3, bytes_to_community = to_community.bytes,
                 bytes_to_client = to_client.bytes, reason = outcome.name(), detail, more, "session closed")
         };

@@ -21,6 +21,8 @@ use tokio::{
 
 use crate::support::{
     frames::{self, Frame},
+    http::{self, exchange},
+    mux,
     peer::text,
     wait_until,
 };
@@ -105,4 +107,24 @@ async fn a_name_that_is_not_resolved_without_descriptors_takes_no_server_down() 
     assert!(pool.any_up(), "{:?}", pool.status());
     drop(taken);
     drop(TcpStream::connect((Ipv6Addr::LOCALHOST, port)).await);
+}
+
+#[tokio::test]
+async fn a_web_server_is_not_blamed_for_a_connection_that_takes_a_descriptor_too_many() {
+    if !inside("shortage::a_web_server_is_not_blamed_for_a_connection_that_takes_a_descriptor_too_many") {
+        return;
+    }
+    for host in ["127.0.0.1", "localhost"] {
+        let mux = mux::start(&format!("[http_backend]\nurl = \"http://{host}:9\"\n")).await;
+        let mut tcp = http::tcp(mux.raw()).await;
+        let request = b"GET / HTTP/1.1\r\nHost: chat.example\r\n\r\n";
+        let taken = all_descriptors();
+        assert_eq!(exchange(&mut tcp, request).await.unwrap().status, 503, "{host}");
+        drop(taken);
+        assert_eq!(exchange(&mut tcp, request).await.unwrap().status, 502, "{host}");
+        for reason in ["shortage", "no_response"] {
+            let metric = format!("sametime_mux_http_backend_errors_total{{reason=\"{reason}\"}}");
+            assert_eq!(mux.metric(&metric).await, 1.0, "{host}: {reason}");
+        }
+    }
 }

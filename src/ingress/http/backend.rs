@@ -112,6 +112,7 @@ impl From<BackendRefusal> for PortResponse {
 impl From<WebServerError> for PortResponse {
     fn from(error: WebServerError) -> Self {
         let text = match error {
+            WebServerError::Shortage => "No room for this request now.\n",
             WebServerError::NoResponse => "The web server behind this port does not answer.\n",
             WebServerError::TooSlow => "The web server behind this port takes too long.\n",
             WebServerError::SwitchedProtocols => "The web server behind this port gave no answer of HTTP.\n",

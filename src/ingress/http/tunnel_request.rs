@@ -17,6 +17,7 @@ use super::{
 use crate::{
     ingress::tunnel::{Service, TunnelResponse, transport},
     limits::budget::{HeldBytes, LITTLE},
+    net::Port,
     telemetry::outcome::{Outcome, TunnelOutcome},
     wire::tunnel::{envelope::TunnelKind, name::UrlName},
 };
@@ -94,7 +95,7 @@ pub(super) async fn serve(
     name: UrlName,
     body: impl AsRef<[u8]>,
     client: SocketAddr,
-    port: u16,
+    port: Port,
 ) -> PortResponse {
     // From here on, the client cannot change how long the response takes.
     let began = Instant::now();
@@ -106,8 +107,12 @@ pub(super) async fn serve(
     // What is kept is not what is awaited above: the future would have room for both at once.
     let response = counted(context, kind, returned);
     match &response {
-        TunnelResponse::Failed(_) if response.status() == 404 => wait_after_miss(context, client, port, began).await,
-        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => context.record_refused_session(*refusal, client, port),
+        TunnelResponse::Failed(_) if response.status() == 404 => {
+            wait_after_miss(context, client, port.number, began).await
+        }
+        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => {
+            context.record_refused_session(*refusal, client, port.number)
+        }
         _ => (),
     }
     respond(response)

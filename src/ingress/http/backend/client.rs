@@ -25,6 +25,7 @@ use crate::{
     ingress::http::HttpSettings,
     limits::tally::{Permit, Tally},
     log::Throttles,
+    net::shortage::{is_shortage, shortage},
     telemetry::{
         Telemetry,
         outcome::{Outcome, WebServerError},
@@ -96,7 +97,12 @@ impl WebServerClient {
             (Some(Ok(response)), _) => Ok(response.map(|inner| WebServerBody { inner, _place: place })),
             // The web server has no response because the request never came to its end.
             (_, Some(error)) => Err(BackendRefusal::Body(error).into()),
-            (Some(Err(error)), None) => Err(self.failed(WebServerError::NoResponse, Some(&error), url, client)),
+            (Some(Err(error)), None) => {
+                // The resolver, for example, may not say that it had no descriptor.
+                let lacks = is_of_a_shortage(&error) || shortage().is_some();
+                let reason = if lacks { WebServerError::Shortage } else { WebServerError::NoResponse };
+                Err(self.failed(reason, Some(&error), url, client))
+            }
             (None, None) => Err(self.failed(WebServerError::TooSlow, None, url, client)),
         }
     }
@@ -118,6 +124,12 @@ impl WebServerClient {
         }
         reason.into()
     }
+}
+
+/// Whether `error` comes from a lack of descriptors or memory.
+fn is_of_a_shortage(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut sources = std::iter::successors(Some(error), |error| error.source());
+    sources.any(|error| error.downcast_ref().is_some_and(is_shortage))
 }
 
 /// A response's body. The request counts until it is dropped.
