@@ -20,7 +20,7 @@ use ipnet::IpNet;
 
 use crate::{
     log::Throttle,
-    net::Section,
+    net::{Port, Section},
     runtime::Workers,
     stream::{Arrival, Core, Stream, Via},
     telemetry::{Telemetry, outcome::Outcome},
@@ -141,11 +141,6 @@ impl Ingress {
         self.settings.store(Arc::new(settings));
     }
 
-    /// Whether other processes may listen on the same ports.
-    pub fn shares_ports(&self) -> bool {
-        self.settings.load().share_ports
-    }
-
     /// The server's TLS certificate.
     pub fn certificate(&self) -> Arc<tls::Certificate> {
         self.tls.certificate()
@@ -181,8 +176,8 @@ impl Ingress {
 struct Origin {
     /// The client that the PROXY header of a trusted proxy contains; otherwise the peer.
     client: SocketAddr,
-    /// The listener's port.
-    port: u16,
+    /// The port that it came to.
+    port: Port,
     /// When the connection was accepted.
     accepted: Instant,
 }

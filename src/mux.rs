@@ -185,7 +185,7 @@ impl Core for Mux {
                 let via = arrival.via;
                 self.0.telemetry.sessions.refused.count(refusal);
                 if let Some(more) = self.0.refusals.pass(refusal.index()) {
-                    warn!(client = %via.client, port = via.port, transport = %via.transport, reason = refusal.name(),
+                    warn!(client = %via.client, port = via.port.number, transport = %via.transport, reason = refusal.name(),
                         sessions = self.sessions(), more, "client refused");
                 }
                 Err(Box::new((refusal, arrival)))

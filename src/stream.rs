@@ -21,5 +21,5 @@ pub use self::{
     error::StreamError,
     io::{Duplex, Replayed, Stream},
     link::{Community, Lease, Link, LinkError, LinkFailure, Linking, MoreFromClient},
-    refusal::{linger, refuse},
+    refusal::{ClosingBounds, close_in_stages, linger, refuse},
 };

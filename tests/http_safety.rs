@@ -674,7 +674,7 @@ async fn a_slow_body_is_passed_on_and_one_that_stops_times_out() {
     assert_eq!(in_time("an answer", http::read_response(&mut stream)).await.unwrap().status, 200);
     stream.write_all(&post("Content-Length: 40\r\n\r\nx")).await.unwrap();
     assert_eq!(in_time("an answer", http::read_response(&mut stream)).await.unwrap().status, 408);
-    // A request of the tunnel must be complete in that time.
+    // A request of the tunnel, too.
     let mut stream = http::tcp(mux.raw()).await;
     stream.write_all(b"POST /CommunityCBR/CC.35./ HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n").await.unwrap();
     assert_eq!(in_time("an answer", http::read_response(&mut stream)).await.unwrap().status, 408);

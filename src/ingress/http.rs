@@ -33,7 +33,7 @@ use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunn
 use crate::{
     limits::Budget,
     log::Throttle,
-    stream::{Stream, linger},
+    stream::{ClosingBounds, close_in_stages},
     telemetry::{
         Telemetry,
         outcome::{ConnectionDrop, Outcome, Refusal, RequestRefusal},
@@ -122,7 +122,7 @@ impl HttpContext {
     fn record_refused_request(&self, reason: RequestRefusal, origin: &Origin) {
         self.telemetry.http.refused.count(reason);
         if let Some(more) = self.refused_requests.pass() {
-            info!(client = %origin.client, port = origin.port, %reason, more, "HTTP request refused");
+            info!(client = %origin.client, port = origin.port.number, %reason, more, "HTTP request refused");
         }
     }
 
@@ -145,7 +145,7 @@ impl HttpContext {
     /// Counts a connection that ended with an error.
     fn record_dropped(&self, origin: &Origin, error: &dyn std::error::Error) {
         self.telemetry.connections.dropped.count(ConnectionDrop::Http);
-        debug!(client = %origin.client, port = origin.port, %error, "HTTP connection ended");
+        debug!(client = %origin.client, port = origin.port.number, %error, "HTTP connection ended");
     }
 }
 
@@ -164,7 +164,7 @@ fn unread_refusal(reason: ConnectionDrop) -> PortResponse {
 pub(super) async fn refuse(mut tcp: TcpStream, reason: ConnectionDrop) {
     let response = unread_refusal(reason).to_bytes();
     if let Ok(Ok(())) = timeout(REFUSE_TIMEOUT, tcp.write_all(&response)).await {
-        linger(Stream::Tcp(tcp)).await;
+        close_in_stages(tcp, ClosingBounds::RESPONSE).await;
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn report(
     let detail = end.detail().map(display);
     macro_rules! line {
         ($level:ident) => {
-            $level!(client = %via.client, port = via.port, transport = %via.transport, server,
+            $level!(client = %via.client, port = via.port.number, transport = %via.transport, server,
                 seconds = (seconds * 1e3).round() / 1e3, bytes_to_community, bytes_to_client, reason = outcome.name(),
                 detail, more, "session closed")
         };

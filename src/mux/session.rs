@@ -65,7 +65,7 @@ mod tests {
     async fn the_future_of_a_session_stays_small() {
         let mux = Mux::start(settings(), Arc::new(NoCommunity), Telemetry::new("0"));
         let client = SocketAddr::from(([192, 0, 2, 1], 4000));
-        let via = Via { client, port: 1533, transport: Transport::Raw, accepted: Instant::now() };
+        let via = Via { client, port: 1533.into(), transport: Transport::Raw, accepted: Instant::now() };
         let Ok(ticket) = mux.0.admission.admit(&mux.0.settings.load(), &via) else { panic!("there is room") };
         let arrival = Arrival { stream: Stream::other(tokio::io::empty()), first: Bytes::new(), via };
         let size = size_of_val(&run(Arc::clone(&mux.0), arrival, ticket));

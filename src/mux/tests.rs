@@ -172,7 +172,8 @@ async fn start_with(settings: MuxSettings, link_buffer: usize) -> Session {
     let community = Arc::new(OneServer { link: Mutex::new(Some(link)), place: Arc::clone(&place) });
     let mux = Mux::start(settings, community, Telemetry::new("0"));
     let address = SocketAddr::from(([192, 0, 2, 1], 4000));
-    let via = Via { client: address, port: 1533, transport: Transport::Raw, accepted: Instant::now().into_std() };
+    let via =
+        Via { client: address, port: 1533.into(), transport: Transport::Raw, accepted: Instant::now().into_std() };
     mux.take(Arrival { stream: to_client, first: Bytes::new(), via }).expect("there is room");
     let handshake = message::handshake();
     client.write_all(&handshake).await.expect("room");

@@ -15,8 +15,6 @@ pub enum StreamError {
     NoRequest,
     /// The client read nothing of a response within `limits.login_timeout`.
     ResponseNotTaken,
-    /// The client closed before it received its response.
-    ClosedEarly,
 }
 
 impl StreamError {
@@ -33,7 +31,6 @@ impl fmt::Display for StreamError {
             Self::Truncated => "TLS ended without close_notify",
             Self::NoRequest => "no request within limits.login_timeout",
             Self::ResponseNotTaken => "the client took nothing of the response within limits.login_timeout",
-            Self::ClosedEarly => "the client closed before it had its response",
         })
     }
 }

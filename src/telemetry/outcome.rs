@@ -7,7 +7,10 @@
 //! This file is also the one table of what follows from an outcome: what ends with it, which is the same for all of a
 //! kind, and by [`Policy`] who caused it, how loud the log is, and what the client is sent. To add an outcome, add a line here. The compiler and that test then report every place that has to know it.
 
+use std::io;
+
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use rustix::io::Errno;
 use tracing::Level;
 
 pub use super::policy::{Blame, Ends, Policy, Sent};
@@ -333,9 +336,19 @@ outcomes! {
         Listener = "listener": System, ERROR, Nothing;
     }
 
+    /// Why the admin endpoint closed a connection.
+    AdminClose counted as "admin_connections_closed" ends Connection {
+        /// It did not send a complete request within 10 s.
+        Idle = "idle": Client, DEBUG, Nothing;
+        /// Its client did not take the response within 30 s.
+        Stalled = "stalled": Client, WARN, Nothing;
+        /// A new connection needed its place: all 64 were taken, and it had waited for a request the longest.
+        Evicted = "evicted": Limit, WARN, Nothing;
+    }
+
     /// Why a listener is down.
     ListenerFailure counted as "listener_failures" ends Listener {
-        /// Another process listens on the port.
+        /// Another process listens on the port, at this address or at one that overlaps with it.
         InUse = "in_use": System, ERROR, Nothing;
         /// The process may not listen on the port.
         NotPermitted = "not_permitted": System, ERROR, Nothing;
@@ -343,6 +356,8 @@ outcomes! {
         NotAnAddress = "not_an_address": Configuration, ERROR, Nothing;
         /// `host_name` cannot be resolved.
         Unresolved = "unresolved": Configuration, ERROR, Nothing;
+        /// Another section has the same port, on the same address or on every address.
+        Overlap = "overlap": Configuration, ERROR, Nothing;
         /// The system reported another error.
         Other = "other": System, ERROR, Nothing;
     }
@@ -373,6 +388,18 @@ outcomes! {
         Admin = "admin": System, ERROR, Nothing;
         /// The sandbox Community server cannot be started.
         Sandbox = "sandbox": System, ERROR, Nothing;
+    }
+}
+
+impl AcceptError {
+    /// What an error of accept means.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Exhausted,
+            Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
+            // Linux returns network errors that a new connection already has from accept (accept(2)).
+            _ => Self::Connection,
+        }
     }
 }
 

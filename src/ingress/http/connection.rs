@@ -8,6 +8,7 @@
 //!   │                             └── other ─────────────▶ hyper path ─────▶ idle, or closed
 //!   └── the stream's end, or no byte within limits.login_timeout ──▶ closed
 //! ```
+//! A client may close its sending side behind a request, and still gets the response.
 
 use std::{
     future::{Future, poll_fn},
@@ -41,7 +42,7 @@ use crate::{
     },
     net::address::lies_in,
     runtime::scratch,
-    stream::{Replayed, StreamError},
+    stream::{ClosingBounds, Replayed, StreamError, close_in_stages},
     telemetry::outcome::TunnelOutcome,
 };
 
@@ -72,11 +73,14 @@ where
             let look = match next.await {
                 Ok(Some(FirstLook::Begun(bytes))) => Box::pin(rest(&context, &mut stream, &origin, bytes)).await,
                 Ok(Some(look)) => look,
-                Ok(None) => {
-                    let closed = Box::pin(async move { Guarded::new(stream, timeout, |_| ()).shutdown().await });
-                    return closed.await.unwrap_or_else(|error| context.record_dropped(&origin, &error));
+                Ok(None) => return Box::pin(close_in_stages(stream, ClosingBounds::RESPONSE)).await,
+                Err(error) => {
+                    context.record_dropped(&origin, &error);
+                    if StreamError::of(&error) == Some(StreamError::NoRequest) {
+                        Box::pin(close_in_stages(stream, ClosingBounds::RESPONSE)).await;
+                    }
+                    return;
                 }
-                Err(error) => return context.record_dropped(&origin, &error),
             };
             match look {
                 FirstLook::Complete(request) => {
@@ -113,7 +117,7 @@ fn poll_next<S: AsyncRead + Unpin>(
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Option<FirstLook>>> {
     if let Poll::Ready(read) = scratch::poll_read(stream, cx, |bytes, _| look(context, origin, bytes)) {
-        return Poll::Ready(read);
+        return Poll::Ready(truncation_is_the_end(read));
     }
     // The timer is set anew when it has run out, and not for each request.
     while timer.as_mut().poll(cx).is_ready() {
@@ -123,6 +127,14 @@ fn poll_next<S: AsyncRead + Unpin>(
         timer.as_mut().reset(deadline.into());
     }
     Poll::Pending
+}
+
+/// Reads an end without close_notify as an end: a request has a length, so a missing part of one is noticed.
+fn truncation_is_the_end<T>(read: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    match read {
+        Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => Ok(None),
+        read => read,
+    }
 }
 
 /// Waits a moment for the rest of a request. If it does not come, hyper waits for it.
@@ -169,15 +181,18 @@ where
         return write_response(context, stream, &refused).await;
     };
     let mut serving = pin!(tunnel_request::serve(context, kind, name, body, client, origin.port));
+    let mut has_ended = false;
     let response = poll_fn(|cx| {
         if let Poll::Ready(response) = serving.as_mut().poll(cx) {
             return Poll::Ready(io::Result::Ok(response));
         }
-        // A client that closes is not served further. Bytes of its next request are kept.
-        while !stream.has_first() {
-            match ready!(scratch::poll_read(stream, cx, |bytes, _| Bytes::copy_from_slice(bytes)))? {
+        // A client whose connection breaks is not served further. Bytes of its next request are kept. One that has closed
+        // its sending side may still read.
+        while !stream.has_first() && !has_ended {
+            let read = ready!(scratch::poll_read(stream, cx, |bytes, _| Bytes::copy_from_slice(bytes)));
+            match truncation_is_the_end(read)? {
                 Some(bytes) => stream.put_back(bytes),
-                None => return Poll::Ready(Err(StreamError::ClosedEarly.into())),
+                None => has_ended = true,
             }
         }
         Poll::Pending

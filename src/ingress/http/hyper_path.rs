@@ -22,7 +22,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     HttpContext, MAX_HEAD,
@@ -34,7 +34,12 @@ use super::{
     route::{Destination, PortPage, route},
     tunnel_request::{self, HeldBody},
 };
-use crate::{ingress::Origin, limits::budget::HeldBytes, stream::Replayed, telemetry::outcome::RequestRefusal};
+use crate::{
+    ingress::Origin,
+    limits::budget::HeldBytes,
+    stream::{ClosingBounds, Replayed, close_in_stages},
+    telemetry::outcome::RequestRefusal,
+};
 
 /// The body of a response: bytes of this port, or what the web server sends.
 type ResponseBody = Either<Full<Bytes>, WebServerBody>;
@@ -63,6 +68,7 @@ where
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(timeout)
+        .half_close(true)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut leaves = false;
@@ -84,17 +90,19 @@ where
             context.record_refused_request(reason, &origin);
         }
         context.record_dropped(&origin, &error);
-        return None;
-    }
-    let parts = connection.into_parts();
-    let mut guarded = parts.io.into_inner();
-    if !leaves {
-        if let Err(error) = guarded.shutdown().await {
-            context.record_dropped(&origin, &error);
+        // A response that breaks off must not look complete, and a broken connection needs no more.
+        if error.is_parse() || error.is_timeout() || error.is_incomplete_message() {
+            let stream = connection.into_parts().io.into_inner().into_inner();
+            close_in_stages(stream, ClosingBounds::RESPONSE).await;
         }
         return None;
     }
-    let mut stream = guarded.into_inner();
+    let parts = connection.into_parts();
+    let mut stream = parts.io.into_inner().into_inner();
+    if !leaves {
+        close_in_stages(stream, ClosingBounds::RESPONSE).await;
+        return None;
+    }
     if !parts.read_buf.is_empty() {
         stream.put_back(parts.read_buf);
     }

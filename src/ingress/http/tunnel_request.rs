@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use tokio::time::{sleep_until, timeout};
 
 use super::{
@@ -16,6 +17,7 @@ use super::{
 use crate::{
     ingress::tunnel::{Service, TunnelResponse, transport},
     limits::budget::{HeldBytes, LITTLE},
+    net::Port,
     telemetry::outcome::{Outcome, TunnelOutcome},
     wire::tunnel::{envelope::TunnelKind, name::UrlName},
 };
@@ -24,8 +26,10 @@ use crate::{
 const MISS_STEP: Duration = Duration::from_millis(20);
 /// And so much later when its address sends very many of them.
 const MISS_DELAY: Duration = Duration::from_secs(1);
-/// A body may take this long, whatever the settings say.
-const MIN_BODY_TIMEOUT: Duration = Duration::from_secs(1);
+/// A body may pause for this long, whatever the settings say.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// The slowest rate, in bytes per second. No body takes longer than the longest one does at this rate, and one pause.
+const SLOWEST_RATE: u64 = 1024;
 
 /// A request's body. Its bytes count in the budget until it is dropped.
 pub(super) struct HeldBody {
@@ -39,12 +43,12 @@ impl HeldBody {
         (bytes.len() <= LITTLE || held.grow(bytes.len())).then_some(Self { bytes, _held: held })
     }
 
-    /// Reads a body, which has bounds in bytes and in time.
+    /// Reads a body, which has a bound in bytes, for its pauses, and for all of its time: see [`longest_time`].
     ///
     /// # Errors
     /// What went wrong. The rest of the body has not been read then.
-    pub(super) async fn read(
-        mut body: Incoming,
+    pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
+        mut body: B,
         settings: &HttpSettings,
         mut held: HeldBytes,
     ) -> Result<Self, TunnelOutcome> {
@@ -52,9 +56,10 @@ impl HeldBody {
         if body.size_hint().lower() > limit as u64 {
             return Err(TunnelOutcome::TooLarge);
         }
+        let pause = settings.timeout.max(MIN_PAUSE);
         let reading = async {
             let mut bytes = Vec::new();
-            while let Some(frame) = body.frame().await {
+            while let Some(frame) = timeout(pause, body.frame()).await.map_err(|_| TunnelOutcome::TooSlow)? {
                 let Ok(piece) = frame.map_err(|_| TunnelOutcome::CutOff)?.into_data() else { continue };
                 if bytes.len() + piece.len() > limit {
                     return Err(TunnelOutcome::TooLarge);
@@ -67,8 +72,13 @@ impl HeldBody {
             }
             Ok(Self { bytes, _held: held })
         };
-        timeout(settings.timeout.max(MIN_BODY_TIMEOUT), reading).await.unwrap_or(Err(TunnelOutcome::TooSlow))
+        timeout(longest_time(pause, limit), reading).await.unwrap_or(Err(TunnelOutcome::TooSlow))
     }
+}
+
+/// How long a body of at most `limit` bytes may take, which never pauses for `pause`.
+fn longest_time(pause: Duration, limit: usize) -> Duration {
+    pause + Duration::from_secs(limit as u64 / SLOWEST_RATE)
 }
 
 impl AsRef<[u8]> for HeldBody {
@@ -85,7 +95,7 @@ pub(super) async fn serve(
     name: UrlName,
     body: impl AsRef<[u8]>,
     client: SocketAddr,
-    port: u16,
+    port: Port,
 ) -> PortResponse {
     // From here on, the client cannot change how long the response takes.
     let began = Instant::now();
@@ -97,8 +107,12 @@ pub(super) async fn serve(
     // What is kept is not what is awaited above: the future would have room for both at once.
     let response = counted(context, kind, returned);
     match &response {
-        TunnelResponse::Failed(_) if response.status() == 404 => wait_after_miss(context, client, port, began).await,
-        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => context.record_refused_session(*refusal, client, port),
+        TunnelResponse::Failed(_) if response.status() == 404 => {
+            wait_after_miss(context, client, port.number, began).await
+        }
+        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => {
+            context.record_refused_session(*refusal, client, port.number)
+        }
         _ => (),
     }
     respond(response)
@@ -167,7 +181,62 @@ fn miss_due(began: Instant, now: Instant) -> Instant {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        future::Future,
+        pin::Pin,
+        task::{Context, Poll, ready},
+    };
+
+    use hyper::body::Frame;
+    use tokio::time::{Instant as Clock, Sleep, sleep};
+
     use super::*;
+    use crate::limits::Budget;
+
+    /// A body of which a byte comes after each interval, for ever.
+    struct Drip(Duration, Pin<Box<Sleep>>);
+
+    impl Body for Drip {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            ready!(self.1.as_mut().poll(cx));
+            self.1 = Box::pin(sleep(self.0));
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"x")))))
+        }
+    }
+
+    /// What becomes of such a body of at most `limit` bytes, and when.
+    async fn drip(interval: Duration, limit: usize) -> (Option<TunnelOutcome>, Duration) {
+        let settings = HttpSettings {
+            trusted_proxies: Vec::new(),
+            timeout: Duration::from_secs(30),
+            max_tunnel_request: limit,
+            web_server: None,
+            max_web_server_requests: 1,
+        };
+        let held = HeldBytes::none(&Budget::new(1 << 20, 0, &[]), [127, 0, 0, 1].into());
+        let began = Clock::now();
+        let read = HeldBody::read(Drip(interval, Box::pin(sleep(interval))), &settings, held).await;
+        (read.err(), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_takes_no_longer_than_the_slowest_rate_allows() {
+        let limit = 66 * 1024;
+        let (outcome, after) = drip(Duration::from_secs(29), limit).await;
+        assert_eq!(outcome, Some(TunnelOutcome::TooSlow));
+        assert!(after >= Duration::from_secs(96) && after < Duration::from_secs(97), "{after:?}");
+        // At the slowest rate, and with a pause that is too long.
+        let (outcome, after) = drip(Duration::from_millis(1), 2 * 1024).await;
+        assert_eq!((outcome, after.as_secs() < 30), (Some(TunnelOutcome::TooLarge), true), "it was read");
+        assert_eq!(drip(Duration::from_secs(31), limit).await.0, Some(TunnelOutcome::TooSlow));
+    }
 
     #[test]
     fn a_miss_is_answered_at_a_time_that_says_nothing() {
