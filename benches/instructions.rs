@@ -127,7 +127,7 @@ async fn relay(count: usize) {
     let (mut client, near) = tokio::io::duplex(64 * 1024);
     let via = Via {
         client: SocketAddr::from(([127, 0, 0, 1], 5000)),
-        port: 1533,
+        port: 1533.into(),
         transport: Transport::Raw,
         accepted: Instant::now(),
     };

@@ -1,6 +1,6 @@
 //! The admin endpoint: health, metrics, status and reload over HTTP.
 //!
-//! - `http` accepts and serves connections.
+//! - `http` accepts and serves connections. `slots` bounds how many there are.
 //! - `pages` has a response for each path.
 //! - `auth` decides who may have it: by token, Host and Origin.
 //! - [`status`] is the content of `/api/status`.
@@ -14,9 +14,10 @@ mod auth;
 mod http;
 pub(crate) mod pages;
 mod response;
+mod slots;
 pub mod status;
 
-pub use http::serve;
+pub use http::{AdminEndpoint, LastSockets, serve};
 
 /// Settings of the admin endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]

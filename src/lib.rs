@@ -78,7 +78,9 @@
 //! | SIGHUP is handled | [`cli::run`] receives it, [`server::reload`] exchanges the settings |
 //! | a reload is refused that is probably a mistake | `server::reload_guard` |
 //! | SIGTERM is handled | [`cli::run`] receives it, [`server::drain`] drains |
-//! | a port is opened, closed, or tried again | [`server::ports`] |
+//! | a port is opened or closed | [`server::ports`], by the plan of [`server::plan`](server) |
+//! | a port that is down is tried again | [`server::retry`](server) |
+//! | the `host_name` of a port is looked up | [`net::resolve`], called by [`server::host_names`](server) |
 //! | a key of the configuration is declared | [`config::schema`], with one file for each group of sections |
 //! | a page of the admin endpoint is added | [`admin::pages`] |
 //! | a reason is added for which something ends, or is refused | [`telemetry::outcome`] |

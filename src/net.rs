@@ -9,7 +9,10 @@ pub mod listen;
 pub mod lookup;
 pub mod loop_guard;
 pub mod own;
+mod port;
 pub mod resolve;
 mod section;
+pub mod shortage;
 
+pub use port::Port;
 pub use section::Section;

@@ -6,9 +6,11 @@
 //! - `drain` ends it.
 //! - `prepare` does everything of a start or a reload that can fail, before anything changes.
 //! - `control` is what the admin endpoint sees of the server, and can ask of it.
-//! - `ports` keeps the listeners: bound, down, opened and closed. `listener_error` and `port_holder` explain why one
-//!   is down.
-//! - `certificate` loads the TLS certificate, and warns before it expires. `sandbox_service` runs the embedded Community server.
+//! - `ports` keeps the listeners for clients: up, down, opened and closed. `plan` decides what becomes of each, by the
+//!   addresses of `host_names` and the sockets of `own_sockets`. `listener_error` and `port_holder` explain why one is
+//!   down, and `retry` tries it again.
+//! - `certificate` loads the TLS certificate, and warns before it expires. `admin_service` runs the admin endpoint,
+//!   `sandbox_service` the embedded Community server.
 
 use std::{
     fmt,
@@ -31,18 +33,24 @@ use crate::{
     telemetry::{Telemetry, outcome::ReloadRefusal},
 };
 
+mod admin_service;
 mod certificate;
 mod compose;
 mod control;
 pub(crate) mod drain;
+mod host_names;
 mod listener_error;
+mod own_sockets;
+mod plan;
 mod port_holder;
 pub(crate) mod ports;
 mod prepare;
 pub(crate) mod reload;
 mod reload_guard;
+mod retry;
 mod sandbox_service;
 
+use admin_service::RunningAdmin;
 pub use certificate::check_files;
 use ports::Ports;
 
@@ -102,7 +110,7 @@ struct ServerContext {
     ports: Ports,
     /// The embedded Community server, from the first settings that name it on.
     sandbox: Mutex<Option<RunningService>>,
-    admin: Mutex<Option<RunningService>>,
+    admin: Mutex<Option<RunningAdmin>>,
     /// The log's settings in force. The command line subscribes to them, because it owns the log.
     log: watch::Sender<LogSettings>,
     /// Held during a reload, so that there is one at a time.
@@ -120,7 +128,7 @@ struct ConfigurationRevision {
     last_error: Option<String>,
 }
 
-/// A service of the server on a port of its own, which is not a port for clients.
+/// The embedded Community server, on a port of its own.
 struct RunningService {
     address: SocketAddr,
     task: AbortHandle,

@@ -17,8 +17,6 @@ use metrics::{
 };
 pub use metrics::{sessions::SessionsGauge, traffic::Direction};
 
-use crate::{net::Section, wire::Transport};
-
 /// The media type of [`Telemetry::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -64,14 +62,6 @@ impl Telemetry {
             process: ProcessMetrics::register(&mut all),
             registry: all,
         })
-    }
-
-    /// Sets whether a port is bound. The metrics have its sessions from now on, with 0 if there are none.
-    pub fn set_listener(&self, section: Section, port: u16, up: bool) {
-        for transport in Transport::ALL {
-            self.sessions.of(port, transport);
-        }
-        self.listeners.set(section, port, up);
     }
 
     /// All metrics in the OpenMetrics text format.

@@ -67,11 +67,14 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream streaming", "handle", "live", "session response", "token"]),
     ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
-    ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
+    ("mux", &["session", "opening", "relay", "direction closing", "facts report", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope stream", "cipher name"]),
-    ("net", &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address section"]),
+    (
+        "net",
+        &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address port section shortage"],
+    ),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
     ("stream", &["admission link", "arrival refusal", "io", "error"]),
@@ -79,13 +82,17 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("log", &["subscriber", "lines throttle"]),
     ("config", &["schema", "section_reader own_targets", "reader legal ceiling"]),
     ("config/schema", &["listeners community trunk http_backend tls tunnel admin log", "limits"]),
-    ("admin", &["http", "pages", "auth response status"]),
+    ("admin", &["http", "pages slots", "auth response status"]),
     (
         "server",
         &[
             "compose reload drain",
-            "prepare control",
+            "prepare retry",
+            "admin_service",
+            "control",
             "ports certificate sandbox_service reload_guard",
+            "plan",
+            "host_names own_sockets",
             "listener_error",
             "port_holder",
         ],
@@ -150,7 +157,9 @@ fn place(path: &Path) -> Place {
 /// A source without comments and without its own tests, which stand last.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-    text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join(" ")
+    // A comment begins the line or follows a space; `"http://"` has none.
+    let without_comment = |line: &str| format!(" {line}").split(" //").next().unwrap().to_owned();
+    text.lines().map(without_comment).collect::<Vec<_>>().join(" ")
 }
 
 /// All paths of a `use` tree: of `a::{b, c::{d, e}}` these are `a::b`, `a::c::d`, `a::c::e`.
@@ -187,7 +196,7 @@ fn arrows(from: &Place, text: &str, modules: &BTreeSet<Place>) -> Vec<Arrow> {
     let code = code(text);
     let mut named: Vec<Vec<String>> = Vec::new();
     let mut rest = String::new();
-    for (at, statement) in code.split("use ").enumerate() {
+    for (at, statement) in code.split(" use ").enumerate() {
         // What stands in front of the first `use` is none.
         match statement.split_once(';') {
             Some((tree, after)) if at > 0 && !tree.contains('(') => {

@@ -5,6 +5,8 @@ use std::{net::IpAddr, path::PathBuf};
 use hyper::header::{self, HeaderMap};
 use tracing::warn;
 
+use crate::log::Throttle;
+
 /// What a page is used for, which decides what a request for it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
@@ -33,7 +35,8 @@ pub(super) enum AccessRefusal {
     Origin,
 }
 
-/// Checks a request. `token_file` is asked for only if the token is needed.
+/// Checks a request. `token_file` is asked for only if the token is needed. `unreadable` lets lines about a file pass
+/// that can't be read: anybody can ask.
 ///
 /// The token file is read for each request, so that a new token needs no reload.
 ///
@@ -44,6 +47,7 @@ pub(super) async fn check(
     headers: &HeaderMap,
     is_on_loopback: bool,
     token_file: impl Fn() -> Option<PathBuf>,
+    unreadable: &Throttle,
 ) -> Result<(), AccessRefusal> {
     // A web page of elsewhere can let its own host name resolve to a loopback address (DNS rebinding). The browser then
     // lets it read this endpoint, but sends the page's host name in Host.
@@ -56,7 +60,7 @@ pub(super) async fn check(
         Access::Change => true,
     };
     if needs_token {
-        check_token(headers, token_file()).await?;
+        check_token(headers, token_file(), unreadable).await?;
     }
     // A browser sends Origin with each POST of a page. The endpoint has no page of its own that posts.
     if access == Access::Change && headers.contains_key(header::ORIGIN) {
@@ -82,10 +86,16 @@ fn names_this_machine(headers: &HeaderMap) -> bool {
     bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
-async fn check_token(headers: &HeaderMap, token_file: Option<PathBuf>) -> Result<(), AccessRefusal> {
+async fn check_token(
+    headers: &HeaderMap,
+    token_file: Option<PathBuf>,
+    unreadable: &Throttle,
+) -> Result<(), AccessRefusal> {
     let file = token_file.ok_or(AccessRefusal::NoTokenFile)?;
     let token = tokio::fs::read_to_string(&file).await.map_err(|error| {
-        warn!(file = %file.display(), %error, "admin: the token file can't be read");
+        if let Some(more) = unreadable.pass() {
+            warn!(file = %file.display(), %error, more, "admin: the token file can't be read");
+        }
         AccessRefusal::UnreadableTokenFile
     })?;
     let token = token.trim();
@@ -144,9 +154,15 @@ mod tests {
             (Access::Change, true, &right, Ok(())),
             (Access::Change, true, &of_a_page, Err(AccessRefusal::Origin)),
         ] {
-            assert_eq!(check(access, headers, on_loopback, token_file).await, result, "{access:?}, {on_loopback}");
+            assert_eq!(
+                check(access, headers, on_loopback, token_file, &Throttle::default()).await,
+                result,
+                "{access:?}, {on_loopback}"
+            );
         }
-        let check = async |file: Option<PathBuf>| check(Access::Change, &right, true, || file.clone()).await;
+        let check = async |file: Option<PathBuf>| {
+            check(Access::Change, &right, true, || file.clone(), &Throttle::default()).await
+        };
         assert_eq!(check(None).await, Err(AccessRefusal::NoTokenFile));
         assert_eq!(check(Some("/nowhere".into())).await, Err(AccessRefusal::UnreadableTokenFile));
         assert_eq!(check(Some("/dev/null".into())).await, Err(AccessRefusal::EmptyTokenFile));

@@ -9,7 +9,7 @@ use super::{
     auth::{self, Access, AccessRefusal},
     response::{AdminResponse, json, text, with_header},
 };
-use crate::telemetry::CONTENT_TYPE;
+use crate::{log::Throttle, telemetry::CONTENT_TYPE};
 
 const INDEX: &str = "<!doctype html>
 <html lang=\"en\"><meta charset=\"utf-8\"><title>sametime-mux</title>
@@ -88,13 +88,29 @@ impl Page {
     }
 }
 
+/// Whether a request with this head is a health check.
+pub(super) fn is_probe(head: &request::Parts) -> bool {
+    Page::at(head.uri.path()).is_some_and(|page| page.access() == Access::Probe)
+}
+
+/// The response where too many requests are being answered.
+pub(super) fn busy() -> AdminResponse {
+    with_header(text(StatusCode::SERVICE_UNAVAILABLE, "Too many requests at once.\n"), header::RETRY_AFTER, "1")
+}
+
 /// The response to a request with this head. `is_on_loopback`: whether the endpoint's own address is a loopback one.
-pub(super) async fn respond(server: &dyn ServerControl, head: &request::Parts, is_on_loopback: bool) -> AdminResponse {
+/// `unreadable` lets lines about a token file pass that can't be read.
+pub(super) async fn respond(
+    server: &dyn ServerControl,
+    head: &request::Parts,
+    is_on_loopback: bool,
+    unreadable: &Throttle,
+) -> AdminResponse {
     let Some(page) = Page::at(head.uri.path()) else { return text(StatusCode::NOT_FOUND, "No such page.\n") };
     if !page.allows(&head.method) {
         return with_header(text(StatusCode::METHOD_NOT_ALLOWED, ""), header::ALLOW, page.methods());
     }
-    match auth::check(page.access(), &head.headers, is_on_loopback, || server.token_file()).await {
+    match auth::check(page.access(), &head.headers, is_on_loopback, || server.token_file(), unreadable).await {
         Ok(()) => page.content(server).await,
         Err(refusal) => refused(refusal),
     }

@@ -55,15 +55,15 @@ pub enum ListenerState {
 pub struct ListenerStatus {
     /// The section of the configuration database that it is in.
     pub section: Section,
-    /// The IP address that it listens on.
+    /// The IP address that it listens on; its name, if it is down because the name has no address.
     pub address: String,
     /// The port.
     pub port: u16,
     /// Whether it is bound.
     pub state: ListenerState,
-    /// Why it is down.
+    /// Why it is down; or, for one that is up, why its name's last addresses stay in force.
     pub error: Option<String>,
-    /// Present clients that connected to this port.
+    /// Present clients that connected to this address and port.
     pub sessions: u64,
     /// Connections accepted since the start.
     pub accepted_total: u64,

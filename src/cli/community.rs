@@ -29,7 +29,7 @@ pub(super) async fn run(arguments: Arguments) -> ExitCode {
     let Some(_log) = Log::start(LogSettings { format: LogFormat::Text, level: LogLevel::Info }) else {
         return ExitCode::from(FAILED);
     };
-    let listener = match listen::bind(arguments.listen, false) {
+    let listener = match listen::listen(arguments.listen, false) {
         Ok(listener) => listener,
         Err(failed) => {
             error!(address = %arguments.listen, %failed, "the sandbox Community server can't listen");

@@ -3,14 +3,17 @@
 
 use std::{
     fmt::Display,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     time::Duration,
 };
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::community::ServerAddress;
+use crate::{
+    community::ServerAddress,
+    net::{address::overlap, resolve::literal},
+};
 
 /// The name of the embedded Community server in `community.servers`.
 const SANDBOX: &str = "sandbox";
@@ -60,6 +63,18 @@ pub(super) fn ports(ports: Vec<i64>) -> Result<Vec<u16>, String> {
         seen.push(port);
     }
     Ok(seen)
+}
+
+/// Whether a port on `host` and one on `other`, each an address or a name as the file has it, may be the same socket. A
+/// name is known only when it is looked up, except that every address covers it.
+pub(super) fn may_overlap(host: &str, other: &str) -> bool {
+    let socket = |host: &str| literal(host).map(|ip| SocketAddr::new(ip, 0));
+    let is_every = |address: SocketAddr| address == SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0);
+    match (socket(host), socket(other)) {
+        (Some(host), Some(other)) => overlap(host, other),
+        (Some(address), None) | (None, Some(address)) => is_every(address),
+        (None, None) => host.eq_ignore_ascii_case(other),
+    }
 }
 
 /// Whether `host` has the form of a host name. A label may contain an underscore, which names of internal networks do.

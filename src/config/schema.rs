@@ -36,7 +36,7 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
     let tls = tls::read(reader);
     let limits = limits::read(reader);
     let tunnel = tunnel::read(reader, &limits);
-    let admin = admin::read(reader);
+    let admin = admin::read(reader, &listeners.listeners);
     let log = log::read(reader);
     let ingress = ingress::IngressSettings {
         listeners: listeners.listeners,

@@ -2,31 +2,41 @@
 //!
 //! Each worker has its own socket on each port, and the kernel spreads connections over them: a worker does not wake
 //! for a connection that another one accepts, and few connections have to be handed over to another worker.
+//!
+//! ```text
+//!  accept ──▶ open ── close at a moment ──▶ accepts until then ──▶ empties the kernel's queue ──▶ closed
+//! ```
 
 use std::{
+    cell::RefCell,
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener as StdListener},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
 use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    sync::watch,
+    task::{AbortHandle, JoinHandle},
 };
 use tracing::{debug, error, warn};
 
 use super::{Ingress, connection};
 use crate::{
-    log::Throttle,
-    net::{keepalive::watch_for_vanished, listen::bind_one},
+    log::{Throttle, Throttles},
+    net::{
+        Port,
+        keepalive::watch_for_vanished,
+        listen::{accept_queued, listen_beside},
+    },
     runtime::Workers,
-    telemetry::outcome::AcceptError,
+    telemetry::outcome::{AcceptError, Outcome},
 };
 
 /// How long accepting pauses when descriptors or memory have run out.
@@ -36,27 +46,49 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Accepting {
     workers: Workers,
     pauses: Throttle,
-    errors: Throttle,
+    /// By [`AcceptError`].
+    errors: Throttles,
 }
 
 impl Accepting {
     pub(super) fn new(workers: Workers) -> Self {
-        Self { workers, pauses: Throttle::default(), errors: Throttle::default() }
+        Self { workers, pauses: Throttle::default(), errors: Throttles::new(AcceptError::ALL.len()) }
     }
 }
 
-/// What an error of accept means.
-fn classify(error: &io::Error) -> AcceptError {
-    let code = error.raw_os_error().map(Errno::from_raw_os_error);
-    match code {
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => AcceptError::Exhausted,
-        Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => AcceptError::Listener,
-        // Linux returns network errors that a new connection already has from accept (accept(2)).
-        _ => AcceptError::Connection,
+/// A port on which connections are accepted.
+pub struct OpenPort {
+    /// One for each worker.
+    sockets: Vec<Arc<TcpListener>>,
+    tasks: Vec<JoinHandle<()>>,
+    closes: watch::Sender<Option<Instant>>,
+}
+
+impl OpenPort {
+    /// Its sockets. Whoever keeps one keeps the port open.
+    pub fn sockets(&self) -> &[Arc<TcpListener>] {
+        &self.sockets
+    }
+
+    /// Accepts until `at`, and then what the kernel has accepted already. The port is closed when the tasks have ended.
+    #[must_use = "the port is closed when the tasks have ended"]
+    pub fn close(self, at: Instant) -> Vec<JoinHandle<()>> {
+        self.closes.send_replace(Some(at));
+        self.tasks
+    }
+
+    /// Closes the port at once: what the kernel has accepted is reset.
+    pub fn abort(self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+
+    /// What ends its tasks, also after [`close`](Self::close).
+    pub fn abort_handles(&self) -> impl Iterator<Item = AbortHandle> {
+        self.tasks.iter().map(JoinHandle::abort_handle)
     }
 }
 
-/// Accepts connections on a port with one task on each worker. The tasks run until they are aborted.
+/// Accepts connections on a port with one task on each worker, until the port is closed.
 ///
 /// `listener` was bound alone, which detects a port that is in use. The sockets of the other workers are bound here.
 /// From then on, another process of the same user that shares ports can bind the port, too.
@@ -64,68 +96,99 @@ fn classify(error: &io::Error) -> AcceptError {
 /// # Errors
 /// Descriptors have run out.
 pub fn accept(
-    listener: TcpListener,
-    port: u16,
+    listener: StdListener,
+    port: Port,
     ingress: &Arc<Ingress>,
     accepted: &Arc<AtomicU64>,
-) -> io::Result<Vec<JoinHandle<()>>> {
+) -> io::Result<OpenPort> {
     let workers = &ingress.accepting.workers;
     if workers.runtimes().len() > 1 {
         SockRef::from(&listener).set_reuse_port(true)?;
     }
     let address = listener.local_addr()?;
-    let listener = listener.into_std()?;
-    workers.spawn_on_each(|worker| {
-        let another = if worker > 0 { bind_one(address, true).map(Some) } else { Ok(None) };
+    let (closes, closing) = watch::channel(None);
+    let sockets = RefCell::new(Vec::new());
+    let tasks = workers.spawn_on_each(|worker| {
+        let another = if worker > 0 { listen_beside(address).map(Some) } else { Ok(None) };
         let another = another.unwrap_or_else(|error| {
-            warn!(port, %error, "a worker has no socket of its own on the port: it uses the first worker's");
+            warn!(port = port.number, %error, "a worker has no socket of its own on the port: it uses the first worker's");
             None
         });
         let own = match another {
             Some(another) => another,
             None => TcpListener::from_std(listener.try_clone()?)?,
         };
-        Ok(accept_on(worker, own, port, Arc::clone(ingress), Arc::clone(accepted)))
-    })
+        let own = Arc::new(own);
+        sockets.borrow_mut().push(Arc::clone(&own));
+        Ok(accept_on(worker, own, port, Arc::clone(ingress), Arc::clone(accepted), closing.clone()))
+    })?;
+    Ok(OpenPort { sockets: sockets.into_inner(), tasks, closes })
 }
 
-async fn accept_on(worker: usize, listener: TcpListener, port: u16, ingress: Arc<Ingress>, accepted: Arc<AtomicU64>) {
-    let mut vanished_timeout = None;
+async fn accept_on(
+    worker: usize,
+    listener: Arc<TcpListener>,
+    port: Port,
+    ingress: Arc<Ingress>,
+    accepted: Arc<AtomicU64>,
+    closing: watch::Receiver<Option<Instant>>,
+) {
+    let (mut vanished_timeout, mut closed) = (None, pin!(closed(closing)));
     loop {
         // Accepted sockets inherit it. It is set again after a reload has changed it.
         let after = ingress.settings.load().vanished_timeout;
         if vanished_timeout.replace(after) != Some(after)
-            && let Err(failed) = watch_for_vanished(SockRef::from(&listener), after)
+            && let Err(failed) = watch_for_vanished(SockRef::from(&*listener), after)
         {
-            warn!(port, %failed, "limits.vanished_timeout is not in force");
+            warn!(port = port.number, %failed, "limits.vanished_timeout is not in force");
         }
-        match listener.accept().await {
+        let next = tokio::select! {
+            next = listener.accept() => next,
+            () = &mut closed => break,
+        };
+        match next {
             Ok((tcp, peer)) => {
                 accepted.fetch_add(1, Relaxed);
-                let (pause, after) = {
-                    let settings = ingress.settings.load();
-                    (ingress.counters.pause(&settings.limits), settings.vanished_timeout)
-                };
-                // It has the time that the listener had when the kernel accepted it: the former one after a reload.
-                let socket = SockRef::from(&tcp);
-                let inherited = socket.tcp_user_timeout().ok().flatten().map(|time| time.as_millis());
-                if inherited != Some(after.as_millis()) {
-                    let _ = watch_for_vanished(socket, after);
-                }
+                let pause = ingress.counters.pause(&ingress.settings.load().limits);
+                apply_vanished_timeout(&ingress, &tcp);
                 if let Some(pause) = pause {
-                    report_pause(&ingress, port);
+                    report_pause(&ingress, port.number);
                     tokio::time::sleep(pause).await;
                 }
                 serve(&ingress, worker, tcp, peer, port);
             }
             Err(error) => {
-                let class = classify(&error);
-                report_error(&ingress, class, &error, port);
+                let class = AcceptError::of(&error);
+                report_error(&ingress, class, &error, port.number);
                 if class != AcceptError::Connection {
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
             }
         }
+    }
+    // For their clients, these connections were accepted before the port was closed.
+    while let Ok(Some((tcp, peer))) = accept_queued(&listener) {
+        accepted.fetch_add(1, Relaxed);
+        apply_vanished_timeout(&ingress, &tcp);
+        serve(&ingress, worker, tcp, peer, port);
+    }
+}
+
+/// Gives a connection `limits.vanished_timeout`. It has the time that the listener had when the kernel accepted it: the
+/// former one after a reload.
+fn apply_vanished_timeout(ingress: &Ingress, tcp: &TcpStream) {
+    let (after, socket) = (ingress.settings.load().vanished_timeout, SockRef::from(tcp));
+    let inherited = socket.tcp_user_timeout().ok().flatten().map(|time| time.as_millis());
+    if inherited != Some(after.as_millis()) {
+        let _ = watch_for_vanished(socket, after);
+    }
+}
+
+/// Waits until the port is to be closed.
+async fn closed(mut closing: watch::Receiver<Option<Instant>>) {
+    let at = closing.wait_for(Option::is_some).await.ok().and_then(|at| *at);
+    if let Some(at) = at {
+        tokio::time::sleep_until(at.into()).await;
     }
 }
 
@@ -140,7 +203,7 @@ fn report_pause(ingress: &Ingress, port: u16) {
 /// Counts and logs an error of accept.
 fn report_error(ingress: &Ingress, class: AcceptError, failed: &io::Error, port: u16) {
     ingress.telemetry.listeners.accept_errors.count(class);
-    let Some(more) = ingress.accepting.errors.pass() else { return };
+    let Some(more) = ingress.accepting.errors.pass(class.index()) else { return };
     match class {
         AcceptError::Connection => warn!(port, %failed, more, "a connection was gone before it was accepted"),
         AcceptError::Exhausted => error!(port, %failed, more,
@@ -150,7 +213,7 @@ fn report_error(ingress: &Ingress, class: AcceptError, failed: &io::Error, port:
 }
 
 /// Serves a connection on the worker that accepted it, or hands it over to a worker that is less busy.
-fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, port: u16) {
+fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, port: Port) {
     let serving = Arc::clone(ingress);
     let Some(other) = ingress.accepting.workers.less_busy_than(worker) else {
         return connection::start(serving, tcp, peer, port);
@@ -160,29 +223,11 @@ fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr
         other.spawn(async move {
             match TcpStream::from_std(tcp) {
                 Ok(tcp) => connection::start(serving, tcp, peer, port),
-                Err(error) => debug!(client = %peer, port, %error, "the connection can't be registered"),
+                Err(error) => debug!(client = %peer, port = port.number, %error, "the connection can't be registered"),
             }
         });
     });
     if let Err(error) = handed_over {
-        debug!(client = %peer, port, %error, "the connection can't be handed over");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn accept_errors_are_classed() {
-        for (errno, class) in [
-            (Errno::MFILE, AcceptError::Exhausted),
-            (Errno::NFILE, AcceptError::Exhausted),
-            (Errno::CONNABORTED, AcceptError::Connection),
-            (Errno::NETDOWN, AcceptError::Connection),
-            (Errno::INVAL, AcceptError::Listener),
-        ] {
-            assert_eq!(classify(&errno.into()), class, "{errno}");
-        }
+        debug!(client = %peer, port = port.number, %error, "the connection can't be handed over");
     }
 }

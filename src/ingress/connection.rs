@@ -36,7 +36,10 @@ use super::{
 };
 use crate::{
     limits::{budget::LITTLE, tally::Permit},
-    net::address::{canonical, lies_in},
+    net::{
+        Port,
+        address::{canonical, lies_in},
+    },
     runtime::scratch,
     stream::{Replayed, Stream, StreamError, refuse},
     telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
@@ -131,7 +134,7 @@ struct Connection {
 }
 
 /// Serves a connection on the present runtime, in a task of its own.
-pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: u16) {
+pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: Port) {
     let origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let is_behind_proxy = lies_in(&settings.proxy_protocol_from, origin.client.ip());
@@ -305,10 +308,10 @@ async fn send_refusal(stream: ClientStream, protocol: Protocol, outcome: Connect
 fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
     let outcome = dropped.outcome();
     ingress.telemetry.connections.dropped.count(outcome);
-    let (client, port, reason) = (origin.client, origin.port, outcome.name());
+    let (client, port, reason) = (origin.client, origin.port.number, outcome.name());
     if outcome.policy().level == Some(Level::DEBUG) {
         debug!(%client, port, reason, "connection dropped");
-    } else if let Some(more) = ingress.troubles.pass() {
+    } else if let Some(more) = ingress.dropped.pass(outcome.index()) {
         let detail = dropped.detail().map(ToString::to_string);
         info!(%client, port, reason, detail, more, "connection dropped");
     }

@@ -30,9 +30,46 @@ pub fn lies_in(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
+/// Whether a listener on `a` takes every connection that one on `b` takes. `[::]` takes IPv4, too.
+pub fn covers(a: SocketAddr, b: SocketAddr) -> bool {
+    let (a, b) = (canonical(a), canonical(b));
+    let covers_ip = match a.ip() {
+        IpAddr::V6(ip) if ip.is_unspecified() => true,
+        IpAddr::V4(ip) if ip.is_unspecified() => b.is_ipv4(),
+        ip => ip == b.ip(),
+    };
+    a.port() == b.port() && covers_ip
+}
+
+/// Whether there are connections that a listener on `a` and one on `b` would both take.
+pub fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    covers(a, b) || covers(b, a)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_address_covers_each_of_its_family_and_the_empty_host_covers_all() {
+        let is = |a: &str, b: &str| {
+            let address = |text: &str| text.parse::<SocketAddr>().expect("address");
+            let (a, b) = (address(a), address(b));
+            assert_eq!(overlap(a, b), overlap(b, a));
+            (covers(a, b), overlap(a, b))
+        };
+        assert_eq!(is("[::]:80", "127.0.0.1:80"), (true, true));
+        assert_eq!(is("[::]:80", "0.0.0.0:80"), (true, true));
+        assert_eq!(is("[::]:80", "[::1]:80"), (true, true));
+        assert_eq!(is("0.0.0.0:80", "127.0.0.1:80"), (true, true));
+        assert_eq!(is("0.0.0.0:80", "[::ffff:127.0.0.1]:80"), (true, true));
+        assert_eq!(is("0.0.0.0:80", "[::]:80"), (false, true));
+        assert_eq!(is("0.0.0.0:80", "[::1]:80"), (false, false));
+        assert_eq!(is("127.0.0.1:80", "[::]:80"), (false, true));
+        assert_eq!(is("127.0.0.1:80", "127.0.0.2:80"), (false, false));
+        assert_eq!(is("127.0.0.1:80", "127.0.0.1:80"), (true, true));
+        assert_eq!(is("[::]:80", "127.0.0.1:81"), (false, false));
+    }
 
     #[test]
     fn one_subscriber_is_one_address() {

@@ -1,13 +1,16 @@
 //! Listening sockets.
+//!
+//! A socket is bound first, which can fail, and listens later: a socket that is bound takes no connection away from one
+//! that listens.
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener},
 };
 
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::keepalive::{VANISHED_TIMEOUT, watch_for_vanished};
 
@@ -15,13 +18,28 @@ use super::keepalive::{VANISHED_TIMEOUT, watch_for_vanished};
 /// to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 20_000;
 
-/// Binds an address and listens on it. `[::]` also takes IPv4; on a machine without IPv6, `0.0.0.0` is bound instead.
-/// `share`: other processes of the same user that share the address, too, may bind it at the same time, and the kernel
-/// spreads connections over them.
+/// A socket that is bound and does not listen yet.
+#[derive(Debug)]
+pub struct BoundSocket(Socket);
+
+impl BoundSocket {
+    /// Listens. Connections are accepted once the listener belongs to a runtime.
+    ///
+    /// # Errors
+    /// Another process has begun to listen on the address since it was bound.
+    pub fn listen(self) -> io::Result<StdListener> {
+        self.0.listen(BACKLOG)?;
+        Ok(self.0.into())
+    }
+}
+
+/// Binds an address. `[::]` also takes IPv4; on a machine without IPv6, `0.0.0.0` is bound instead. `share`: other
+/// sockets of the same user that share the address, too, may be bound to it, or to one that overlaps with it, at the same
+/// time.
 ///
 /// # Errors
 /// The system's: the address is in use, is not permitted, or is not an address of this machine.
-pub fn bind(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+pub fn bind(address: SocketAddr, share: bool) -> io::Result<BoundSocket> {
     match bind_one(address, share) {
         Err(error) if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) && is_without_ipv6(&error) => {
             bind_one(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port()), share)
@@ -36,11 +54,23 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     matches!(code, Some(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
-/// As [`bind`], but on a machine without IPv6 `[::]` is an error.
+/// As [`bind`], and listens on the present runtime.
 ///
 /// # Errors
-/// The system's.
-pub fn bind_one(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+/// As for [`bind`].
+pub fn listen(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
+    TcpListener::from_std(bind(address, share)?.listen()?)
+}
+
+/// Another socket on the address of one that listens, and that shares it.
+///
+/// # Errors
+/// No descriptor is left, or the other socket does not share its address.
+pub fn listen_beside(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::from_std(bind_one(address, true)?.listen()?)
+}
+
+fn bind_one(address: SocketAddr, share: bool) -> io::Result<BoundSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     if share {
@@ -54,41 +84,78 @@ pub fn bind_one(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
     watch_for_vanished(SockRef::from(&socket), VANISHED_TIMEOUT)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(BoundSocket(socket))
+}
+
+/// The next connection in the kernel's queue of `listener`; `None`: there is none. It asks the kernel, and does not wait
+/// until the runtime has noticed a connection.
+///
+/// # Errors
+/// Those of accept(2).
+pub fn accept_queued(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+    let (socket, peer) = match SockRef::from(listener).accept() {
+        Ok(accepted) => accepted,
+        Err(error) if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    socket.set_nonblocking(true)?;
+    let tcp = TcpStream::from_std(socket.into())?;
+    match peer.as_socket() {
+        Some(peer) => Ok(Some((tcp, peer))),
+        None => Ok(None),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{address::canonical, resolve::addresses};
+    use crate::net::{address::canonical, resolve::literal};
 
     #[tokio::test]
     async fn the_empty_host_takes_both_families() {
-        let address = addresses("", 0).expect("no look-up")[0];
-        let listener = bind(address, false).expect("any port");
+        let every = literal("").expect("no look-up");
+        let listener = listen(SocketAddr::new(every, 0), false).expect("any port");
         let port = listener.local_addr().expect("bound").port();
-        let _v4 = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("IPv4");
+        let _v4 = TcpStream::connect(("127.0.0.1", port)).await.expect("IPv4");
         let (tcp, peer) = listener.accept().await.expect("accepted");
         assert!(tcp.nodelay().expect("option"), "inherited");
         assert_eq!(canonical(peer).ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let _v6 = tokio::net::TcpStream::connect(("::1", port)).await.expect("IPv6");
+        let _v6 = TcpStream::connect(("::1", port)).await.expect("IPv6");
     }
 
     #[tokio::test]
     async fn a_port_is_shared_by_those_who_share_it() {
-        let bind_here = |port, share| bind(SocketAddr::from(([127, 0, 0, 1], port)), share);
-        let first = bind_here(0, true).expect("any port");
+        let listen_here = |port, share| listen(SocketAddr::from(([127, 0, 0, 1], port)), share);
+        let first = listen_here(0, true).expect("any port");
         let port = first.local_addr().expect("bound").port();
-        let second = bind_here(port, true).expect("shared");
+        let second = listen_here(port, true).expect("shared");
         for share in [false, true] {
-            let alone = bind_here(0, !share).expect("any port");
+            let alone = listen_here(0, !share).expect("any port");
             let port = alone.local_addr().expect("bound").port();
-            let refused = bind_here(port, share).expect_err("one of the two does not share");
+            let refused = listen_here(port, share).expect_err("one of the two does not share");
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         }
         drop(first);
-        let _client = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.expect("the second goes on");
+        let _client = TcpStream::connect(("127.0.0.1", port)).await.expect("the second goes on");
         second.accept().await.expect("accepted");
+    }
+
+    #[tokio::test]
+    async fn a_bound_socket_takes_nothing_before_it_listens() {
+        for (first, second) in [("[::]:0", "127.0.0.1"), ("127.0.0.1:0", "[::]"), ("0.0.0.0:0", "127.0.0.1")] {
+            // A connection of somebody else may have the port at another address.
+            let pair = (0..100).find_map(|_| {
+                let first = listen(first.parse().expect("address"), false).expect("any port");
+                let port = first.local_addr().expect("bound").port();
+                SockRef::from(&first).set_reuse_port(true).expect("option");
+                let second = bind(format!("{second}:{port}").parse().expect("address"), true).ok()?;
+                Some((first, port, second))
+            });
+            let (first, port, second) = pair.expect("both share it");
+            let _client = TcpStream::connect(("127.0.0.1", port)).await.expect("the first listens");
+            assert!(accept_queued(&first).expect("accepted").is_some(), "it took the connection");
+            assert!(accept_queued(&first).expect("accepted").is_none(), "there was one");
+            let _second = second.listen().expect("both share it");
+        }
     }
 }

@@ -14,10 +14,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    ConfigurationRevision, Server, ServerContext, ServerError, VERSION, certificate, control,
-    ports::{self, Ports},
+    ConfigurationRevision, Server, ServerContext, ServerError, VERSION,
+    admin_service::RunningAdmin,
+    certificate,
+    ports::Ports,
     prepare::{Prepared, ServicePlan},
-    sandbox_service, unix_time,
+    retry, sandbox_service, unix_time,
 };
 use crate::{
     community::Pool, config::Settings, ingress::Ingress, mux::Mux, net::own::OwnListeners, runtime::Workers,
@@ -43,7 +45,7 @@ impl Server {
         let telemetry = Telemetry::new(VERSION);
         let acceptor = certificate::load_for_start(&settings).await?;
         let Prepared { settings, acceptor, listeners, sandbox, admin } =
-            Prepared::for_start(settings, acceptor, &telemetry)?;
+            Prepared::for_start(settings, acceptor, &telemetry).await?;
         telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = match sandbox {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
@@ -62,7 +64,8 @@ impl Server {
             Arc::clone(&telemetry),
         );
         let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));
-        ports.replace(listeners);
+        // There is nothing to close.
+        drop(ports.replace(listeners));
         let log = settings.log;
         let server = Arc::new(ServerContext {
             settings: ArcSwap::from_pointee(settings),
@@ -79,11 +82,11 @@ impl Server {
         });
         server.report_certificate(&own_certificate, &server.settings.load().ingress);
         if let ServicePlan::Bound(listener, address) = admin {
-            *server.admin.lock() = Some(control::start(listener, address, &server));
+            *server.admin.lock() = Some(RunningAdmin::start(listener, address, &server, None));
         }
         let listening = Arc::downgrade(&server);
         own.set_source(move || listening.upgrade().map(|server| Self(server).addresses()).unwrap_or_default());
-        tokio::spawn(ports::retry_down(Arc::downgrade(&server)));
+        tokio::spawn(retry::retry(Arc::downgrade(&server)));
         tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
         Ok(Self(server))
     }

@@ -1,34 +1,18 @@
 //! What the admin endpoint sees of the server, and can ask of it.
 
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    net::SocketAddr,
-    path::PathBuf,
-    pin::Pin,
-    sync::{Arc, Weak},
-};
+use std::{collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf, pin::Pin, sync::Weak};
 
-use tokio::net::TcpListener;
-
-use super::{RunningService, Server, ServerContext, VERSION};
+use super::{Server, ServerContext, VERSION, ports::ListenerSnapshot};
 use crate::{
-    admin::{self, ServerControl, status},
+    admin::{ServerControl, status},
     community::ServerState,
-    net::Section,
+    net::{Section, address::overlap},
     telemetry::outcome::{Outcome, Refusal},
     wire::Transport,
 };
 
 /// The server as the admin endpoint has it: it does not keep the server alive.
-struct AdminControl(Weak<ServerContext>);
-
-/// Starts the admin endpoint on `listener`, which has this address, and on the current tokio runtime.
-pub(super) fn start(listener: TcpListener, address: SocketAddr, server: &Arc<ServerContext>) -> RunningService {
-    let control = Arc::new(AdminControl(Arc::downgrade(server)));
-    let task = tokio::spawn(admin::serve(listener, control));
-    RunningService { address, task: task.abort_handle() }
-}
+pub(super) struct AdminControl(pub(super) Weak<ServerContext>);
 
 impl ServerControl for AdminControl {
     fn readiness(&self) -> Result<(), String> {
@@ -39,7 +23,7 @@ impl ServerControl for AdminControl {
         }
         let listeners = server.ports.snapshot().into_iter();
         for listener in listeners.filter(|listener| listener.section == Section::ClientConnections) {
-            if let Some(error) = listener.error {
+            if let (None, Some(error)) = (listener.bound, listener.error) {
                 reasons.push(format!("Community port down: {error}"));
             }
         }
@@ -53,13 +37,15 @@ impl ServerControl for AdminControl {
         let Some(server) = self.0.upgrade() else { return stopped() };
         let (settings, telemetry) = (server.settings.load(), &server.telemetry);
         let revision = server.revision.lock().clone();
-        let listeners = server.ports.snapshot().into_iter().map(|listener| status::ListenerStatus {
+        let listeners = server.ports.snapshot();
+        let sessions = sessions_of(&listeners, &telemetry.sessions.by_listener());
+        let listeners = listeners.into_iter().zip(sessions).map(|(listener, sessions)| status::ListenerStatus {
             section: listener.section,
-            address: listener.address.ip().to_string(),
-            port: listener.address.port(),
-            state: if listener.error.is_none() { status::ListenerState::Up } else { status::ListenerState::Down },
+            address: listener.address,
+            port: listener.port,
+            state: if listener.bound.is_some() { status::ListenerState::Up } else { status::ListenerState::Down },
             error: listener.error,
-            sessions: telemetry.sessions.present(|port, _| port == listener.address.port()),
+            sessions,
             accepted_total: listener.accepted,
         });
         let community = server.pool.status().into_iter().map(|server| status::CommunityServerStatus {
@@ -85,13 +71,11 @@ impl ServerControl for AdminControl {
             },
             listeners: listeners.collect(),
             sessions: status::SessionsStatus {
-                total: telemetry.sessions.present(|_, _| true),
+                total: telemetry.sessions.present(|_| true),
                 capacity: settings.mux.capacity as u64,
                 by_transport: Transport::ALL
                     .into_iter()
-                    .map(|transport| {
-                        (transport.name().to_owned(), telemetry.sessions.present(|_, via| via == transport))
-                    })
+                    .map(|transport| (transport.name().to_owned(), telemetry.sessions.present(|via| via == transport)))
                     .collect(),
             },
             community: community.collect(),
@@ -130,6 +114,20 @@ impl ServerControl for AdminControl {
             reloading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         })
     }
+}
+
+/// The sessions of each listener. Those of a listener that is no longer there belong to the one that serves its address
+/// now, if there is one.
+fn sessions_of(listeners: &[ListenerSnapshot], by_listener: &[(SocketAddr, u64)]) -> Vec<u64> {
+    let mut sessions = vec![0; listeners.len()];
+    for (address, count) in by_listener {
+        let same = listeners.iter().position(|listener| listener.bound == Some(*address));
+        let serves = || listeners.iter().position(|l| l.bound.is_some_and(|bound| overlap(bound, *address)));
+        if let Some(at) = same.or_else(serves) {
+            sessions[at] += count;
+        }
+    }
+    sessions
 }
 
 /// The status after the server's end.

@@ -26,10 +26,11 @@ impl Server {
     /// their runtimes.
     pub fn stop(&self) {
         self.0.ports.close_all();
-        for service in [&self.0.admin, &self.0.sandbox] {
-            if let Some(running) = service.lock().take() {
-                running.stop();
-            }
+        if let Some(admin) = self.0.admin.lock().take() {
+            admin.stop();
+        }
+        if let Some(sandbox) = self.0.sandbox.lock().take() {
+            sandbox.stop();
         }
     }
 }

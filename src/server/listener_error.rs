@@ -4,8 +4,8 @@ use std::{fmt, fs, io, net::SocketAddr};
 
 use rustix::io::Errno;
 
-use super::port_holder::port_holder;
-use crate::{ingress::ListenerSettings, telemetry::outcome::ListenerFailure};
+use super::port_holder::{PortHolder, port_holder};
+use crate::{ingress::ListenerSettings, net::resolve::HostNameError, telemetry::outcome::ListenerFailure};
 
 /// Why a listener is down.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,21 +17,48 @@ pub(super) struct ListenerError {
 }
 
 impl ListenerError {
-    /// `address` could not be bound.
+    /// `address` could not be bound. Looks for the process that holds it: this takes a while.
     pub(super) fn from_bind(error: &io::Error, address: SocketAddr) -> Self {
-        let reason = failure(error);
-        Self { reason, what: explain(reason, error, address) }
+        match failure(error) {
+            ListenerFailure::InUse => Self::in_use(address, port_holder(address)),
+            reason => Self { reason, what: explain(reason, error, address) },
+        }
     }
 
-    /// The listener was bound, but connections can't be accepted on it.
-    pub(super) fn from_accept(error: &io::Error) -> Self {
+    /// Another socket is bound to `address`, or to one that overlaps with it.
+    pub(super) fn in_use(address: SocketAddr, holder: Option<PortHolder>) -> Self {
+        let port = address.port();
+        let what = match holder {
+            Some(PortHolder::Other(process)) => {
+                format!("port {port} is in use by {process}: stop that, or choose another port")
+            }
+            // Its listeners are handed over, so it is the sandbox.
+            Some(PortHolder::ThisProcess) => {
+                format!("port {port} is taken by the sandbox Community server of this program: choose another port")
+            }
+            // A socket that is connected, not one that listens.
+            None => {
+                format!("port {port} is in use, as the near end of a connection: try again, or choose another port")
+            }
+        };
+        Self { reason: ListenerFailure::InUse, what }
+    }
+
+    /// The listener was bound, but it can't listen, or no connection can be accepted on it.
+    pub(super) fn from_listen(error: &io::Error) -> Self {
         Self { reason: failure(error), what: error.to_string() }
     }
 
     /// The `host_name` of the listener can't be resolved.
-    pub(super) fn unresolved(settings: &ListenerSettings, error: &io::Error) -> Self {
+    pub(super) fn unresolved(settings: &ListenerSettings, error: &HostNameError) -> Self {
         let what = format!("[{}] host_name {:?}: {error}", settings.section, settings.host);
         Self { reason: ListenerFailure::Unresolved, what }
+    }
+
+    /// `address` overlaps with one of section `other`.
+    pub(super) fn overlap(address: SocketAddr, other: &str) -> Self {
+        let what = format!("port {} of {} is in [{other}], too", address.port(), address.ip());
+        Self { reason: ListenerFailure::Overlap, what }
     }
 }
 
@@ -54,20 +81,18 @@ fn failure(error: &io::Error) -> ListenerFailure {
 }
 
 fn explain(reason: ListenerFailure, error: &io::Error, address: SocketAddr) -> String {
-    let port = address.port();
     match reason {
-        ListenerFailure::InUse => {
-            let holder = port_holder(port).unwrap_or_else(|| "another process".to_owned());
-            format!("port {port} is in use by {holder}: stop that, or choose another port")
-        }
         ListenerFailure::NotPermitted => format!(
-            "port {port} is below {} and this process may not bind it: give it CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE; by hand: setcap cap_net_bind_service=+ep on the binary), or choose a higher port",
+            "port {} is below {} and this process may not bind it: give it CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE; by hand: setcap cap_net_bind_service=+ep on the binary), or choose a higher port",
+            address.port(),
             first_unprivileged_port()
         ),
         ListenerFailure::NotAnAddress => {
             format!("{} is not an address of this machine: correct host_name, or set it to \"\"", address.ip())
         }
-        ListenerFailure::Unresolved | ListenerFailure::Other => error.to_string(),
+        ListenerFailure::InUse | ListenerFailure::Unresolved | ListenerFailure::Overlap | ListenerFailure::Other => {
+            error.to_string()
+        }
     }
 }
 
@@ -82,13 +107,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_of_a_port_is_named() {
+    fn the_holder_of_a_port_is_named_and_this_process_is_no_stranger() {
+        let address = "192.0.2.1:80".parse().expect("address");
+        let says = |holder| ListenerError::in_use(address, holder).what;
+        let nginx = PortHolder::Other("nginx (process 4711)".to_owned());
+        assert!(says(Some(nginx)).contains("port 80 is in use by nginx (process 4711): stop that"));
+        assert!(says(Some(PortHolder::ThisProcess)).contains("of this program"));
+        assert!(says(None).contains("near end of a connection"));
         let held = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = held.local_addr().expect("bound");
         let error = std::net::TcpListener::bind(address).expect_err("held");
         let error = ListenerError::from_bind(&error, address);
         assert_eq!(error.reason, ListenerFailure::InUse);
-        assert!(error.what.contains(&format!("(process {})", std::process::id())), "{error}");
+        assert!(!error.what.contains("(process "), "{error}");
     }
 
     #[test]
@@ -109,7 +140,7 @@ mod tests {
 
     #[test]
     fn no_meaning_is_taken_from_a_kind() {
-        let error = ListenerError::from_accept(&io::ErrorKind::AddrInUse.into());
+        let error = ListenerError::from_listen(&io::ErrorKind::AddrInUse.into());
         assert_eq!(error.reason, ListenerFailure::Other);
     }
 }

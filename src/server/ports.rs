@@ -1,148 +1,104 @@
-//! The listeners for clients: which are bound, which are down, and their exchange by a reload.
+//! The listeners for clients: which are up, which are down, and their exchange by a reload.
 //!
 //! ```text
-//!            plan            replace
-//!  settings ──────┬─▶ Kept  ─────────▶ up, as before
-//!                 ├─▶ Bound ── open ─▶ up; down if the system refuses
-//!                 └─▶ Down  ─────────▶ down ── retry_down, every 5 s ──▶ up
+//!            plan               replace
+//!  settings ──┬─▶ Kept      ─────────────▶ up, as before
+//!             ├─▶ New       ── accept ───▶ up; down if descriptors have run out
+//!             └─▶ Down      ─────────────▶ down ── planned again every 5 s ──▶ up
 //!
-//!  listeners that are no longer planned ── replace ──▶ closed
+//!  a socket that no listener has any more
+//!    ├─ an address of a listener on every address ──▶ covered: accepts for that listener
+//!    └─ else ──▶ accepts what has arrived ──▶ closed
 //! ```
 //!
-//! [`plan`] binds what is new, and changes nothing that is there. [`Ports::replace`] can't fail: it opens what was bound,
-//! and closes what is no longer planned. Each failed attempt to bind is counted by its reason.
+//! [`Ports::replace`] can't fail. It opens before it closes, and a socket whose address is still served is never closed:
+//! that would reset connections that the kernel has accepted and this program has not. When `[::]:1533` takes the place
+//! of `127.0.0.1:1533`, the kernel gives connections to the more exact address, so the old socket goes on for the new
+//! listener. The other way round, the new socket gets all connections to its address; the old one is closed when the
+//! handshakes that it has begun have ended.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener as StdListener},
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use tokio::{net::TcpListener, task::JoinHandle};
-use tracing::{error, info};
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, JoinHandle},
+};
+use tracing::{error, info, warn};
 
-use super::{BoundListener, ServerContext, ServerError, listener_error::ListenerError};
+use super::{
+    BoundListener,
+    host_names::HostNames,
+    listener_error::ListenerError,
+    plan::{ListenerPlan, ListenerRequest, ListenerSource, PlannedListener},
+};
 use crate::{
-    ingress::{self, Ingress, ListenerSettings, accept::accept},
-    net::{Section, listen, resolve},
-    telemetry::{
-        Telemetry,
-        outcome::{ListenerFailure, ReloadRefusal},
+    ingress::{
+        Ingress, ListenerSettings,
+        accept::{OpenPort, accept},
     },
+    net::{Section, address::covers},
+    telemetry::{Telemetry, metrics::listeners::ShownListener},
 };
 
-/// How often a listener that is down is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a TCP handshake may take that has begun on a socket whose place another one takes.
+pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(1);
 
-/// A listener of the settings at one address. A host name with several addresses makes several requests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ListenerRequest {
-    settings: ListenerSettings,
-    /// By the settings. Port 0, which only tests use, is still 0 here.
-    address: SocketAddr,
-}
-
-/// A listener that is to be there after the next [`Ports::replace`].
-pub(super) struct PlannedListener {
+/// A socket for each worker on one address, and the tasks that accept on them.
+struct HeldSocket {
+    /// The listener that it belongs to, or belonged to if it is covered.
     request: ListenerRequest,
-    source: ListenerSource,
-}
-
-/// Where a planned listener comes from.
-enum ListenerSource {
-    /// It is up, and stays as it is.
-    Kept,
-    /// It was bound for this plan.
-    Bound(TcpListener),
-    /// It can't be bound, and the settings allow that it is down.
-    Down(ListenerError),
+    /// Where it is bound.
+    address: SocketAddr,
+    open: OpenPort,
+    /// Connections accepted since it was opened.
+    accepted: Arc<AtomicU64>,
 }
 
 /// A listener of the settings in force.
 struct ManagedListener {
     request: ListenerRequest,
-    /// Where it is bound; the requested address if it is down.
-    address: SocketAddr,
-    /// Connections accepted since the start.
-    accepted: Arc<AtomicU64>,
-    /// Up: the tasks that accept, one for each worker. Down: why.
-    state: Result<Vec<JoinHandle<()>>, ListenerError>,
+    state: Result<HeldSocket, ListenerError>,
+    /// Why the name's last look-up failed, if its last addresses stay in force.
+    stale: Option<String>,
+}
+
+#[derive(Default)]
+struct ListenerTable {
+    listeners: Vec<ManagedListener>,
+    /// Sockets whose address a listener on every address covers.
+    covered: Vec<HeldSocket>,
+    names: HostNames,
+    /// Sockets that are being closed.
+    closing: Vec<AbortHandle>,
+    /// The server has stopped: no port is opened any more.
+    is_stopped: bool,
 }
 
 /// The state of a listener at one moment.
 pub(super) struct ListenerSnapshot {
     pub(super) section: Section,
-    pub(super) address: SocketAddr,
-    /// Why it is down; none if it is up.
+    /// Its IP address; its name, if no address of it is known.
+    pub(super) address: String,
+    pub(super) port: u16,
+    /// Where it is bound; none if it is down.
+    pub(super) bound: Option<SocketAddr>,
+    /// Why it is down; or, for one that is up, why it may be up at addresses that its name no longer has.
     pub(super) error: Option<String>,
-    /// Connections accepted since the start.
+    /// Connections accepted since it was opened.
     pub(super) accepted: u64,
-}
-
-/// Binds what `settings` ask for, except the listeners of `present`, which are kept.
-///
-/// # Errors
-/// A Community port can't be bound; with `listeners.require_all`, any port. The error names all that can't.
-pub(super) fn plan(
-    settings: &ingress::IngressSettings,
-    present: &[ListenerRequest],
-    telemetry: &Telemetry,
-) -> Result<Vec<PlannedListener>, ServerError> {
-    let (mut planned, mut fatal) = (Vec::new(), Vec::new());
-    for listener in &settings.listeners {
-        let is_required = settings.require_all || listener.section == Section::ClientConnections;
-        let addresses = match resolve::addresses(&listener.host, listener.port) {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                let error = ListenerError::unresolved(listener, &error);
-                telemetry.listeners.failures.count(error.reason);
-                if is_required {
-                    fatal.push(error.what.clone());
-                }
-                // There is no address to show: it is down at 0.0.0.0.
-                let address = SocketAddr::from(([0, 0, 0, 0], listener.port));
-                let request = ListenerRequest { settings: listener.clone(), address };
-                planned.push(PlannedListener { request, source: ListenerSource::Down(error) });
-                continue;
-            }
-        };
-        for address in addresses {
-            let request = ListenerRequest { settings: listener.clone(), address };
-            let source = if present.contains(&request) {
-                ListenerSource::Kept
-            } else {
-                match bind(address, settings.share_ports, telemetry) {
-                    Ok(bound) => ListenerSource::Bound(bound),
-                    Err(error) => {
-                        if is_required {
-                            fatal.push(format!("[{}] ports: {error}", listener.section));
-                        }
-                        ListenerSource::Down(error)
-                    }
-                }
-            };
-            planned.push(PlannedListener { request, source });
-        }
-    }
-    if fatal.is_empty() { Ok(planned) } else { Err(ServerError::new(ReloadRefusal::Listener, fatal.join("\n"))) }
-}
-
-/// Binds one address. A failure is counted.
-fn bind(address: SocketAddr, share: bool, telemetry: &Telemetry) -> Result<TcpListener, ListenerError> {
-    listen::bind(address, share).map_err(|error| {
-        let error = ListenerError::from_bind(&error, address);
-        telemetry.listeners.failures.count(error.reason);
-        error
-    })
 }
 
 /// The listeners of the settings in force.
 pub(super) struct Ports {
-    listeners: Mutex<Vec<ManagedListener>>,
+    table: Mutex<ListenerTable>,
     ingress: Arc<Ingress>,
     telemetry: Arc<Telemetry>,
 }
@@ -150,128 +106,224 @@ pub(super) struct Ports {
 impl Ports {
     /// No listeners yet. Those to come hand their connections to `ingress`.
     pub(super) fn new(ingress: Arc<Ingress>, telemetry: Arc<Telemetry>) -> Self {
-        Self { listeners: Mutex::default(), ingress, telemetry }
+        Self { table: Mutex::default(), ingress, telemetry }
     }
 
-    /// The requests of the listeners that are up.
-    pub(super) fn bound_requests(&self) -> Vec<ListenerRequest> {
-        let listeners = self.listeners.lock();
-        listeners.iter().filter(|listener| listener.state.is_ok()).map(|listener| listener.request.clone()).collect()
+    /// The requests of the sockets that are open, and the sockets.
+    pub(super) fn sockets(&self) -> (Vec<ListenerRequest>, Vec<(SocketAddr, Arc<TcpListener>)>) {
+        let table = self.table.lock();
+        let held = || table.held();
+        let sockets =
+            held().flat_map(|held| held.open.sockets().iter().map(|socket| (held.address, Arc::clone(socket))));
+        (held().map(|held| held.request.clone()).collect(), sockets.collect())
     }
 
-    /// Makes `planned` the listeners in force, and closes the others. A listener is closed when the tasks that are
-    /// returned have ended.
-    pub(super) fn replace(&self, planned: Vec<PlannedListener>) -> Vec<JoinHandle<()>> {
-        let mut listeners = self.listeners.lock();
-        let mut before = std::mem::take(&mut *listeners);
-        for PlannedListener { request, source } in planned {
-            let old = before.iter().position(|listener| listener.request == request);
-            let old = old.map(|at| before.swap_remove(at));
-            let accepted = old.as_ref().map_or_else(Arc::default, |old| Arc::clone(&old.accepted));
-            let listener = match (source, old) {
-                (ListenerSource::Kept, Some(old)) => old,
-                (ListenerSource::Bound(bound), _) => self.open(request, bound, accepted),
-                (ListenerSource::Down(why), _) => {
-                    let ListenerSettings { section, port, .. } = &request.settings;
-                    error!(%section, port, reason = %why.reason, why = why.what, "port is down");
-                    ManagedListener { address: request.address, request, accepted, state: Err(why) }
-                }
-                (ListenerSource::Kept, None) => continue,
-            };
-            self.show(&listener);
-            listeners.push(listener);
+    /// The names of the settings in force, with their addresses.
+    pub(super) fn names(&self) -> HostNames {
+        self.table.lock().names.clone()
+    }
+
+    /// Whether there is something to try again: a listener is down, or the look-up of a name has failed.
+    pub(super) fn is_incomplete(&self) -> bool {
+        let table = self.table.lock();
+        !table.names.failed().is_empty() || table.listeners.iter().any(|listener| listener.state.is_err())
+    }
+
+    /// Makes `plan` the listeners in force, and closes the others. A port is closed when the tasks that are returned have
+    /// ended.
+    pub(super) fn replace(&self, plan: ListenerPlan<StdListener>) -> Vec<JoinHandle<()>> {
+        let mut table = self.table.lock();
+        if table.is_stopped {
+            return Vec::new();
         }
-        let mut closing = Vec::new();
-        for listener in before {
-            let (section, port) = (listener.request.settings.section, listener.address.port());
-            if let Ok(tasks) = listener.state {
-                tasks.iter().for_each(JoinHandle::abort);
-                info!(%section, port, "port closed");
-                closing.extend(tasks);
-            }
-            let is_in_use =
-                |other: &ManagedListener| other.request.settings.section == section && other.address.port() == port;
-            if !listeners.iter().any(is_in_use) {
-                self.telemetry.listeners.remove(section, port);
+        let mut held = std::mem::take(&mut table.covered);
+        let (mut down, mut known_stale) = (Vec::new(), Vec::new());
+        for listener in std::mem::take(&mut table.listeners) {
+            known_stale.extend(listener.stale);
+            match listener.state {
+                Ok(socket) => held.push(socket),
+                Err(error) => down.push((listener.request, error)),
             }
         }
+        for PlannedListener { request, source, stale } in plan.listeners {
+            let ListenerSettings { section, port, .. } = request.settings;
+            let state = self.realize(&request, source, &mut held);
+            // What is tried again and fails as before is not logged again.
+            if let Err(error) = &state
+                && !down.iter().any(|(was, why)| *was == request && why == error)
+            {
+                error!(%section, port, reason = %error.reason, why = error.what, "port is down");
+            }
+            if let Some(why) = stale.as_ref().filter(|why| !known_stale.contains(why)) {
+                warn!(%section, port, "{why}");
+            }
+            table.listeners.push(ManagedListener { request, state, stale });
+        }
+        table.names = plan.names;
+        let closing = table.cover(held);
+        table.closing.retain(|task| !task.is_finished());
+        table.closing.extend(closing.iter().flat_map(|(socket, _)| socket.open.abort_handles()));
+        self.telemetry.listeners.show(&table.shown());
         closing
+            .into_iter()
+            .flat_map(|(socket, at)| {
+                info!(section = %socket.request.settings.section, address = %socket.address, "port closed");
+                socket.open.close(at)
+            })
+            .collect()
     }
 
-    /// Closes every listener.
-    pub(super) fn close_all(&self) {
-        self.replace(Vec::new());
-    }
-
-    /// Accepts connections on a bound listener.
-    fn open(&self, request: ListenerRequest, bound: TcpListener, accepted: Arc<AtomicU64>) -> ManagedListener {
-        let section = request.settings.section;
-        let address = bound.local_addr().unwrap_or(request.address);
-        let state = match accept(bound, address.port(), &self.ingress, &accepted) {
-            Ok(tasks) => {
-                info!(%section, %address, "port open");
-                Ok(tasks)
+    /// Opens a listener, or takes its socket out of `held`.
+    fn realize(
+        &self,
+        request: &ListenerRequest,
+        source: ListenerSource<StdListener>,
+        held: &mut Vec<HeldSocket>,
+    ) -> Result<HeldSocket, ListenerError> {
+        match source {
+            ListenerSource::Down(why) => Err(why),
+            ListenerSource::New(listener) => {
+                let section = request.settings.section;
+                let open = || {
+                    let (address, accepted) = (listener.local_addr()?, Arc::default());
+                    let port = self.telemetry.sessions.port(address);
+                    let open = accept(listener, port, &self.ingress, &accepted)?;
+                    Ok(HeldSocket { request: request.clone(), address, open, accepted })
+                };
+                let opened = open().map_err(|error| ListenerError::from_listen(&error));
+                match &opened {
+                    Ok(socket) => info!(%section, address = %socket.address, "port open"),
+                    Err(error) => self.telemetry.listeners.failures.count(error.reason),
+                }
+                opened
             }
-            Err(error) => {
-                let error = ListenerError::from_accept(&error);
-                self.telemetry.listeners.failures.count(error.reason);
-                error!(%section, %address, reason = %error.reason, %error, "port is down");
-                Err(error)
-            }
-        };
-        ManagedListener { request, address, accepted, state }
-    }
-
-    /// Shows in the metrics whether a listener is up.
-    fn show(&self, listener: &ManagedListener) {
-        let section = listener.request.settings.section;
-        self.telemetry.set_listener(section, listener.address.port(), listener.state.is_ok());
-    }
-
-    /// Tries to bind the listeners that are down.
-    fn retry(&self) {
-        let share = self.ingress.shares_ports();
-        let mut listeners = self.listeners.lock();
-        // A listener whose name did not resolve has no address that could be bound: `request.address` only shows its port.
-        let has_address = |error: &ListenerError| error.reason != ListenerFailure::Unresolved;
-        let down = listeners.iter_mut().filter(|listener| listener.state.as_ref().is_err_and(has_address));
-        for listener in down {
-            if let Ok(bound) = bind(listener.request.address, share, &self.telemetry) {
-                *listener = self.open(listener.request.clone(), bound, Arc::clone(&listener.accepted));
-                self.show(listener);
+            ListenerSource::Kept => {
+                let at = held.iter().position(|held| held.request.is_same_socket(request));
+                let mut socket = held.swap_remove(at.expect("a plan keeps what there is"));
+                let (before, now) = (socket.request.settings.section, request.settings.section);
+                if before != now {
+                    info!(section = %now, address = %socket.address, %before, "port is in another section");
+                }
+                socket.request = request.clone();
+                Ok(socket)
             }
         }
+    }
+
+    /// Closes every listener at once, for good.
+    pub(super) fn close_all(&self) {
+        let mut table = self.table.lock();
+        let ListenerTable { listeners, covered, closing, .. } = std::mem::take(&mut *table);
+        table.is_stopped = true;
+        listeners.into_iter().filter_map(|listener| listener.state.ok()).chain(covered).for_each(|s| s.open.abort());
+        closing.iter().for_each(AbortHandle::abort);
+        self.telemetry.listeners.show(&[]);
     }
 
     /// The listeners that are up.
     pub(super) fn bound(&self) -> Vec<BoundListener> {
-        let listeners = self.listeners.lock();
-        let up = listeners.iter().filter(|listener| listener.state.is_ok());
-        up.map(|up| BoundListener { section: up.request.settings.section, address: up.address }).collect()
+        let table = self.table.lock();
+        let up = table.listeners.iter().filter_map(|listener| Some((listener, listener.state.as_ref().ok()?)));
+        up.map(|(listener, socket)| BoundListener {
+            section: listener.request.settings.section,
+            address: socket.address,
+        })
+        .collect()
     }
 
     /// The state of every listener.
     pub(super) fn snapshot(&self) -> Vec<ListenerSnapshot> {
-        let listeners = self.listeners.lock();
-        listeners
-            .iter()
-            .map(|listener| ListenerSnapshot {
-                section: listener.request.settings.section,
-                address: listener.address,
-                error: listener.state.as_ref().err().map(|error| error.what.clone()),
-                accepted: listener.accepted.load(Relaxed),
-            })
-            .collect()
+        self.table.lock().snapshot()
     }
 }
 
-/// Tries listeners that are down again, until the server ends or is drained.
-pub(super) async fn retry_down(server: Weak<ServerContext>) {
-    loop {
-        tokio::time::sleep(RETRY_INTERVAL).await;
-        let Some(server) = server.upgrade() else { return };
-        if !server.mux.is_draining() {
-            server.ports.retry();
+impl ListenerTable {
+    /// Every socket that is open.
+    fn held(&self) -> impl Iterator<Item = &HeldSocket> {
+        self.listeners.iter().filter_map(|listener| listener.state.as_ref().ok()).chain(&self.covered)
+    }
+
+    /// Keeps those sockets whose address a listener covers. Returns the others, with the moment at which each is to be
+    /// closed.
+    fn cover(&mut self, rest: Vec<HeldSocket>) -> Vec<(HeldSocket, Instant)> {
+        let mut closing = Vec::new();
+        let now = Instant::now();
+        for socket in rest {
+            let wanted = self.listeners.iter().filter_map(|listener| listener.request.address);
+            if wanted.into_iter().any(|wanted| covers(wanted, socket.address)) {
+                self.covered.push(socket);
+                continue;
+            }
+            let mut up = self.listeners.iter().filter_map(|listener| listener.state.as_ref().ok());
+            let has_successor = up.any(|up| covers(socket.address, up.address));
+            closing.push((socket, if has_successor { now + HANDSHAKE_TIME } else { now }));
+        }
+        closing
+    }
+
+    fn shown(&self) -> Vec<ShownListener> {
+        let shown = self.snapshot().into_iter().map(|listener| ShownListener {
+            section: listener.section,
+            address: listener.address,
+            port: listener.port,
+            is_up: listener.bound.is_some(),
+        });
+        shown.collect()
+    }
+
+    fn snapshot(&self) -> Vec<ListenerSnapshot> {
+        let mut shown: Vec<ListenerSnapshot> = self.listeners.iter().map(ManagedListener::snapshot).collect();
+        for socket in &self.covered {
+            let cover = self
+                .listeners
+                .iter()
+                .position(|listener| listener.state.as_ref().is_ok_and(|cover| covers(cover.address, socket.address)));
+            let accepted = socket.accepted.load(Relaxed);
+            match cover {
+                Some(at) => shown[at].accepted += accepted,
+                // The listener that asks for it is down, but this part of it is up.
+                None => {
+                    let asks = |listener: &&ManagedListener| {
+                        listener.request.address.is_some_and(|address| covers(address, socket.address))
+                    };
+                    let section = self.listeners.iter().find(asks).map(|listener| listener.request.settings.section);
+                    let section = section.unwrap_or(socket.request.settings.section);
+                    shown.push(ListenerSnapshot::up(section, socket));
+                }
+            }
+        }
+        shown
+    }
+}
+
+impl ManagedListener {
+    fn snapshot(&self) -> ListenerSnapshot {
+        let ListenerRequest { settings, address } = &self.request;
+        match &self.state {
+            Ok(socket) => {
+                ListenerSnapshot { error: self.stale.clone(), ..ListenerSnapshot::up(settings.section, socket) }
+            }
+            Err(error) => ListenerSnapshot {
+                section: settings.section,
+                address: address.map_or_else(|| settings.host.clone(), |address| address.ip().to_string()),
+                port: settings.port,
+                bound: None,
+                error: Some(error.what.clone()),
+                accepted: 0,
+            },
+        }
+    }
+}
+
+impl ListenerSnapshot {
+    fn up(section: Section, socket: &HeldSocket) -> Self {
+        Self {
+            section,
+            address: socket.address.ip().to_string(),
+            port: socket.address.port(),
+            bound: Some(socket.address),
+            error: None,
+            accepted: socket.accepted.load(Relaxed),
         }
     }
 }

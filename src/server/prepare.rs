@@ -1,20 +1,25 @@
 //! Everything of a start or of a reload that can fail. It is done before anything changes: if a step fails, what was
 //! prepared is dropped, and what runs is as it was.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::Arc,
+};
 
 use tokio::net::TcpListener;
 
 use super::{
     ServerContext, ServerError,
+    host_names::{HostNames, look_up_all},
     listener_error::ListenerError,
-    ports::{ListenerRequest, PlannedListener, plan},
+    own_sockets::OwnSockets,
+    plan::{ListenerPlan, PresentListeners},
     sandbox_service,
 };
 use crate::{
     config::Settings,
     ingress::tls::Acceptor,
-    net::listen,
+    net::listen::BoundSocket,
     telemetry::{Telemetry, outcome::ReloadRefusal},
 };
 
@@ -22,28 +27,31 @@ use crate::{
 pub(super) struct Prepared {
     pub(super) settings: Settings,
     pub(super) acceptor: Acceptor,
-    pub(super) listeners: Vec<PlannedListener>,
-    pub(super) sandbox: ServicePlan,
-    pub(super) admin: ServicePlan,
+    pub(super) listeners: ListenerPlan<StdListener>,
+    pub(super) sandbox: ServicePlan<TcpListener>,
+    pub(super) admin: ServicePlan<Arc<TcpListener>>,
 }
 
 /// What becomes of a service on a port of its own.
-pub(super) enum ServicePlan {
+pub(super) enum ServicePlan<L> {
     /// The settings do not ask for it.
     Off,
     /// It runs, and goes on as it is.
     Kept,
     /// It is started on this listener, which has this address.
-    Bound(TcpListener, SocketAddr),
+    Bound(L, SocketAddr),
 }
 
 /// What runs already.
 #[derive(Default)]
 struct RunningParts {
-    listeners: Vec<ListenerRequest>,
+    present: PresentListeners,
+    names: HostNames,
     has_sandbox: bool,
     /// `admin.listen` of the settings in force.
     admin: Option<SocketAddr>,
+    /// The sockets of the admin endpoint.
+    admin_sockets: Vec<(SocketAddr, Arc<TcpListener>)>,
 }
 
 impl Prepared {
@@ -52,38 +60,44 @@ impl Prepared {
     /// # Errors
     /// A Community port, or with `listeners.require_all` any port, can't be bound; the sandbox or the admin endpoint
     /// can't listen.
-    pub(super) fn for_start(
+    pub(super) async fn for_start(
         settings: Settings,
         acceptor: Acceptor,
         telemetry: &Telemetry,
     ) -> Result<Self, ServerError> {
-        Self::new(settings, acceptor, &RunningParts::default(), telemetry)
+        Self::new(settings, acceptor, RunningParts::default(), telemetry).await
     }
 
     /// Prepares a reload of a running server. `acceptor` has the certificate of `settings`.
     ///
     /// # Errors
     /// As for [`for_start`](Self::for_start).
-    pub(super) fn for_reload(
+    pub(super) async fn for_reload(
         settings: Settings,
         acceptor: Acceptor,
         server: &Arc<ServerContext>,
     ) -> Result<Self, ServerError> {
         let running = RunningParts {
-            listeners: server.ports.bound_requests(),
+            present: server.present(),
+            names: server.ports.names(),
             has_sandbox: server.sandbox.lock().is_some(),
             admin: server.settings.load().admin.listen,
+            admin_sockets: server.admin.lock().as_ref().map(|admin| admin.sockets().to_vec()).unwrap_or_default(),
         };
-        Self::new(settings, acceptor, &running, &server.telemetry)
+        Self::new(settings, acceptor, running, &server.telemetry).await
     }
 
-    fn new(
+    async fn new(
         settings: Settings,
         acceptor: Acceptor,
-        running: &RunningParts,
+        running: RunningParts,
         telemetry: &Telemetry,
     ) -> Result<Self, ServerError> {
-        let listeners = plan(&settings.ingress, &running.listeners, telemetry)?;
+        let hosts = settings.ingress.listeners.iter().map(|listener| listener.host.clone());
+        let names = running.names.clone().updated(look_up_all(hosts).await);
+        let admin = settings.admin.listen;
+        let listeners = ListenerPlan::new(&settings.ingress, admin, names, &running.present, telemetry).await;
+        listeners.check()?;
         let sandbox = if !sandbox_service::is_wanted(&settings.community) {
             ServicePlan::Off
         } else if running.has_sandbox {
@@ -93,24 +107,60 @@ impl Prepared {
             ServicePlan::Bound(listener, address)
         };
         let admin = match settings.admin.listen {
-            None => ServicePlan::Off,
-            listen if listen == running.admin => ServicePlan::Kept,
-            Some(address) => {
-                let (listener, address) = bind_admin(address)?;
-                ServicePlan::Bound(listener, address)
-            }
+            None => None,
+            listen if listen == running.admin => None,
+            Some(address) => Some((AdminSocket::of(address, &running).await?, address)),
+        };
+        // Nothing waits from here on: what listens is accepted on at once.
+        let listeners = listeners.listen(telemetry);
+        listeners.check()?;
+        let admin = match admin {
+            Some((socket, address)) => socket.listen(address)?,
+            None if settings.admin.listen.is_none() => ServicePlan::Off,
+            None => ServicePlan::Kept,
         };
         Ok(Self { settings, acceptor, listeners, sandbox, admin })
     }
 }
 
-/// Binds the admin endpoint. The address that it returns has the port that the system chose for port 0, which only
-/// tests use.
-fn bind_admin(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServerError> {
-    let listener = listen::bind(address, false).map_err(|error| {
-        let error = ListenerError::from_bind(&error, address);
-        ServerError::new(ReloadRefusal::Admin, format!("admin.listen: {error}"))
-    })?;
-    let address = listener.local_addr().unwrap_or(address);
-    Ok((listener, address))
+impl ServerContext {
+    /// The sockets that are open, for a plan. As long as it exists, none of them is closed.
+    pub(super) fn present(&self) -> PresentListeners {
+        let (requests, mut sockets) = self.ports.sockets();
+        if let Some(admin) = &*self.admin.lock() {
+            sockets.extend(admin.sockets().iter().cloned());
+        }
+        PresentListeners { requests, sockets: OwnSockets(sockets) }
+    }
+}
+
+/// The socket of the admin endpoint at a new address.
+enum AdminSocket {
+    /// It was kept from an endpoint of before.
+    Held(Arc<TcpListener>),
+    New(BoundSocket),
+}
+
+impl AdminSocket {
+    async fn of(address: SocketAddr, running: &RunningParts) -> Result<Self, ServerError> {
+        if let Some((_, held)) = running.admin_sockets.iter().find(|(bound, _)| *bound == address) {
+            return Ok(Self::Held(Arc::clone(held)));
+        }
+        running.present.sockets.bind(address, false).await.map(Self::New).map_err(admin_error)
+    }
+
+    /// The address that it has is the one that the system chose for port 0, which only tests use.
+    fn listen(self, address: SocketAddr) -> Result<ServicePlan<Arc<TcpListener>>, ServerError> {
+        let listener = match self {
+            Self::Held(listener) => Ok(listener),
+            Self::New(bound) => bound.listen().and_then(TcpListener::from_std).map(Arc::new),
+        };
+        let listener = listener.map_err(|error| admin_error(ListenerError::from_listen(&error)))?;
+        let address = listener.local_addr().unwrap_or(address);
+        Ok(ServicePlan::Bound(listener, address))
+    }
+}
+
+fn admin_error(error: ListenerError) -> ServerError {
+    ServerError::new(ReloadRefusal::Admin, format!("admin.listen: {error}"))
 }

@@ -8,7 +8,9 @@ use std::{path::PathBuf, sync::Arc};
 use tracing::{error, info};
 
 use super::{
-    ConfigurationRevision, Server, ServerContext, ServerError, certificate, control,
+    ConfigurationRevision, Server, ServerContext, ServerError,
+    admin_service::RunningAdmin,
+    certificate,
     prepare::{Prepared, ServicePlan},
     reload_guard, sandbox_service, unix_time,
 };
@@ -56,7 +58,7 @@ impl Server {
     async fn take_over(&self, settings: Settings) -> Result<u64, ServerError> {
         reload_guard::check(&self.0.settings.load(), &settings)?;
         let acceptor = certificate::load_for_reload(&settings).await?;
-        let prepared = Prepared::for_reload(settings, acceptor, &self.0)?;
+        let prepared = Prepared::for_reload(settings, acceptor, &self.0).await?;
         Ok(exchange(&self.0, prepared).await)
     }
 }
@@ -81,25 +83,34 @@ async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
             Some(address)
         }
     };
-    let before = match admin {
-        ServicePlan::Kept => None,
-        ServicePlan::Off => server.admin.lock().take(),
-        ServicePlan::Bound(listener, address) => server.admin.lock().replace(control::start(listener, address, server)),
-    };
-    if let Some(before) = before {
-        before.stop();
-    }
     server.report_certificate(&acceptor.certificate(), &settings.ingress);
     server.pool.reconfigure(settings.community.clone(), sandbox_address);
     server.mux.reconfigure(settings.mux.clone());
     server.ingress.reconfigure(settings.ingress.clone(), &acceptor);
-    for closing in server.ports.replace(listeners) {
-        // The task is aborted. When it has ended, its socket is closed.
-        let _ended = closing.await;
+    let mut closing = server.ports.replace(listeners);
+    {
+        let mut running = server.admin.lock();
+        match admin {
+            ServicePlan::Kept => (),
+            ServicePlan::Off => closing.extend(running.take().map(RunningAdmin::close)),
+            ServicePlan::Bound(listener, address) => {
+                let before = running.take();
+                let now = RunningAdmin::start(listener, address, server, before.as_ref());
+                closing.extend(before.map(|before| before.close_for(&now)));
+                *running = Some(now);
+            }
+        }
     }
     server.log.send_replace(settings.log);
     server.settings.store(Arc::new(settings));
-    let mut revision = server.revision.lock();
-    *revision = ConfigurationRevision { number: revision.number + 1, loaded_at: unix_time(), last_error: None };
-    revision.number
+    let number = {
+        let mut revision = server.revision.lock();
+        *revision = ConfigurationRevision { number: revision.number + 1, loaded_at: unix_time(), last_error: None };
+        revision.number
+    };
+    for closing in closing {
+        // When the task has ended, its socket is closed.
+        let _ended = closing.await;
+    }
+    number
 }

@@ -21,7 +21,7 @@ pub(super) fn bind() -> Result<(TcpListener, SocketAddr), ServerError> {
     let failed = |error: io::Error| {
         ServerError::new(ReloadRefusal::Sandbox, format!("the sandbox Community server can't listen: {error}"))
     };
-    let listener = listen::bind(SocketAddr::from(([127, 0, 0, 1], 0)), false).map_err(failed)?;
+    let listener = listen::listen(SocketAddr::from(([127, 0, 0, 1], 0)), false).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     Ok((listener, address))
 }

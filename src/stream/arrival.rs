@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Instant};
 use bytes::Bytes;
 
 use super::Stream;
-use crate::wire::Transport;
+use crate::{net::Port, wire::Transport};
 
 /// How a client is connected. This is for limits, log and metrics; the core decides nothing by it.
 #[derive(Debug, Clone, Copy)]
@@ -13,8 +13,8 @@ pub struct Via {
     /// The client's address: that of the peer, or the one that a trusted proxy reports (PROXY header,
     /// X-Forwarded-For).
     pub client: SocketAddr,
-    /// The listener's port.
-    pub port: u16,
+    /// The port that it came to.
+    pub port: Port,
     /// How its frames are carried.
     pub transport: Transport,
     /// When its connection was accepted; for a tunnel session, when it was opened.

@@ -7,11 +7,14 @@
 //! This file is also the one table of what follows from an outcome: what ends with it, which is the same for all of a
 //! kind, and by [`Policy`] who caused it, how loud the log is, and what the client is sent. To add an outcome, add a line here. The compiler and that test then report every place that has to know it.
 
+use std::io;
+
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
+use rustix::io::Errno;
 use tracing::Level;
 
 pub use super::policy::{Blame, Ends, Policy, Sent};
-use crate::wire::reason::Reason;
+use crate::{net::shortage::is_shortage, wire::reason::Reason};
 
 /// One kind of outcomes: a closed set of reasons.
 pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
@@ -183,6 +186,8 @@ outcomes! {
         CommunityBroken = "community_broken": Server, WARN, Farewell(Reason::ConnectionBroken);
         /// The Community server sent bytes that are not a frame.
         CommunityFault = "community_fault": Server, WARN, Farewell(Reason::ConnectionBroken);
+        /// The Community server took nothing of what a streaming client sent within `tunnel.session_timeout`.
+        CommunityTooSlow = "community_too_slow": Server, WARN, Nothing;
         /// The client closed its connection before its first frame was complete.
         NoHandshake = "no_handshake": Client, INFO, Nothing;
         /// The client's first frame is not a Handshake.
@@ -195,7 +200,7 @@ outcomes! {
         FrameTooShort = "frame_too_short": Client, INFO, Farewell(Reason::ProtocolError);
         /// The tunnel's client sent no request within `tunnel.session_timeout`.
         SessionTimeout = "session_timeout": Client, INFO, Nothing;
-        /// One side closed its connection, and the other did not follow within 30 s.
+        /// One side closed its connection, and the other did not close: it accepted nothing for 30 s, or took longer than 5 min.
         HalfClosed = "half_closed": None, INFO, Nothing;
         /// No Community server accepted the client or answered its Handshake.
         NoCommunity = "no_community": Server, WARN, LinkFailure;
@@ -273,6 +278,18 @@ outcomes! {
         BodyTooSlow = "body_too_slow": Client, INFO, Status(408);
     }
 
+    /// Why the web server behind a port gave no response that can be passed back.
+    WebServerError counted as "http_backend_errors" ends Request {
+        /// This machine has no descriptors, or no memory, for a connection to the web server.
+        Shortage = "shortage": System, WARN, Status(503);
+        /// The web server can't be reached, or closed the connection, or did not send HTTP.
+        NoResponse = "no_response": Server, WARN, Status(502);
+        /// The web server did not begin its response in time.
+        TooSlow = "too_slow": Server, WARN, Status(504);
+        /// The web server switched to another protocol, which no request asked for.
+        SwitchedProtocols = "switched_protocols": Server, WARN, Status(502);
+    }
+
     /// The outcome of a request of the HTTP tunnel.
     TunnelOutcome counted as "tunnel_requests" ends Request {
         /// A session was opened.
@@ -337,9 +354,19 @@ outcomes! {
         Listener = "listener": System, ERROR, Nothing;
     }
 
+    /// Why the admin endpoint closed a connection.
+    AdminClose counted as "admin_connections_closed" ends Connection {
+        /// It did not send a complete request within 10 s.
+        Idle = "idle": Client, DEBUG, Nothing;
+        /// Its client did not take the response within 30 s.
+        Stalled = "stalled": Client, WARN, Nothing;
+        /// A new connection needed its place: all 64 were taken, and it had waited for a request the longest.
+        Evicted = "evicted": Limit, WARN, Nothing;
+    }
+
     /// Why a listener is down.
     ListenerFailure counted as "listener_failures" ends Listener {
-        /// Another process listens on the port.
+        /// Another process listens on the port, at this address or at one that overlaps with it.
         InUse = "in_use": System, ERROR, Nothing;
         /// The process may not listen on the port.
         NotPermitted = "not_permitted": System, ERROR, Nothing;
@@ -347,6 +374,8 @@ outcomes! {
         NotAnAddress = "not_an_address": Configuration, ERROR, Nothing;
         /// `host_name` cannot be resolved.
         Unresolved = "unresolved": Configuration, ERROR, Nothing;
+        /// Another section has the same port, on the same address or on every address.
+        Overlap = "overlap": Configuration, ERROR, Nothing;
         /// The system reported another error.
         Other = "other": System, ERROR, Nothing;
     }
@@ -380,6 +409,18 @@ outcomes! {
     }
 }
 
+impl AcceptError {
+    /// What an error of accept means.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            _ if is_shortage(error) => Self::Exhausted,
+            Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
+            // Linux returns network errors that a new connection already has from accept (accept(2)).
+            _ => Self::Connection,
+        }
+    }
+}
+
 impl SessionEnd {
     /// The refusal that this end counts as when no Community server ever had the client; `None`: it is no refusal.
     pub fn refusal(self) -> Option<Refusal> {
@@ -399,6 +440,7 @@ impl SessionEnd {
             | Self::CommunityClosed
             | Self::CommunityBroken
             | Self::CommunityFault
+            | Self::CommunityTooSlow
             | Self::NoHandshake
             | Self::SessionTimeout
             | Self::HalfClosed

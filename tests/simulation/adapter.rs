@@ -118,7 +118,7 @@ impl Program {
     pub fn take(&self, stream: Pipe) {
         let via = Via {
             client: CLIENT,
-            port: PORT,
+            port: PORT.into(),
             transport: Transport::Raw,
             accepted: tokio::time::Instant::now().into_std(),
         };

@@ -45,9 +45,7 @@ fn ports(reader: &mut KeyReader<'_>) -> Vec<ListenerSettings> {
         let host = section.key("host_name", String::new(), legal, legal::host);
         let legal = "a list of ports, each 1 to 65535 and in one section only; [] for none";
         for port in section.key("ports", default.to_vec(), legal, legal::ports) {
-            let taken = listeners
-                .iter()
-                .find(|other| other.port == port && (other.host == host || other.host.is_empty() || host.is_empty()));
+            let taken = listeners.iter().find(|other| other.port == port && legal::may_overlap(&other.host, &host));
             if let Some(taken) = taken {
                 section.conflict("ports", &format!("port {port} stands in [{}], too", taken.section));
             }

@@ -52,7 +52,7 @@ where
             count(outcome);
             // The core has counted and logged its own refusals.
             if outcome == TunnelOutcome::Full {
-                context.record_refused_session(refusal, client, origin.port);
+                context.record_refused_session(refusal, client, origin.port.number);
             }
             if let Some(reason) = refusal.policy().farewell() {
                 refuse(stream, reason).await;

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     ingress::tunnel::{Service, TunnelResponse, transport},
     limits::budget::{HeldBytes, LITTLE},
+    net::Port,
     telemetry::outcome::{Outcome, TunnelOutcome},
     wire::{
         Transport,
@@ -106,7 +107,7 @@ pub(super) async fn serve(
     call: TunnelCall,
     body: HeldBody,
     client: SocketAddr,
-    port: u16,
+    port: Port,
 ) -> PortResponse {
     // From here on, the client cannot change how long the response takes.
     let began = Instant::now();
@@ -119,8 +120,12 @@ pub(super) async fn serve(
     // What is kept is not what is awaited above: the future would have room for both at once.
     let response = counted(context, call, returned);
     match &response {
-        TunnelResponse::Failed(_) if response.status() == 404 => wait_after_miss(context, client, port, began).await,
-        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => context.record_refused_session(*refusal, client, port),
+        TunnelResponse::Failed(_) if response.status() == 404 => {
+            wait_after_miss(context, client, port.number, began).await
+        }
+        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => {
+            context.record_refused_session(*refusal, client, port.number)
+        }
         _ => (),
     }
     respond(response)

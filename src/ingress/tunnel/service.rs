@@ -27,7 +27,10 @@ use crate::{
         budget::{Budget, HeldBytes},
         tally::{Permit, Tally},
     },
-    net::address::{counted_address, lies_in},
+    net::{
+        Port,
+        address::{counted_address, lies_in},
+    },
     stream::{Arrival, Core, Duplex, Stream, Via},
     telemetry::outcome::{Refusal, TunnelOutcome},
     wire::{
@@ -93,11 +96,12 @@ impl Service {
     }
 
     /// Opens a session for a first request with this body.
-    pub fn open(&self, kind: TunnelKind, body: &[u8], client: SocketAddr, port: u16) -> TunnelResponse {
+    pub fn open(&self, kind: TunnelKind, body: &[u8], client: SocketAddr, port: impl Into<Port>) -> TunnelResponse {
+        let port = port.into();
         let opening = match envelope::opening(kind, body) {
             Ok(opening) => opening,
             Err(error) => {
-                debug!(%client, port, %error, "tunnel: a first request is refused");
+                debug!(%client, port = port.number, %error, "tunnel: a first request is refused");
                 return TunnelResponse::Failed(TunnelOutcome::Malformed);
             }
         };
@@ -218,7 +222,7 @@ pub struct StreamOpening {
     /// The client's address.
     pub client: SocketAddr,
     /// The listener's port.
-    pub port: u16,
+    pub port: Port,
 }
 
 /// A streaming client that is refused.

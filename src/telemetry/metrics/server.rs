@@ -1,4 +1,4 @@
-//! The program: its version, the time since its start, and reloads of its configuration.
+//! The program: its version, the time since its start, reloads of its configuration, and its admin endpoint.
 
 use std::{
     sync::atomic::AtomicU64,
@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::{OutcomeCounters, registered_seconds};
-use crate::telemetry::outcome::{ReloadOutcome, ReloadRefusal};
+use crate::telemetry::outcome::{AdminClose, ReloadOutcome, ReloadRefusal};
 
 /// The metrics of the program.
 pub struct ServerMetrics {
@@ -19,6 +19,8 @@ pub struct ServerMetrics {
     uptime: Gauge<f64, AtomicU64>,
     reloads: OutcomeCounters<ReloadOutcome>,
     reloads_refused: OutcomeCounters<ReloadRefusal>,
+    /// Connections to the admin endpoint that it closed.
+    pub admin_closed: OutcomeCounters<AdminClose>,
 }
 
 impl ServerMetrics {
@@ -29,6 +31,7 @@ impl ServerMetrics {
             uptime: registered_seconds(all, "uptime", "Since the start", Gauge::default()),
             reloads: OutcomeCounters::register(all, "Reloads of the configuration, by outcome"),
             reloads_refused: OutcomeCounters::register(all, "Reloads that were refused, by reason"),
+            admin_closed: OutcomeCounters::register(all, "Connections to the admin endpoint that it closed, by reason"),
         }
     }
 
