@@ -146,9 +146,9 @@ outcomes! {
         LoggingIn = "logging_in": Limit, WARN, Farewell(Reason::ServerFull);
         /// This address has as many clients that are not logged in as `limits.logging_in_per_address` allows.
         LoggingInPerAddress = "logging_in_per_address": Limit, WARN, Farewell(Reason::ServerFull);
-        /// There are as many tunnel sessions as `limits.tunnel_sessions` allows.
+        /// There are as many tunnel sessions as `limits.tunnel_sessions` allows; streaming: 0x8000020B.
         TunnelSessions = "tunnel_sessions": Limit, WARN, Status(503);
-        /// This address has as many tunnel sessions as `limits.tunnel_sessions_per_address` allows.
+        /// This address has as many tunnel sessions as `limits.tunnel_sessions_per_address` allows; streaming: 0x8000020B.
         TunnelSessionsPerAddress = "tunnel_sessions_per_address": Limit, WARN, Status(503);
         /// The multiplexer is being stopped.
         Draining = "draining": Limit, WARN, Farewell(Reason::NotResponding);

@@ -222,7 +222,7 @@ where
     drop(forwarded);
     let Some(body) = HeldBody::new(body, HeldBytes::none(&context.budget, client.ip())) else {
         let refused = tunnel_request::refuse_body(context, call, TunnelOutcome::HeldBytes);
-        write_response(context, stream, &refused.to_request_with(reuse)).await?;
+        write_response(context, stream, &refused.with_reuse(reuse)).await?;
         return Ok(reuse);
     };
     let mut serving = pin!(tunnel_request::serve(context, call, body, client, origin.port));
@@ -243,7 +243,7 @@ where
         Poll::Pending
     });
     let response = response.await?;
-    write_response(context, stream, &response.to_request_with(reuse)).await?;
+    write_response(context, stream, &response.with_reuse(reuse)).await?;
     Ok(reuse)
 }
 

@@ -136,7 +136,7 @@ impl PortResponse {
     }
 
     /// The same response, for a request after which the connection goes on in this way.
-    pub(super) fn to_request_with(self, reuse: Reuse) -> Self {
+    pub(super) fn with_reuse(self, reuse: Reuse) -> Self {
         if self.reuse == Reuse::KeptAlive { Self { reuse, ..self } } else { self }
     }
 

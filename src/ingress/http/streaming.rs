@@ -15,7 +15,7 @@ use crate::{
     },
     stream::{Replayed, refuse},
     telemetry::outcome::{Outcome, TunnelOutcome},
-    wire::{Transport, tunnel::name::SessionName},
+    wire::{Transport, reason::Reason, tunnel::name::SessionName},
 };
 
 /// Opens a session on the connection. A client that is refused is told so inside the stream, in its own protocol.
@@ -54,9 +54,8 @@ where
             if outcome == TunnelOutcome::Full {
                 context.record_refused_session(refusal, client, origin.port.number);
             }
-            if let Some(reason) = refusal.policy().farewell() {
-                refuse(stream, reason).await;
-            }
+            // The policy of the tunnel's own limits is a status, which is for the other two tunnels.
+            refuse(stream, refusal.policy().farewell().unwrap_or(Reason::ServerFull)).await;
         }
     }
     Ok(())

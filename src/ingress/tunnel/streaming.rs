@@ -10,7 +10,7 @@
 //! client: its TCP connection is full, and the core stops reading from the Community. A POST request gets its response
 //! when the core has read its bytes, so a slow Community makes the client wait.
 //!
-//! There is no acknowledgement and no retry, because clients have none: see `docs/notes/tunnel.md`.
+//! There is no acknowledgement and no retry, because clients have none: see `docs/notes/streaming.md`.
 
 mod body;
 mod connection;
