@@ -140,7 +140,7 @@ async fn respond(context: &HttpContext, request: Request<Incoming>, origin: Orig
             if page == PortPage::NoSuchTunnel {
                 context.telemetry.tunnel.malformed_path();
             }
-            page.into()
+            page.at(|| context.is_ready()).into()
         }
     };
     encode(response)
