@@ -1,9 +1,9 @@
 //! The core: it admits clients, gives each one a link to a Community server, and relays bytes.
 //!
 //! - `admission` counts clients and sends orders to sessions.
-//! - `session` is the life of one session. Its states are `opening`, `relay` and `closing`.
-//! - `direction` is one direction of a relay, `facts` is what a session's frames have shown, and `end` is why a session
-//!   is over.
+//! - `session` is the life of one session. `opening` has its first states, `relay` the others.
+//! - `direction` is one direction of a relay, `closing` is how a session closes, `facts` is what a session's frames have
+//!   shown, and `end` is why a session is over. `report` counts and logs the end.
 //!
 //! The transport of a client is known for limits, log and metrics; no decision here depends on it.
 
@@ -34,6 +34,7 @@ mod end;
 mod facts;
 mod opening;
 mod relay;
+mod report;
 mod session;
 
 use admission::{Admission, SessionOrder};
@@ -220,3 +221,6 @@ async fn keep_time(context: Weak<MuxContext>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,7 +59,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/http/backend", &["client forward", "request_body"]),
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
-    ("mux", &["session", "opening closing", "relay", "direction", "facts", "end", "admission"]),
+    ("mux", &["session", "opening", "relay", "direction closing", "facts report", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope", "cipher name"]),

@@ -20,6 +20,17 @@ use crate::{
 };
 
 /// One direction of a relay.
+///
+/// ```text
+///   the sender      open ──────────── has closed, or failed ────────────► ended
+///
+///   the receiver    open ──► finishing ──► shut down         (the kept bytes are written, then its stream is shut down)
+///                     │          │
+///                     └──────────┴─── has failed ───► failed
+/// ```
+///
+/// What the sender sends is relayed while the receiver is open, and discarded afterwards. When the sender has ended, the
+/// receiver is finishing at once: it is open only as long as the sender is.
 #[derive(Debug, Default)]
 pub(super) struct RelayDirection {
     /// Follows the frames.
@@ -28,36 +39,35 @@ pub(super) struct RelayDirection {
     pub(super) kept: Vec<u8>,
     /// How many of the kept bytes it has accepted since: `0 <= taken <= kept.len()`.
     taken: u32,
-    /// All bytes so far.
+    sender_has_ended: bool,
+    receiver: Receiver,
+    /// All bytes that were relayed so far, those that are kept among them.
     pub(super) bytes: u64,
-    pub(super) state: DirectionState,
 }
 
-/// ```text
-///          the sender has closed              the receiver's stream is closed
-///   open ────────────────────────► ending ──────────────────────────────────► ended
-/// ```
+/// See the diagram of [`RelayDirection`].
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(super) enum DirectionState {
-    /// Bytes are relayed.
+enum Receiver {
     #[default]
     Open,
-    /// The sender has closed. The receiver gets the kept bytes, and then its stream is closed.
-    Ending,
-    /// The receiver's stream is closed.
-    Ended,
+    Finishing,
+    ShutDown,
+    Failed,
 }
 
-/// Why a direction relays nothing any more.
-pub(super) enum Step {
-    /// The sender has closed, and the receiver's stream is closed.
-    Ended,
+/// What has happened in a direction.
+#[derive(Debug)]
+pub(super) enum RelayEvent {
+    /// The sender has closed.
+    SenderClosed,
     /// The sender's stream failed.
     SenderFailed(io::Error),
     /// The receiver's stream failed.
     ReceiverFailed(io::Error),
-    /// The sender sent an invalid frame. Everything before it was relayed.
+    /// The sender sent an invalid frame. Everything before it was relayed, and nothing after it will be.
     InvalidFrame(FrameError),
+    /// Bytes of the sender were discarded.
+    Discarded,
 }
 
 impl RelayDirection {
@@ -66,36 +76,21 @@ impl RelayDirection {
         Self { kept: first, ..Self::default() }
     }
 
-    /// Relays bytes until one of the streams is not ready. `other` is the state of the opposite direction, `most` is
-    /// how many bytes may be read at once, and `follow` follows the frames of the bytes that were read.
+    /// Relays bytes until one of the streams is not ready, or something happens. `other_is_over` is whether the
+    /// opposite direction is over, `most` is how many bytes may be read at once, and `follow` follows the frames of the
+    /// bytes that were read.
     pub(super) fn poll(
         &mut self,
-        other: DirectionState,
+        other_is_over: bool,
         (from, to): (&mut Stream, &mut Stream),
         cx: &mut Context<'_>,
         most: usize,
         mut follow: impl FnMut(&mut Scanner, &[u8]) -> Result<(), (usize, FrameError)>,
-    ) -> Poll<Step> {
-        loop {
+    ) -> Poll<RelayEvent> {
+        while self.receiver == Receiver::Open {
             if let Err(error) = ready!(self.poll_kept(to, cx)) {
-                return Poll::Ready(Step::ReceiverFailed(error));
-            }
-            match self.state {
-                DirectionState::Open => (),
-                // The other direction has ended, too: both streams are dropped next, which closes a TCP stream without
-                // the system call of a shutdown.
-                DirectionState::Ending if other == DirectionState::Ended && matches!(to, Stream::Tcp(_)) => {
-                    self.state = DirectionState::Ended;
-                    return Poll::Ready(Step::Ended);
-                }
-                DirectionState::Ending => {
-                    if let Err(error) = ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
-                        return Poll::Ready(Step::ReceiverFailed(error));
-                    }
-                    self.state = DirectionState::Ended;
-                    return Poll::Ready(Step::Ended);
-                }
-                DirectionState::Ended => return Poll::Ready(Step::Ended),
+                self.fail();
+                return Poll::Ready(RelayEvent::ReceiverFailed(error));
             }
             let (scanner, kept) = (&mut self.scanner, &mut self.kept);
             let read = scratch::poll_read_some(from, cx, most, |bytes, cx| {
@@ -115,17 +110,122 @@ impl RelayDirection {
                 Ok(Some((valid, written, followed))) => {
                     self.bytes += valid as u64;
                     if let Err(error) = written {
-                        return Poll::Ready(Step::ReceiverFailed(error));
+                        self.fail();
+                        return Poll::Ready(RelayEvent::ReceiverFailed(error));
                     }
                     if let Err((_, error)) = followed {
-                        return Poll::Ready(Step::InvalidFrame(error));
+                        self.finish();
+                        return Poll::Ready(RelayEvent::InvalidFrame(error));
                     }
                 }
-                Ok(None) => self.state = DirectionState::Ending,
-                Err(error) if is_truncation(&error) => self.state = DirectionState::Ending,
-                Err(error) => return Poll::Ready(Step::SenderFailed(error)),
+                Ok(None) => return Poll::Ready(self.sender_ends(Ok(()))),
+                Err(error) => return Poll::Ready(self.sender_ends(Err(error))),
             }
         }
+        self.poll_end(other_is_over, (from, to), cx, most)
+    }
+
+    /// Finishes the receiver, and discards what the sender still sends.
+    fn poll_end(
+        &mut self,
+        other_is_over: bool,
+        (from, to): (&mut Stream, &mut Stream),
+        cx: &mut Context<'_>,
+        most: usize,
+    ) -> Poll<RelayEvent> {
+        if self.receiver == Receiver::Finishing {
+            match self.poll_finish(other_is_over, to, cx) {
+                Poll::Pending => (),
+                Poll::Ready(Ok(())) => self.receiver = Receiver::ShutDown,
+                Poll::Ready(Err(error)) => {
+                    self.fail();
+                    return Poll::Ready(RelayEvent::ReceiverFailed(error));
+                }
+            }
+        }
+        if self.sender_has_ended {
+            return Poll::Pending;
+        }
+        let read = ready!(scratch::poll_read_some(from, cx, most, |_, _| ()));
+        Poll::Ready(match read {
+            Ok(Some(())) => RelayEvent::Discarded,
+            Ok(None) => self.sender_ends(Ok(())),
+            Err(error) => self.sender_ends(Err(error)),
+        })
+    }
+
+    fn poll_finish(&mut self, other_is_over: bool, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_kept(to, cx))?;
+        // If the other direction is over, too, both streams are dropped next, which closes a TCP stream without the
+        // system call of a shutdown.
+        if other_is_over && self.sender_has_ended && matches!(to, Stream::Tcp(_)) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(to).poll_shutdown(cx)
+    }
+
+    fn sender_ends(&mut self, read: io::Result<()>) -> RelayEvent {
+        self.end_sender();
+        match read {
+            Err(error) if !is_truncation(&error) => RelayEvent::SenderFailed(error),
+            Ok(()) | Err(_) => RelayEvent::SenderClosed,
+        }
+    }
+
+    /// Notes that the sender has ended.
+    pub(super) fn end_sender(&mut self) {
+        self.sender_has_ended = true;
+        self.finish();
+    }
+
+    /// Relays nothing any more. The receiver gets the kept bytes, and then its stream is shut down.
+    pub(super) fn finish(&mut self) {
+        if self.receiver == Receiver::Open {
+            self.receiver = Receiver::Finishing;
+        }
+    }
+
+    /// Notes that the receiver's stream has failed.
+    pub(super) fn fail(&mut self) {
+        self.receiver = Receiver::Failed;
+        (self.kept, self.taken) = (Vec::new(), 0);
+    }
+
+    /// Sends the receiver a message of this program after everything else, unless its stream is shut down or failed.
+    pub(super) fn append(&mut self, message: &[u8]) {
+        if matches!(self.receiver, Receiver::Open | Receiver::Finishing) {
+            self.kept.extend_from_slice(message);
+        }
+    }
+
+    /// Whether bytes are relayed.
+    pub(super) fn relays(&self) -> bool {
+        self.receiver == Receiver::Open
+    }
+
+    /// Whether the sender has ended.
+    pub(super) fn sender_has_ended(&self) -> bool {
+        self.sender_has_ended
+    }
+
+    /// Whether the receiver gets nothing any more.
+    pub(super) fn receiver_is_done(&self) -> bool {
+        matches!(self.receiver, Receiver::ShutDown | Receiver::Failed)
+    }
+
+    /// Whether the receiver's stream has failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.receiver == Receiver::Failed
+    }
+
+    /// Whether there is nothing to do any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.sender_has_ended && self.receiver_is_done()
+    }
+
+    /// A number that changes when the receiver accepts bytes.
+    pub(super) fn position(&self) -> u64 {
+        self.bytes.wrapping_add(u64::from(self.taken)).wrapping_sub(self.kept.len() as u64)
     }
 
     /// Counts bytes that were read before there was a link, and follows their frames. Bytes from an invalid frame on
@@ -148,13 +248,8 @@ impl RelayDirection {
         followed.map_err(|(_, error)| error)
     }
 
-    /// Notes that the sender has closed before there was a link.
-    pub(super) fn end(&mut self) {
-        self.state = DirectionState::Ending;
-    }
-
     /// Writes the kept bytes, and flushes the receiver's stream, which may have a buffer of its own.
-    pub(super) fn poll_kept(&mut self, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_kept(&mut self, to: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while (self.taken as usize) < self.kept.len() {
             let taken = self.taken as usize;
             match ready!(Pin::new(&mut *to).poll_write(cx, &self.kept[taken..]))? {
@@ -184,12 +279,9 @@ mod tests {
         (Stream::other(near), far)
     }
 
-    async fn step(direction: &mut RelayDirection, from: &mut Stream, to: &mut Stream) -> Poll<Step> {
+    async fn step(direction: &mut RelayDirection, from: &mut Stream, to: &mut Stream) -> Poll<RelayEvent> {
         let follow = |scanner: &mut Scanner, bytes: &[u8]| scanner.scan(bytes, 100, |_| ());
-        poll_fn(|cx| {
-            Poll::Ready(direction.poll(DirectionState::Open, (&mut *from, &mut *to), cx, scratch::SIZE, follow))
-        })
-        .await
+        poll_fn(|cx| Poll::Ready(direction.poll(false, (&mut *from, &mut *to), cx, scratch::SIZE, follow))).await
     }
 
     #[tokio::test]
@@ -216,7 +308,7 @@ mod tests {
         let (mut direction, message) = (RelayDirection::default(), frame::build(4, 1, &[7; 20]));
         sender.write_all(&[&message[..], &[0, 0, 0, 1]].concat()).await.expect("room");
         let step = step(&mut direction, &mut from, &mut to).await;
-        assert!(matches!(step, Poll::Ready(Step::InvalidFrame(FrameError::TooShort { length: 1 }))));
+        assert!(matches!(step, Poll::Ready(RelayEvent::InvalidFrame(FrameError::TooShort { length: 1 }))));
         drop(to);
         let mut received = Vec::new();
         receiver.read_to_end(&mut received).await.expect("relayed");
@@ -229,10 +321,13 @@ mod tests {
         let mut direction = RelayDirection::default();
         sender.write_all(&frame::build(4, 1, &[])).await.expect("room");
         drop(sender);
-        assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+        let closed = step(&mut direction, &mut from, &mut to).await;
+        assert!(closed.is_pending(), "{closed:?}: the sender is not read before the receiver has room");
         receiver.read_exact(&mut [0; 10]).await.expect("relayed");
-        assert!(matches!(step(&mut direction, &mut from, &mut to).await, Poll::Ready(Step::Ended)));
-        assert_eq!(direction.state, DirectionState::Ended);
+        assert!(matches!(step(&mut direction, &mut from, &mut to).await, Poll::Ready(RelayEvent::SenderClosed)));
+        assert!(direction.sender_has_ended() && !direction.relays() && !direction.is_over());
+        assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+        assert!(direction.is_over() && !direction.has_failed());
         let mut rest = Vec::new();
         receiver.read_to_end(&mut rest).await.expect("relayed");
         assert_eq!(rest.len(), 2);

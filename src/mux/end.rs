@@ -6,12 +6,33 @@
 
 use std::{fmt, io};
 
+use rustix::io::Errno;
+
 use super::admission::SessionOrder;
 use crate::{
     stream::{LinkError, LinkFailure, StreamError},
     telemetry::outcome::{Outcome, Sent, SessionEnd},
     wire::{frame::FrameError, reason::Reason},
 };
+
+/// One of the two sides of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The client.
+    Client,
+    /// The Community server.
+    Community,
+}
+
+impl Side {
+    /// The other side.
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Client => Self::Community,
+            Self::Community => Self::Client,
+        }
+    }
+}
 
 /// Why a session is over.
 #[derive(Debug)]
@@ -39,7 +60,7 @@ pub(super) enum OrderlyEnd {
     ClientClosed,
     /// The Community server closed.
     CommunityClosed,
-    /// One side closed, and the other did not follow.
+    /// One side closed, and the other neither followed nor accepted what was left for it.
     HalfClosed,
 }
 
@@ -82,6 +103,12 @@ pub(super) fn is_truncation(error: &io::Error) -> bool {
     StreamError::of(error) == Some(StreamError::Truncated)
 }
 
+/// Whether a failed write shows that the peer had closed before. Any other error, such as a reset, shows that the
+/// connection broke.
+pub(super) fn is_after_close(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| Errno::from_raw_os_error(code) == Errno::PIPE)
+}
+
 impl ClientFault {
     /// The fault behind an error of the client's stream.
     pub(super) fn of_stream(error: io::Error) -> Self {
@@ -118,14 +145,54 @@ impl End {
         }
     }
 
-    /// What the client receives before its stream is closed.
-    pub(super) fn closing(&self) -> Closing {
+    /// The end of a session whose `side` closed.
+    pub(super) fn closed_by(side: Side) -> Self {
+        Self::Orderly(match side {
+            Side::Client => OrderlyEnd::ClientClosed,
+            Side::Community => OrderlyEnd::CommunityClosed,
+        })
+    }
+
+    /// The end of a session whose `side` sent a farewell message.
+    pub(super) fn farewell_of(side: Side) -> Self {
+        Self::Orderly(match side {
+            Side::Client => OrderlyEnd::LogOut,
+            Side::Community => OrderlyEnd::CommunityClosed,
+        })
+    }
+
+    /// The end of a session whose stream on `side` failed.
+    pub(super) fn broken(side: Side, error: io::Error) -> Self {
+        match side {
+            Side::Client => Self::Client(ClientFault::of_stream(error)),
+            Side::Community => Self::Community(CommunityFault::Broken(error)),
+        }
+    }
+
+    /// The end of a session in which `side` sent an invalid frame.
+    pub(super) fn invalid_frame(side: Side, error: FrameError) -> Self {
+        match side {
+            Side::Client => Self::Client(ClientFault::Frame(error)),
+            Side::Community => Self::Community(CommunityFault::Frame(error)),
+        }
+    }
+
+    /// The side that caused it; `None`: neither.
+    pub(super) fn side(&self) -> Option<Side> {
+        match self {
+            Self::Client(_) | Self::Orderly(OrderlyEnd::LogOut | OrderlyEnd::ClientClosed) => Some(Side::Client),
+            Self::Community(_) | Self::Orderly(OrderlyEnd::CommunityClosed) => Some(Side::Community),
+            Self::Orderly(OrderlyEnd::HalfClosed) | Self::NoLink(_) | Self::Limit(_) | Self::Ordered(_) => None,
+        }
+    }
+
+    /// The reason of the farewell message that the client is sent; `None`: it is sent none.
+    pub(super) fn farewell(&self) -> Option<Reason> {
         match (self.outcome().policy().sent, self) {
-            (Sent::Farewell(reason), _) => Closing::Farewell(reason),
-            (Sent::LinkFailure, Self::NoLink(error)) => Closing::Farewell(error.failure.reason()),
-            (Sent::LastBytes, _) => Closing::LastBytes,
+            (Sent::Farewell(reason), _) => Some(reason),
+            (Sent::LinkFailure, Self::NoLink(error)) => Some(error.failure.reason()),
             // A session has no HTTP response.
-            (Sent::LinkFailure | Sent::Nothing | Sent::Status(_), _) => Closing::Nothing,
+            (Sent::LastBytes | Sent::LinkFailure | Sent::Nothing | Sent::Status(_), _) => None,
         }
     }
 
@@ -142,17 +209,6 @@ impl End {
             | Self::Ordered(_) => None,
         }
     }
-}
-
-/// What a client receives before its stream is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Closing {
-    /// Nothing: it is gone.
-    Nothing,
-    /// What the Community sent last.
-    LastBytes,
-    /// The same, and a farewell message with this reason.
-    Farewell(Reason),
 }
 
 impl fmt::Display for ClientFault {
@@ -224,11 +280,11 @@ mod tests {
             (LinkFailure::System, Reason::ServerFull),
         ] {
             let end = End::NoLink(LinkError { failure, detail: String::new() });
-            assert_eq!(end.closing(), Closing::Farewell(reason));
+            assert_eq!(end.farewell(), Some(reason));
         }
-        assert_eq!(End::Orderly(OrderlyEnd::LogOut).closing(), Closing::LastBytes);
-        assert_eq!(End::Client(ClientFault::SessionTimeout).closing(), Closing::Nothing);
-        assert_eq!(End::Ordered(SessionOrder::Drain).closing(), Closing::Farewell(Reason::ConnectionBroken));
+        assert_eq!(End::Orderly(OrderlyEnd::LogOut).farewell(), None);
+        assert_eq!(End::Client(ClientFault::SessionTimeout).farewell(), None);
+        assert_eq!(End::Ordered(SessionOrder::Drain).farewell(), Some(Reason::ConnectionBroken));
     }
 
     #[test]
@@ -237,7 +293,7 @@ mod tests {
         assert!(!is_truncation(&broken()));
         assert!(matches!(ClientFault::of_stream(StreamError::SessionTimeout.into()), ClientFault::SessionTimeout));
         // TCP's own time-out is a broken connection.
-        let tcp = rustix::io::Errno::TIMEDOUT.into();
+        let tcp = Errno::TIMEDOUT.into();
         assert!(matches!(ClientFault::of_stream(tcp), ClientFault::Broken(_)));
     }
 }

@@ -2,10 +2,7 @@
 
 use std::time::Instant;
 
-use super::{
-    admission::Ticket,
-    end::{ClientFault, CommunityFault, End, OrderlyEnd},
-};
+use super::{admission::Ticket, end::Side};
 use crate::{
     telemetry::{Direction, Telemetry},
     wire::{
@@ -24,10 +21,41 @@ pub(super) struct SessionFacts {
     max_frame: u32,
     /// The LoginAck was relayed.
     is_logged_in: bool,
-    /// The client sent a farewell message: a DestroyCnl on the master channel.
-    client_sent_farewell: bool,
-    /// The Community server sent one.
-    community_sent_farewell: bool,
+    farewells: Farewells,
+}
+
+/// Who has sent a farewell message: a DestroyCnl on the master channel.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Farewells {
+    first: Option<Side>,
+    /// The other side has sent one, too.
+    both: bool,
+}
+
+impl Farewells {
+    /// The side that sent one first.
+    pub(super) fn first(self) -> Option<Side> {
+        self.first
+    }
+
+    /// Whether `side` has sent one.
+    pub(super) fn include(self, side: Side) -> bool {
+        self.both || self.first == Some(side)
+    }
+
+    /// These sides have sent one, in this order.
+    #[cfg(test)]
+    pub(super) fn of(sides: &[Side]) -> Self {
+        let mut farewells = Self::default();
+        sides.iter().for_each(|side| farewells.add(*side));
+        farewells
+    }
+
+    /// `side` has sent one.
+    fn add(&mut self, side: Side) {
+        self.both |= self.first == Some(side.other());
+        self.first.get_or_insert(side);
+    }
 }
 
 /// Where frame events are reported.
@@ -42,7 +70,7 @@ pub(super) struct FrameObserver<'a> {
 impl SessionFacts {
     /// The facts of a session without frames.
     pub(super) fn new(max_frame: u32) -> Self {
-        Self { max_frame, is_logged_in: false, client_sent_farewell: false, community_sent_farewell: false }
+        Self { max_frame, is_logged_in: false, farewells: Farewells::default() }
     }
 
     /// The longest frame that the client may send now, in bytes.
@@ -55,28 +83,9 @@ impl SessionFacts {
         self.is_logged_in
     }
 
-    /// Whether one of the two sides has sent a farewell message. Then nothing more has to be sent to either.
-    pub(super) fn has_farewell(&self) -> bool {
-        self.client_sent_farewell || self.community_sent_farewell
-    }
-
-    /// The end of a session whose streams ended with `end`. If the client sent a farewell message, it has logged out.
-    pub(super) fn end(&self, end: End) -> End {
-        if self.client_sent_farewell { End::Orderly(OrderlyEnd::LogOut) } else { end }
-    }
-
-    /// The end of a session whose client's stream failed.
-    pub(super) fn client_failed(&self, error: std::io::Error) -> End {
-        self.end(End::Client(ClientFault::of_stream(error)))
-    }
-
-    /// The end of a session whose link failed. If the Community server sent a farewell message, it has closed.
-    pub(super) fn community_failed(&self, error: std::io::Error) -> End {
-        self.end(if self.community_sent_farewell {
-            End::Orderly(OrderlyEnd::CommunityClosed)
-        } else {
-            End::Community(CommunityFault::Broken(error))
-        })
+    /// Who has sent a farewell message.
+    pub(super) fn farewells(&self) -> Farewells {
+        self.farewells
     }
 
     /// Follows the frames of `bytes`, which are relayed in `direction`, and counts them.
@@ -116,7 +125,7 @@ impl SessionFacts {
 
     fn client_frame(&mut self, head: Head) {
         if head.kind == kind::DESTROY_CNL && head.channel == 0 {
-            self.client_sent_farewell = true;
+            self.farewells.add(Side::Client);
         }
     }
 
@@ -130,7 +139,7 @@ impl SessionFacts {
                 telemetry.sessions.login(accepted.elapsed().as_secs_f64(), true);
             }
             kind::DESTROY_CNL => {
-                self.community_sent_farewell = true;
+                self.farewells.add(Side::Community);
                 if !self.is_logged_in {
                     telemetry.sessions.login(accepted.elapsed().as_secs_f64(), false);
                 }
@@ -142,17 +151,10 @@ impl SessionFacts {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
-    use crate::telemetry::outcome::SessionEnd;
 
     fn head(kind: u16, channel: u32) -> Head {
         Head { length: 8, kind, options: 0, channel }
-    }
-
-    fn broken() -> io::Error {
-        io::ErrorKind::ConnectionReset.into()
     }
 
     #[test]
@@ -166,18 +168,24 @@ mod tests {
     }
 
     #[test]
-    fn a_farewell_message_decides_how_a_broken_stream_is_counted() {
-        let telemetry = Telemetry::new("0");
-        let mut facts = SessionFacts::new(1 << 20);
-        assert_eq!(facts.client_failed(broken()).outcome(), SessionEnd::ClientBroken);
-        assert_eq!(facts.community_failed(broken()).outcome(), SessionEnd::CommunityBroken);
-        facts.community_frame(head(kind::DESTROY_CNL, 5), Instant::now(), &telemetry);
-        assert!(!facts.has_farewell(), "that was a channel of the client");
-        facts.community_frame(head(kind::DESTROY_CNL, 0), Instant::now(), &telemetry);
-        assert!(facts.has_farewell());
-        assert_eq!(facts.community_failed(broken()).outcome(), SessionEnd::CommunityClosed);
+    fn a_farewell_message_is_a_destroy_of_the_master_channel() {
+        let (mut facts, telemetry) = (SessionFacts::new(1 << 20), Telemetry::new("0"));
+        let community = |facts: &mut SessionFacts, channel| {
+            facts.community_frame(head(kind::DESTROY_CNL, channel), Instant::now(), &telemetry);
+        };
+        community(&mut facts, 5);
+        facts.client_frame(head(kind::DESTROY_CNL, 5));
+        facts.client_frame(head(kind::HANDSHAKE, 0));
+        assert_eq!(facts.farewells(), Farewells::default(), "that was a channel of the client");
+        community(&mut facts, 0);
+        let farewells = facts.farewells();
+        assert_eq!(farewells.first(), Some(Side::Community));
+        assert!(farewells.include(Side::Community) && !farewells.include(Side::Client));
+        community(&mut facts, 0);
+        assert_eq!(facts.farewells(), farewells, "twice by the same side");
         facts.client_frame(head(kind::DESTROY_CNL, 0));
-        assert_eq!(facts.community_failed(broken()).outcome(), SessionEnd::LogOut);
-        assert_eq!(facts.client_failed(broken()).outcome(), SessionEnd::LogOut);
+        let farewells = facts.farewells();
+        assert_eq!(farewells.first(), Some(Side::Community));
+        assert!(farewells.include(Side::Community) && farewells.include(Side::Client));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    mem,
+    io, mem,
     ops::Range,
     pin::pin,
     task::Poll,
@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 
 use super::{
     admission::Ticket,
-    end::{ClientFault, CommunityFault, End, LimitReached, is_truncation},
+    end::{ClientFault, End, LimitReached, Side, is_truncation},
     facts::FrameObserver,
     relay::Relay,
 };
@@ -31,8 +31,26 @@ use crate::{
 const FIRST_BYTES: usize = 2 * MAX_BEFORE_LOGIN as usize;
 
 /// Collects the first frame and opens a link to a server that has it. The bytes that client and server sent in the
-/// meantime are kept in the two directions of `relay`.
-pub(super) async fn open(relay: &mut Relay) -> Result<(), End> {
+/// meantime are kept in the two directions of `relay`. If there is an `End`, `relay` has it.
+pub(super) async fn open(relay: &mut Relay) {
+    match connect(relay).await {
+        Ok(ClientRead::Open) => (),
+        Ok(ClientRead::Ended(read)) => relay.client_ended(read),
+        // No server has it, so only the client has to get its last bytes.
+        Err(end) if relay.link.is_none() => relay.end_at_once(end),
+        Err(end) => relay.end(end),
+    }
+}
+
+/// What a read from the client has shown while the link was opened.
+enum ClientRead {
+    /// The client is there.
+    Open,
+    /// It has closed, or its stream has failed.
+    Ended(io::Result<()>),
+}
+
+async fn connect(relay: &mut Relay) -> Result<ClientRead, End> {
     let Relay { context, ticket, via, client, link: opened, to_community, to_client, facts, .. } = relay;
     let first = mem::take(&mut to_community.kept);
     let deadline = via.accepted + context.settings.load().login_timeout;
@@ -68,20 +86,20 @@ pub(super) async fn open(relay: &mut Relay) -> Result<(), End> {
     *opened = Some(link);
     let answered = to_client.take(Direction::ToClient, &mut answer, facts, observer);
     to_client.kept = answer;
-    answered.map_err(|error| End::Community(CommunityFault::Frame(error)))?;
-    match read {
-        None => (),
+    answered.map_err(|error| End::invalid_frame(Side::Community, error))?;
+    let client = match read {
+        None => ClientRead::Open,
         Some(Ok(Some(mut more))) => {
             let taken = to_community.take(Direction::ToCommunity, &mut more, facts, observer);
             to_community.kept = more;
             taken.map_err(client_frame)?;
+            ClientRead::Open
         }
-        Some(Ok(None)) => to_community.end(),
-        Some(Err(error)) if is_truncation(&error) => to_community.end(),
-        Some(Err(error)) => return Err(facts.client_failed(error)),
-    }
+        Some(Err(error)) if !is_truncation(&error) => ClientRead::Ended(Err(error)),
+        Some(Ok(None) | Err(_)) => ClientRead::Ended(Ok(())),
+    };
     ticket.holds(to_community.kept.len() + to_client.kept.len());
-    Ok(())
+    Ok(client)
 }
 
 /// Reads until the first frame is complete. Returns all bytes that were read, and where in them the frame is.
@@ -108,13 +126,13 @@ async fn collect_handshake(
             Ok(Some(())) => (),
             Ok(None) => return Err(End::Client(ClientFault::NoHandshake)),
             Err(error) if is_truncation(&error) => return Err(End::Client(ClientFault::NoHandshake)),
-            Err(error) => return Err(End::Client(ClientFault::of_stream(error))),
+            Err(error) => return Err(End::broken(Side::Client, error)),
         }
     }
 }
 
 fn client_frame(error: FrameError) -> End {
-    End::Client(ClientFault::Frame(error))
+    End::invalid_frame(Side::Client, error)
 }
 
 /// The result of `work`, unless the session gets an order before.

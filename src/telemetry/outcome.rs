@@ -198,7 +198,7 @@ outcomes! {
         FrameTooShort = "frame_too_short": Client, INFO, Farewell(Reason::ProtocolError);
         /// The tunnel's client sent no request within `tunnel.session_timeout`.
         SessionTimeout = "session_timeout": Client, INFO, Nothing;
-        /// One side closed its connection, and the other did not follow within 30 s.
+        /// One side closed its connection, and the other did not close: it accepted nothing for 30 s, or took longer than 5 min.
         HalfClosed = "half_closed": None, INFO, Nothing;
         /// No Community server accepted the client or answered its Handshake.
         NoCommunity = "no_community": Server, WARN, LinkFailure;

@@ -215,13 +215,20 @@ fn right_ends(world: &World, client: Option<Step>, server: Option<Step>) -> Opti
             Some(&["log_out", "session_timeout", "client_closed", "client_broken", "half_closed"])
         }
         (Some(Step::ClientLogsOut), None) => Some(&["log_out"]),
-        (Some(Step::ClientCloses), None) if is_raw => Some(&["client_closed", "client_broken", "half_closed"]),
+        (Some(Step::ClientCloses), None) if is_raw => Some(&["client_closed", "half_closed"]),
+        (Some(Step::ClientVanishes), None) if world.ending.half_by_client => {
+            Some(&["client_closed", "client_broken", "half_closed", "no_handshake"])
+        }
         (Some(Step::ClientVanishes), None) if is_raw => Some(&["client_broken", "no_handshake"]),
         (Some(Step::ClientCloses), None) => Some(&["session_timeout"]),
         // It may be gone before its first frame was there.
         (Some(Step::ClientVanishes), None) => Some(&["session_timeout", "login_timeout"]),
-        (None, Some(Step::ServerCloses)) => Some(&["community_closed", "community_broken", "half_closed"]),
+        // The client does not always follow within the time.
+        (None, Some(Step::ServerCloses)) => Some(&["community_closed", "half_closed"]),
         (None, Some(Step::ServerSaysGoodBye)) => Some(&["community_closed"]),
+        (None, Some(Step::ServerVanishes)) if world.ending.half_by_server => {
+            Some(&["community_closed", "community_broken", "half_closed"])
+        }
         (None, Some(Step::ServerVanishes)) => Some(&["community_broken"]),
         _ => None,
     }

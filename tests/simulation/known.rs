@@ -5,9 +5,14 @@ use super::{
     script::{Script, Step::*, Way},
 };
 
-/// The cases that the program does not pass yet. Each of them must fail: one that passes is to be removed here. With
-/// this list empty, any script that fails is an error.
-pub const OPEN: &[&str] = &["close_to_server", "close_to_client", "close_with_words_left", "close_by_the_server"];
+/// The cases that the program does not pass yet. Each of them must fail: one that passes is to be removed here. A script
+/// that fails in another way than one of these is an error.
+pub const OPEN: &[&str] = &["echo_over_the_limit"];
+
+/// Whether a case that the program does not pass yet fails in this way.
+pub fn is_open(kind: Kind) -> bool {
+    CASES.iter().any(|case| case.kind == kind && OPEN.contains(&case.name))
+}
 
 /// A case that was found once.
 pub struct Case {
@@ -28,6 +33,7 @@ pub const CASES: &[Case] = &[
     Case { name: "close_with_words_left", kind: Kind::Farewell, script: close_with_words_left },
     Case { name: "close_by_the_server", kind: Kind::Outcome, script: close_by_the_server },
     Case { name: "same_words", kind: Kind::Lost, script: same_words },
+    Case { name: "echo_over_the_limit", kind: Kind::Standstill, script: echo_over_the_limit },
 ];
 
 /// Two requests of a hybrid client wait for room, each on its own: who wakes first is taken first.
@@ -103,4 +109,19 @@ fn close_with_words_left() -> Script {
 /// The server closes while a tunnel's client has everything: it was not the client that closed.
 fn close_by_the_server() -> Script {
     Script { way: Way::Hybrid, steps: vec![Wait(1_000), ServerCloses], ..Script::default() }
+}
+
+/// A server that sends back what it reads, and a client that sends more than may be held for one address. The request
+/// that brings it is refused, and so the client does not get the response that would make room.
+fn echo_over_the_limit() -> Script {
+    let steps = vec![Wait(1_513), ClientSays(127_073), ClientSays(144_416)];
+    Script {
+        way: Way::Hybrid,
+        held_bytes: 65_536,
+        buffer: 4_096,
+        answers_after: 1_500,
+        echoes: true,
+        steps,
+        ..Script::default()
+    }
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
@@ -113,7 +114,7 @@ impl AsyncRead for Pipe {
         let mut from = self.incoming.lock();
         if from.buffer.is_empty() {
             if from.reset {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                return Poll::Ready(Err(Errno::CONNRESET.into()));
             }
             if from.ended.is_some() {
                 return Poll::Ready(Ok(()));
@@ -138,10 +139,10 @@ impl AsyncWrite for Pipe {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut to = self.outgoing.lock();
         if to.reset {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            return Poll::Ready(Err(Errno::CONNRESET.into()));
         }
         if to.deaf || to.ended.is_some() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            return Poll::Ready(Err(Errno::PIPE.into()));
         }
         let n = buf.len().min(to.capacity.saturating_sub(to.buffer.len()));
         if n == 0 && !buf.is_empty() {
@@ -162,7 +163,7 @@ impl AsyncWrite for Pipe {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut to = self.outgoing.lock();
         if to.reset {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+            return Poll::Ready(Err(Errno::NOTCONN.into()));
         }
         to.end();
         Poll::Ready(Ok(()))

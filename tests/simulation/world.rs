@@ -42,6 +42,9 @@ pub enum AnyClient {
 pub struct Ending {
     pub by_client: Option<(Step, Instant)>,
     pub by_server: Option<(Step, Instant)>,
+    /// Whether that side had closed half before: then a session may have ended for that.
+    pub half_by_client: bool,
+    pub half_by_server: bool,
     /// Somebody was gone, whatever was on the way.
     pub vanished: bool,
 }
@@ -224,6 +227,7 @@ impl World {
             Step::ServerGoes => server.tell(|server| server.stopped = false),
             Step::ServerReads(n, every) => server.tell(|server| (server.chunk, server.every) = (n, ms(every))),
             Step::ServerCloses | Step::ServerHalfCloses | Step::ServerSaysGoodBye | Step::ServerVanishes => {
+                self.ending.half_by_server |= step == Step::ServerHalfCloses;
                 note_end(&mut self.ending.by_server, step, server.is_ending());
                 match step {
                     Step::ServerCloses => server.close(Closing::Whole),
@@ -244,7 +248,11 @@ impl World {
             AnyClient::Tunnel(client) => client.is_ending(),
         };
         if ends {
-            note_end(&mut self.ending.by_client, step, is_ending);
+            // The tunnel has no half of a close.
+            let is_half = step == Step::ClientHalfCloses && self.script.way == Way::Raw;
+            let whole = if step == Step::ClientHalfCloses && !is_half { Step::ClientCloses } else { step };
+            self.ending.half_by_client |= is_half;
+            note_end(&mut self.ending.by_client, whole, is_ending);
         }
         match &self.client {
             AnyClient::Raw(client, _) => match step {
@@ -274,10 +282,12 @@ impl World {
     }
 }
 
-/// Notes how a side ends the session: as it did first, unless it was only half a close.
+/// Notes how a side ends the session: as it did first, unless it was only half a close, and not all of it is over now.
 fn note_end(end: &mut Option<(Step, Instant)>, step: Step, is_ending: bool) {
     let was_half = end.is_some_and(|(was, _)| matches!(was, Step::ClientHalfCloses | Step::ServerHalfCloses));
-    if !is_ending || was_half {
+    let is_whole =
+        matches!(step, Step::ClientCloses | Step::ClientVanishes | Step::ServerCloses | Step::ServerVanishes);
+    if !is_ending || was_half && is_whole {
         *end = Some((step, Instant::now()));
     }
 }
