@@ -19,11 +19,14 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use crate::{
-    log::Throttle,
+    log::Throttles,
     net::{Port, Section},
     runtime::Workers,
     stream::{Arrival, Core, Stream, Via},
-    telemetry::{Telemetry, outcome::Outcome},
+    telemetry::{
+        Telemetry,
+        outcome::{ConnectionDrop, Outcome},
+    },
     wire::{Transport, reason::Reason},
 };
 
@@ -92,8 +95,8 @@ pub struct Ingress {
     tls: tls::Acceptor,
     /// For `accept`, `connection` and `http`.
     counters: Arc<connection_limits::ConnectionCounters>,
-    /// Lines about connections and tunnel sessions that are refused.
-    troubles: Arc<Throttle>,
+    /// For log lines about connections that are dropped, by [`ConnectionDrop`].
+    dropped: Throttles,
     tunnel: Arc<tunnel::Service>,
     http: Arc<http::HttpContext>,
 }
@@ -111,20 +114,18 @@ impl Ingress {
         let counters = connection_limits::ConnectionCounters::new();
         tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
         let tunnel = tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core));
-        let troubles = Arc::<Throttle>::default();
         let http = http::HttpContext::new(
             &settings,
             Arc::clone(&tunnel),
             core.budget(),
             Arc::clone(&counters),
             Arc::clone(&telemetry),
-            Arc::clone(&troubles),
         );
         Arc::new(Self {
             accepting: accept::Accepting::new(workers),
             tls,
             counters,
-            troubles,
+            dropped: Throttles::new(ConnectionDrop::ALL.len()),
             tunnel,
             http,
             settings: ArcSwap::from_pointee(settings),

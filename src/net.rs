@@ -12,6 +12,7 @@ pub mod own;
 mod port;
 pub mod resolve;
 mod section;
+pub mod shortage;
 
 pub use port::Port;
 pub use section::Section;

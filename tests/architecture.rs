@@ -63,7 +63,10 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope", "cipher name"]),
-    ("net", &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address port section"]),
+    (
+        "net",
+        &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address port section shortage"],
+    ),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
     ("stream", &["admission link", "arrival refusal", "io", "error"]),

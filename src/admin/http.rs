@@ -26,11 +26,11 @@ use super::{
     slots::{ConnectionSlot, ConnectionSlots, MAX_CONNECTIONS},
 };
 use crate::{
-    log::Throttle,
+    log::{Throttle, Throttles},
     net::listen::accept_queued,
     telemetry::{
         Telemetry,
-        outcome::{AcceptError, AdminClose},
+        outcome::{AcceptError, AdminClose, Outcome},
     },
 };
 
@@ -75,7 +75,7 @@ pub async fn serve(endpoint: AdminEndpoint, mut closing: oneshot::Receiver<LastS
             server,
             telemetry,
             requests: Semaphore::new(MAX_REQUESTS),
-            closed: Throttle::default(),
+            closed: Throttles::new(AdminClose::ALL.len()),
             unreadable_tokens: Throttle::default(),
         }),
         tasks: JoinSet::new(),
@@ -123,7 +123,8 @@ struct AdminContext {
     server: Arc<dyn ServerControl>,
     telemetry: Arc<Telemetry>,
     requests: Semaphore,
-    closed: Throttle,
+    /// For log lines about connections that were closed, by [`AdminClose`].
+    closed: Throttles,
     unreadable_tokens: Throttle,
 }
 
@@ -134,7 +135,7 @@ impl AdminContext {
         let client = slot.peer;
         if reason == AdminClose::Idle {
             debug!(%client, %reason, "admin: a connection was closed");
-        } else if let Some(more) = self.closed.pass() {
+        } else if let Some(more) = self.closed.pass(reason.index()) {
             warn!(%client, %reason, more, "admin: a connection was closed");
         }
     }

@@ -169,7 +169,7 @@ impl Endpoint {
             let opened = self.open_stream(Some(client), settings).await?;
             let address = opened.address;
             let answered = handshake(opened, hello, more, settings).await;
-            self.host.note_use(address, answered.is_ok());
+            self.note_use(address, &answered);
             // The answer may be that of this program, to a Handshake that came back.
             self.came_back_since(before).map_or(Ok(answered?), Err)
         };
@@ -251,10 +251,17 @@ impl Endpoint {
         self.probe.store(number, Relaxed);
         let answered = handshake(opened, &message::probe(number), std::future::pending(), settings).await;
         self.probe.store(0, Relaxed);
-        self.host.note_use(address, answered.is_ok());
+        self.note_use(address, &answered);
         match self.came_back_since(before) {
             Some(leads_back) => Err(leads_back),
             None => answered.map(|_| self.unanswered.store(0, Relaxed)).map_err(OpenError::from),
+        }
+    }
+
+    /// Notes whether a connection to `address` was useful, unless it failed by this machine's fault.
+    fn note_use<T>(&self, address: SocketAddr, answered: &Result<T, HandshakeError>) {
+        if !matches!(answered, Err(HandshakeError::System(_))) {
+            self.host.note_use(address, answered.is_ok());
         }
     }
 

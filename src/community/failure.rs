@@ -2,11 +2,11 @@
 //!
 //! | failure | whose fault | the client is sent | the server, if a client's link failed | the server, if a check failed |
 //! |---|---|---|---|---|
-//! | [`ConnectError::System`] | this machine's | server is full | unchanged | unchanged |
+//! | [`ConnectError::System`], [`ConnectError::NotLookedUp`] | this machine's | server is full | unchanged | unchanged |
 //! | [`ConnectError::NotResolved`] | the server's | cannot connect | down | down |
 //! | [`ConnectError::Unreachable`] | the server's | cannot connect | down | down |
 //! | [`ConnectError::TimedOut`], [`ConnectError::LookupTimedOut`] | the server's | not responding | down | down |
-//! | [`HandshakeError::System`] | this machine's | not responding | suspect | suspect |
+//! | [`HandshakeError::System`] | this machine's | server is full | unchanged | unchanged |
 //! | [`OpenError::LeadsBack`] | the configuration's | cannot connect | suspect and down | suspect and down |
 //! | the other [`HandshakeError`]s | the server's, or the client's | not responding | suspect | suspect and down |
 //!
@@ -21,6 +21,7 @@ use crate::{
     net::{
         connect::{ConnectFailure, FailedAttempt, Unconnected},
         lookup::LookupError,
+        shortage::is_shortage,
     },
     stream::LinkFailure,
 };
@@ -30,6 +31,8 @@ use crate::{
 pub(super) enum ConnectError {
     /// Descriptors, memory or local ports have run out.
     System(Unconnected),
+    /// Descriptors or memory have run out, so that the server's name was not looked up.
+    NotLookedUp(LookupError),
     /// The server's name has no address that can be used.
     NotResolved(LookupError),
     /// The server refused the connection, or no network leads to it.
@@ -84,29 +87,31 @@ impl OpenError {
     /// What the client is sent if no other server accepts it.
     pub(super) fn link_failure(&self) -> LinkFailure {
         match self {
-            Self::Connect(ConnectError::System(_)) => LinkFailure::System,
-            Self::Connect(ConnectError::NotResolved(_) | ConnectError::Unreachable(_)) | Self::LeadsBack(_) => {
-                LinkFailure::CannotConnect
-            }
+            _ if self.is_of_this_machine() => LinkFailure::System,
             Self::Connect(ConnectError::TimedOut(_) | ConnectError::LookupTimedOut(_)) | Self::Handshake(_) => {
                 LinkFailure::NotResponding
             }
+            Self::Connect(_) | Self::LeadsBack(_) => LinkFailure::CannotConnect,
         }
     }
 
     /// What it means for the server when the link was for a client.
     pub(super) fn verdict_of_client(&self) -> Verdict {
         match self {
-            Self::Connect(ConnectError::System(_)) => Verdict::UNCHANGED,
-            Self::Connect(
-                ConnectError::NotResolved(_)
-                | ConnectError::Unreachable(_)
-                | ConnectError::TimedOut(_)
-                | ConnectError::LookupTimedOut(_),
-            ) => Verdict::DOWN,
+            _ if self.is_of_this_machine() => Verdict::UNCHANGED,
+            Self::Connect(_) => Verdict::DOWN,
             Self::Handshake(_) => Verdict::SUSPECT,
             Self::LeadsBack(_) => Verdict::SUSPECT_AND_DOWN,
         }
+    }
+
+    /// Whether this machine lacked something. Such a failure says nothing about the server.
+    fn is_of_this_machine(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(ConnectError::System(_) | ConnectError::NotLookedUp(_))
+                | Self::Handshake(HandshakeError::System(_))
+        )
     }
 
     /// Whether the server closed at the Handshake, which may be the fault of the client that sent it.
@@ -117,18 +122,11 @@ impl OpenError {
     /// What it means for the server when it was a check.
     pub(super) fn verdict_of_check(&self) -> Verdict {
         match self {
+            _ if self.is_of_this_machine() => Verdict::UNCHANGED,
             Self::Connect(_) | Self::LeadsBack(_) => self.verdict_of_client(),
-            Self::Handshake(HandshakeError::System(_)) => Verdict::SUSPECT,
-            Self::Handshake(HandshakeError::Closed | HandshakeError::Broken(_) | HandshakeError::NoAnswer(_)) => {
-                Verdict::SUSPECT_AND_DOWN
-            }
+            Self::Handshake(_) => Verdict::SUSPECT_AND_DOWN,
         }
     }
-}
-
-/// Whether descriptors or memory have run out. Such an error says nothing about the server.
-fn is_of_this_machine(error: &io::Error) -> bool {
-    has_code(error, &[Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM])
 }
 
 fn has_code(error: &io::Error, codes: &[Errno]) -> bool {
@@ -138,6 +136,7 @@ fn has_code(error: &io::Error, codes: &[Errno]) -> bool {
 impl From<ConnectFailure> for ConnectError {
     fn from(failure: ConnectFailure) -> Self {
         match failure {
+            ConnectFailure::NotResolved(error @ LookupError::Shortage(_)) => Self::NotLookedUp(error),
             ConnectFailure::NotResolved(error) => Self::NotResolved(error),
             ConnectFailure::LookupTimedOut(within) => Self::LookupTimedOut(within),
             ConnectFailure::Unconnected(all) => Self::of_addresses(all),
@@ -154,7 +153,7 @@ impl ConnectError {
 
     /// The failure behind those of all addresses. If this machine lacks something, the server is not known.
     fn of_addresses(all: Unconnected) -> Self {
-        let is_lacking = |attempt: &FailedAttempt| attempt.error.as_ref().is_some_and(is_of_this_machine);
+        let is_lacking = |attempt: &FailedAttempt| attempt.error.as_ref().is_some_and(is_shortage);
         // No local port is left. With several addresses it may also be that this machine has no address of the family.
         let has_no_port = |attempt: &FailedAttempt| {
             attempt.error.as_ref().is_some_and(|error| has_code(error, &[Errno::ADDRNOTAVAIL]))
@@ -174,7 +173,7 @@ impl ConnectError {
 /// The system's error of a socket that is connected.
 impl From<io::Error> for HandshakeError {
     fn from(error: io::Error) -> Self {
-        if is_of_this_machine(&error) { Self::System(error) } else { Self::Broken(error) }
+        if is_shortage(&error) { Self::System(error) } else { Self::Broken(error) }
     }
 }
 
@@ -194,7 +193,7 @@ impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::System(all) | Self::Unreachable(all) | Self::TimedOut(all) => all.fmt(f),
-            Self::NotResolved(error) => error.fmt(f),
+            Self::NotLookedUp(error) | Self::NotResolved(error) => error.fmt(f),
             Self::LookupTimedOut(within) => {
                 write!(f, "its name was not resolved within {}", humantime::format_duration(*within))
             }
@@ -248,6 +247,10 @@ mod tests {
         HandshakeError::from(io::Error::from(errno)).into()
     }
 
+    fn lookup(error: LookupError) -> OpenError {
+        ConnectError::from(ConnectFailure::NotResolved(error)).into()
+    }
+
     #[test]
     fn a_failure_has_the_consequences_of_the_table() {
         use LinkFailure::{CannotConnect, NotResponding, System};
@@ -268,7 +271,10 @@ mod tests {
             (HandshakeError::Closed.into(), NotResponding, suspect, both),
             (OpenError::LeadsBack(SocketAddr::from(([192, 0, 2, 1], 4000))), CannotConnect, both, both),
             (handshake(Errno::CONNRESET), NotResponding, suspect, both),
-            (handshake(Errno::NOBUFS), NotResponding, suspect, suspect),
+            (handshake(Errno::NOBUFS), System, unchanged, unchanged),
+            (handshake(Errno::NOMEM), System, unchanged, unchanged),
+            (lookup(LookupError::NoAddress("name not known".to_owned())), CannotConnect, down, down),
+            (lookup(LookupError::Shortage("too many open files".to_owned())), System, unchanged, unchanged),
         ] {
             assert_eq!(error.link_failure(), failure, "{error:?}");
             assert_eq!(error.verdict_of_client(), of_client, "{error:?}");

@@ -29,14 +29,14 @@ use tracing::{debug, error, warn};
 
 use super::{Ingress, connection};
 use crate::{
-    log::Throttle,
+    log::{Throttle, Throttles},
     net::{
         Port,
         keepalive::watch_for_vanished,
         listen::{accept_queued, listen_beside},
     },
     runtime::Workers,
-    telemetry::outcome::AcceptError,
+    telemetry::outcome::{AcceptError, Outcome},
 };
 
 /// How long accepting pauses when descriptors or memory have run out.
@@ -46,12 +46,13 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Accepting {
     workers: Workers,
     pauses: Throttle,
-    errors: Throttle,
+    /// By [`AcceptError`].
+    errors: Throttles,
 }
 
 impl Accepting {
     pub(super) fn new(workers: Workers) -> Self {
-        Self { workers, pauses: Throttle::default(), errors: Throttle::default() }
+        Self { workers, pauses: Throttle::default(), errors: Throttles::new(AcceptError::ALL.len()) }
     }
 }
 
@@ -202,7 +203,7 @@ fn report_pause(ingress: &Ingress, port: u16) {
 /// Counts and logs an error of accept.
 fn report_error(ingress: &Ingress, class: AcceptError, failed: &io::Error, port: u16) {
     ingress.telemetry.listeners.accept_errors.count(class);
-    let Some(more) = ingress.accepting.errors.pass() else { return };
+    let Some(more) = ingress.accepting.errors.pass(class.index()) else { return };
     match class {
         AcceptError::Connection => warn!(port, %failed, more, "a connection was gone before it was accepted"),
         AcceptError::Exhausted => error!(port, %failed, more,

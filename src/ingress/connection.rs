@@ -315,7 +315,7 @@ fn report(ingress: &Ingress, dropped: &Dropped, origin: &Origin) {
     let (client, port, reason) = (origin.client, origin.port.number, outcome.name());
     if outcome.policy().level == Some(Level::DEBUG) {
         debug!(%client, port, reason, "connection dropped");
-    } else if let Some(more) = ingress.troubles.pass() {
+    } else if let Some(more) = ingress.dropped.pass(outcome.index()) {
         let detail = dropped.detail().map(ToString::to_string);
         info!(%client, port, reason, detail, more, "connection dropped");
     }

@@ -38,7 +38,7 @@ pub(super) use connection::serve;
 use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunnel::Service};
 use crate::{
     limits::Budget,
-    log::Throttle,
+    log::{Throttle, Throttles},
     stream::{ClosingBounds, close_in_stages, peer_has_left},
     telemetry::{
         Telemetry,
@@ -96,10 +96,11 @@ pub(super) struct HttpContext {
     telemetry: Arc<Telemetry>,
     /// Tells whether clients can be served.
     readiness: OnceLock<Readiness>,
-    /// For lines about refused clients. The connections that the ingress drops share it.
-    refused_clients: Arc<Throttle>,
+    /// For log lines about refused clients, by [`Refusal`].
+    refused_clients: Throttles,
     delayed_guesses: Throttle,
-    refused_requests: Throttle,
+    /// For log lines about refused requests, by [`RequestRefusal`].
+    refused_requests: Throttles,
 }
 
 impl HttpContext {
@@ -109,19 +110,18 @@ impl HttpContext {
         budget: Arc<Budget>,
         counters: Arc<ConnectionCounters>,
         telemetry: Arc<Telemetry>,
-        refused_clients: Arc<Throttle>,
     ) -> Arc<Self> {
         Arc::new(Self {
             settings: ArcSwap::from_pointee(settings.into()),
             tunnel,
-            web_server: WebServerClient::new(),
+            web_server: WebServerClient::new(Arc::clone(&telemetry)),
             budget,
             counters,
             telemetry,
             readiness: OnceLock::new(),
-            refused_clients,
+            refused_clients: Throttles::new(Refusal::ALL.len()),
             delayed_guesses: Throttle::default(),
-            refused_requests: Throttle::default(),
+            refused_requests: Throttles::new(RequestRefusal::ALL.len()),
         })
     }
 
@@ -142,7 +142,7 @@ impl HttpContext {
     /// Counts and logs a request that is refused for its form.
     fn record_refused_request(&self, reason: RequestRefusal, origin: &Origin) {
         self.telemetry.http.refused.count(reason);
-        if let Some(more) = self.refused_requests.pass() {
+        if let Some(more) = self.refused_requests.pass(reason.index()) {
             info!(client = %origin.client, port = origin.port.number, %reason, more, "HTTP request refused");
         }
     }
@@ -150,7 +150,7 @@ impl HttpContext {
     /// Counts and logs a tunnel session that is refused because there are too many.
     fn record_refused_session(&self, refusal: Refusal, client: SocketAddr, port: u16) {
         self.telemetry.sessions.refused.count(refusal);
-        if let Some(more) = self.refused_clients.pass() {
+        if let Some(more) = self.refused_clients.pass(refusal.index()) {
             warn!(%client, port, reason = refusal.name(), sessions = self.tunnel.sessions(), more, "client refused");
         }
     }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::{net::lookup_host, sync::Notify, time::timeout};
 use tracing::warn;
 
-use super::{attempts::AddressHistory, own::OwnListeners};
+use super::{attempts::AddressHistory, own::OwnListeners, shortage::shortage};
 use crate::log::Throttle;
 
 /// How long the addresses of a name are used without another look-up.
@@ -32,6 +32,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 pub enum LookupError {
     /// The name has no address: what the name server, or the system's resolver, reported.
     NoAddress(String),
+    /// The name was not looked up, because this machine lacks descriptors or memory: the system's error.
+    Shortage(String),
     /// Its only addresses are such on which this program itself listens.
     Own {
         /// One of its addresses.
@@ -45,6 +47,7 @@ impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoAddress(error) => f.write_str(error),
+            Self::Shortage(error) => write!(f, "its name was not looked up: {error}"),
             Self::Own { address, listener } => {
                 write!(f, "{address} is this program itself, which listens on {listener}")
             }
@@ -144,11 +147,7 @@ impl Resolution {
 impl Lookup {
     /// Looks the name up, with the system's resolver.
     async fn run(self: Arc<Self>) {
-        let found: io::Result<Vec<SocketAddr>> = lookup_host(&*self.name).await.map(Iterator::collect);
-        let found = match found {
-            Ok(found) => self.usable(found),
-            Err(error) => Err(LookupError::NoAddress(error.to_string())),
-        };
+        let found = self.look_up().await.and_then(|found| self.usable(found));
         let kept = self.resolution.lock().finish(found, Instant::now());
         if let Some(error) = kept
             && let Some(more) = self.lines.pass()
@@ -156,6 +155,18 @@ impl Lookup {
             warn!(server = self.name, %error, more, "name not resolved: its last addresses stay in force");
         }
         self.finished.notify_waiters();
+    }
+
+    /// All addresses of the name.
+    async fn look_up(&self) -> Result<Vec<SocketAddr>, LookupError> {
+        let lacks = || shortage().map_or(Ok(()), |error| Err(LookupError::Shortage(error.to_string())));
+        lacks()?;
+        let found: io::Result<Vec<SocketAddr>> = lookup_host(&*self.name).await.map(Iterator::collect);
+        if found.is_err() {
+            // The resolver may not say that this is the reason.
+            lacks()?;
+        }
+        found.map_err(|error| LookupError::NoAddress(error.to_string()))
     }
 
     /// The addresses of `found` that lead to another program, each of them once.

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tracing::Level;
 
 pub use super::policy::{Blame, Ends, Policy, Sent};
-use crate::wire::reason::Reason;
+use crate::{net::shortage::is_shortage, wire::reason::Reason};
 
 /// One kind of outcomes: a closed set of reasons.
 pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
@@ -276,6 +276,18 @@ outcomes! {
         BodyTooSlow = "body_too_slow": Client, INFO, Status(408);
     }
 
+    /// Why the web server behind a port gave no response that can be passed back.
+    WebServerError counted as "http_backend_errors" ends Request {
+        /// This machine has no descriptors, or no memory, for a connection to the web server.
+        Shortage = "shortage": System, WARN, Status(503);
+        /// The web server can't be reached, or closed the connection, or did not send HTTP.
+        NoResponse = "no_response": Server, WARN, Status(502);
+        /// The web server did not begin its response in time.
+        TooSlow = "too_slow": Server, WARN, Status(504);
+        /// The web server switched to another protocol, which no request asked for.
+        SwitchedProtocols = "switched_protocols": Server, WARN, Status(502);
+    }
+
     /// The outcome of a request of the HTTP tunnel.
     TunnelOutcome counted as "tunnel_requests" ends Request {
         /// A session was opened.
@@ -397,7 +409,7 @@ impl AcceptError {
     /// What an error of accept means.
     pub fn of(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw_os_error) {
-            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Self::Exhausted,
+            _ if is_shortage(error) => Self::Exhausted,
             Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
             // Linux returns network errors that a new connection already has from accept (accept(2)).
             _ => Self::Connection,

@@ -17,7 +17,10 @@ use super::{
     HttpSettings,
     response::{PortResponse, status_of},
 };
-use crate::{net::address::lies_in, telemetry::outcome::RequestRefusal};
+use crate::{
+    net::address::lies_in,
+    telemetry::outcome::{RequestRefusal, WebServerError},
+};
 use request_body::BodyError;
 
 /// Why a request is not passed on, or not to its end. The client's fault, or a limit of this multiplexer.
@@ -37,17 +40,6 @@ pub(super) enum BackendRefusal {
     Busy,
     /// The body did not come to its end.
     Body(BodyError),
-}
-
-/// Why the web server gave no response that can be passed back. Its own fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WebServerError {
-    /// It can't be reached, or closed, or did not send HTTP.
-    NoResponse,
-    /// It did not respond in time.
-    TooSlow,
-    /// It switched to another protocol, which nobody asked for.
-    SwitchedProtocols,
 }
 
 /// Why there is no response of the web server.
@@ -119,18 +111,13 @@ impl From<BackendRefusal> for PortResponse {
 
 impl From<WebServerError> for PortResponse {
     fn from(error: WebServerError) -> Self {
-        let (status, text) = match error {
-            WebServerError::NoResponse => {
-                (StatusCode::BAD_GATEWAY, "The web server behind this port does not answer.\n")
-            }
-            WebServerError::TooSlow => {
-                (StatusCode::GATEWAY_TIMEOUT, "The web server behind this port takes too long.\n")
-            }
-            WebServerError::SwitchedProtocols => {
-                (StatusCode::BAD_GATEWAY, "The web server behind this port gave no answer of HTTP.\n")
-            }
+        let text = match error {
+            WebServerError::Shortage => "No room for this request now.\n",
+            WebServerError::NoResponse => "The web server behind this port does not answer.\n",
+            WebServerError::TooSlow => "The web server behind this port takes too long.\n",
+            WebServerError::SwitchedProtocols => "The web server behind this port gave no answer of HTTP.\n",
         };
-        Self::page(status, text)
+        Self::page(status_of(error), text)
     }
 }
 
@@ -162,9 +149,10 @@ pub(super) async fn pass_on(
 /// Every error, for tests.
 #[cfg(test)]
 pub(super) fn every_error() -> Vec<BackendError> {
+    use crate::telemetry::outcome::Outcome;
     use BackendRefusal::*;
     let refusals =
         [Method, Target, Host, Expectation, Upgrade, Busy, Body(BodyError::Broken), Body(BodyError::TooSlow)];
-    let errors = [WebServerError::NoResponse, WebServerError::TooSlow, WebServerError::SwitchedProtocols];
-    refusals.map(BackendError::from).into_iter().chain(errors.map(BackendError::from)).collect()
+    let errors = WebServerError::ALL.iter().map(|error| BackendError::from(*error));
+    refusals.map(BackendError::from).into_iter().chain(errors).collect()
 }

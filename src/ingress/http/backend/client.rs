@@ -20,10 +20,16 @@ use hyper_util::{
 use tokio::time::timeout_at;
 use tracing::warn;
 
-use super::{BackendError, BackendRefusal, WebServerError, request_body::TimedBody};
+use super::{BackendError, BackendRefusal, request_body::TimedBody};
 use crate::{
     ingress::http::HttpSettings,
     limits::tally::{Permit, Tally},
+    log::Throttles,
+    net::shortage::{is_shortage, shortage},
+    telemetry::{
+        Telemetry,
+        outcome::{Outcome, WebServerError},
+    },
 };
 
 /// How long the web server may take to accept a connection.
@@ -41,10 +47,13 @@ const MAX_BUFFER: usize = 64 * 1024;
 pub(in crate::ingress::http) struct WebServerClient {
     client: Client<HttpConnector, TimedBody>,
     requests: Arc<Tally>,
+    telemetry: Arc<Telemetry>,
+    /// For log lines, by [`WebServerError`].
+    lines: Throttles,
 }
 
 impl WebServerClient {
-    pub(in crate::ingress::http) fn new() -> Self {
+    pub(in crate::ingress::http) fn new(telemetry: Arc<Telemetry>) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
@@ -54,7 +63,7 @@ impl WebServerClient {
             .pool_max_idle_per_host(MAX_IDLE)
             .http1_max_buf_size(MAX_BUFFER)
             .build(connector);
-        Self { client, requests: Arc::default() }
+        Self { client, requests: Arc::default(), telemetry, lines: Throttles::new(WebServerError::ALL.len()) }
     }
 
     /// Sends a request and waits for the head of its response. `url` and `client` are for the log.
@@ -83,23 +92,44 @@ impl WebServerClient {
         };
         match (response, progress.error()) {
             (Some(Ok(response)), _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                warn!(%client, %url, "web back end: it switches to another protocol, which no request asked for");
-                Err(WebServerError::SwitchedProtocols.into())
+                Err(self.failed(WebServerError::SwitchedProtocols, None, url, client))
             }
             (Some(Ok(response)), _) => Ok(response.map(|inner| WebServerBody { inner, _place: place })),
             // The web server has no response because the request never came to its end.
             (_, Some(error)) => Err(BackendRefusal::Body(error).into()),
             (Some(Err(error)), None) => {
-                let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
-                warn!(%client, %url, %error, source, "web back end: no response");
-                Err(WebServerError::NoResponse.into())
+                // The resolver, for example, may not say that it had no descriptor.
+                let lacks = is_of_a_shortage(&error) || shortage().is_some();
+                let reason = if lacks { WebServerError::Shortage } else { WebServerError::NoResponse };
+                Err(self.failed(reason, Some(&error), url, client))
             }
-            (None, None) => {
-                warn!(%client, %url, "web back end: no response in time");
-                Err(WebServerError::TooSlow.into())
-            }
+            (None, None) => Err(self.failed(WebServerError::TooSlow, None, url, client)),
         }
     }
+
+    /// Counts and logs that the web server gave no response that can be passed back.
+    fn failed(
+        &self,
+        reason: WebServerError,
+        error: Option<&dyn std::error::Error>,
+        url: &Uri,
+        client: SocketAddr,
+    ) -> BackendError {
+        self.telemetry.http.web_server_errors.count(reason);
+        if let Some(more) = self.lines.pass(reason.index()) {
+            // What hyper reports is short, and its source says what happened.
+            let source = error.and_then(std::error::Error::source).map(ToString::to_string);
+            let error = error.map(ToString::to_string);
+            warn!(%client, %url, %reason, error, source, more, "web back end: no response");
+        }
+        reason.into()
+    }
+}
+
+/// Whether `error` comes from a lack of descriptors or memory.
+fn is_of_a_shortage(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut sources = std::iter::successors(Some(error), |error| error.source());
+    sources.any(|error| error.downcast_ref().is_some_and(is_shortage))
 }
 
 /// A response's body. The request counts until it is dropped.

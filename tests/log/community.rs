@@ -1,5 +1,4 @@
-//! What outsiders can make the program write into its log, and do: each line that they can cause comes at most once per
-//! second and kind, and the next one says how many are missing.
+//! Lines about sessions and Community servers.
 
 use std::{
     net::SocketAddr,
@@ -16,60 +15,23 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::support::{
-    community::{Community, Connection},
-    frames::{self, Frame},
-    has, http,
-    peer::free_address,
-    program::{PROGRAM, Program, Setup, local},
-    wait_until,
+use crate::{
+    TIMES, assert_throttled, flood, lines_with, send_and_leave,
+    support::{
+        community::{Community, Connection},
+        frames::{self, Frame},
+        has, http,
+        peer::free_address,
+        program::{PROGRAM, Setup, local},
+        wait_until,
+    },
 };
-
-/// How often each line is provoked.
-const TIMES: usize = 10_000;
-/// Clients at the same time.
-const AT_ONCE: usize = 20;
 
 /// A Handshake that is whole, and unlike those of real clients. As in those, no address is written into it.
 fn odd_handshake() -> Vec<u8> {
     let mut body = [7; 40];
     body[8..12].fill(0);
     Frame::new(frames::HANDSHAKE, 0, &body).bytes()
-}
-
-/// A client that sends `bytes`, waits until the program answers or closes, and is gone.
-async fn send_and_leave(to: SocketAddr, bytes: &[u8]) {
-    let Ok(mut tcp) = TcpStream::connect(to).await else { return };
-    let _ = tcp.write_all(bytes).await;
-    let _ = tcp.read(&mut [0; 256]).await;
-}
-
-/// [`TIMES`] clients that send `bytes`.
-async fn flood(to: SocketAddr, bytes: Vec<u8>) {
-    let bytes = Arc::new(bytes);
-    let floods: Vec<_> = (0..AT_ONCE)
-        .map(|_| {
-            let bytes = Arc::clone(&bytes);
-            tokio::spawn(async move {
-                for _ in 0..TIMES / AT_ONCE {
-                    send_and_leave(to, &bytes).await;
-                }
-            })
-        })
-        .collect();
-    for flood in floods {
-        flood.await.unwrap();
-    }
-}
-
-fn lines_with(program: &Program, what: &str) -> usize {
-    program.log.lock().lines().filter(|line| line.contains(what)).count()
-}
-
-/// Asserts that there is at most one line with `what` for each second since `start`, and for each of `kinds`.
-fn assert_throttled(program: &Program, what: &str, kinds: usize, start: Instant) {
-    let (lines, most) = (lines_with(program, what), kinds * (start.elapsed().as_secs() as usize + 2));
-    assert!(lines <= most, "{lines} lines with {what:?} in {:?}, of which {most} are allowed", start.elapsed());
 }
 
 /// A server that answers each Handshake, except odd ones, on which it closes. Counts its connections.
