@@ -142,6 +142,11 @@ impl Ingress {
         self.settings.store(Arc::new(settings));
     }
 
+    /// Sets what tells whether clients can be served, which health checks ask for over HTTP. It is set once.
+    pub fn set_readiness(&self, is_ready: impl Fn() -> bool + Send + Sync + 'static) {
+        self.http.set_readiness(Box::new(is_ready));
+    }
+
     /// The server's TLS certificate.
     pub fn certificate(&self) -> Arc<tls::Certificate> {
         self.tls.certificate()

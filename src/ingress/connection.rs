@@ -41,7 +41,7 @@ use crate::{
         address::{canonical, lies_in},
     },
     runtime::scratch,
-    stream::{Replayed, Stream, StreamError, refuse},
+    stream::{Replayed, Stream, peer_has_left, refuse},
     telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
     wire::Transport,
 };
@@ -241,13 +241,17 @@ impl Connection {
         // `Identification` finds no TLS inside TLS.
         let ClientStream::Plain(tcp) = self.stream else { return None };
         let accepted = timeout_at(deadline.into(), self.ingress.tls.accept(Replayed::new(first, tcp))).await;
-        let outcome = if matches!(accepted, Ok(Ok(_))) { TlsOutcome::Accepted } else { TlsOutcome::Failed };
-        self.ingress.telemetry.tls.handshakes.count(outcome);
-        let dropped = match accepted {
-            Ok(Ok(tls)) => return Some(Self { stream: ClientStream::Tls(Box::new(tls)), ..self }),
-            Ok(Err(error)) => Dropped::TlsHandshake(error),
-            Err(_) => Dropped::LoginTimeout,
+        let handshakes = &self.ingress.telemetry.tls.handshakes;
+        let (dropped, outcome) = match accepted {
+            Ok(Ok(tls)) => {
+                handshakes.count(TlsOutcome::Accepted);
+                return Some(Self { stream: ClientStream::Tls(Box::new(tls)), ..self });
+            }
+            Ok(Err(error)) if peer_has_left(&error) => (Dropped::ClosedEarly, TlsOutcome::Abandoned),
+            Ok(Err(error)) => (Dropped::TlsHandshake(error), TlsOutcome::Failed),
+            Err(_) => (Dropped::LoginTimeout, TlsOutcome::Failed),
         };
+        handshakes.count(outcome);
         report(&self.ingress, &dropped, &self.origin);
         None
     }
@@ -272,7 +276,7 @@ async fn identify(stream: &mut ClientStream, identification: &mut Identification
             Ok(Some(Ok(Some(identified)))) => return Ok(identified),
             Ok(Some(Err(error))) => return Err(Dropped::ProxyHeader(error)),
             Ok(None) => return Err(Dropped::ClosedEarly),
-            Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => return Err(Dropped::ClosedEarly),
+            Err(error) if peer_has_left(&error) => return Err(Dropped::ClosedEarly),
             Err(error) => return Err(Dropped::Broken(error)),
         }
     }

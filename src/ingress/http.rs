@@ -9,7 +9,13 @@
 //! them. hyper reads every other request. Between two requests a connection keeps nothing but its stream. A connection
 //! with a streaming client's GET request goes to the core, see [`streaming`].
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    iter,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use hyper::{StatusCode, Uri};
@@ -35,7 +41,7 @@ use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunn
 use crate::{
     limits::Budget,
     log::{Throttle, Throttles},
-    stream::{ClosingBounds, close_in_stages},
+    stream::{ClosingBounds, close_in_stages, peer_has_left},
     telemetry::{
         Telemetry,
         outcome::{ConnectionDrop, Outcome, Refusal, RequestRefusal},
@@ -78,6 +84,9 @@ impl From<&IngressSettings> for HttpSettings {
     }
 }
 
+/// Tells whether clients can be served at present.
+pub(super) type Readiness = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Everything that HTTP on the client ports works with. Nothing in this room sees the rest of the ingress.
 pub(super) struct HttpContext {
     settings: ArcSwap<HttpSettings>,
@@ -87,6 +96,8 @@ pub(super) struct HttpContext {
     /// For the rate of requests for tunnel sessions that do not exist.
     counters: Arc<ConnectionCounters>,
     telemetry: Arc<Telemetry>,
+    /// Tells whether clients can be served.
+    readiness: OnceLock<Readiness>,
     /// For log lines about refused clients, by [`Refusal`].
     refused_clients: Throttles,
     delayed_guesses: Throttle,
@@ -109,6 +120,7 @@ impl HttpContext {
             budget,
             counters,
             telemetry,
+            readiness: OnceLock::new(),
             refused_clients: Throttles::new(Refusal::ALL.len()),
             delayed_guesses: Throttle::default(),
             refused_requests: Throttles::new(RequestRefusal::ALL.len()),
@@ -118,6 +130,15 @@ impl HttpContext {
     /// Uses new settings for every request that is read from now on.
     pub(super) fn reconfigure(&self, settings: &IngressSettings) {
         self.settings.store(Arc::new(settings.into()));
+    }
+
+    /// Sets what tells whether clients can be served. It is set once; until then they can.
+    pub(super) fn set_readiness(&self, readiness: Readiness) {
+        let _ = self.readiness.set(readiness);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.readiness.get().is_none_or(|is_ready| is_ready())
     }
 
     /// Counts and logs a request that is refused for its form.
@@ -145,8 +166,11 @@ impl HttpContext {
     }
 
     /// Counts a connection that ended with an error.
-    fn record_dropped(&self, origin: &Origin, error: &dyn std::error::Error) {
-        self.telemetry.connections.dropped.count(ConnectionDrop::Http);
+    fn record_dropped(&self, origin: &Origin, error: &(dyn Error + 'static)) {
+        let causes = iter::successors(Some(error), |&error| error.source());
+        let has_left = causes.filter_map(|cause| cause.downcast_ref()).any(peer_has_left);
+        let reason = if has_left { ConnectionDrop::ClosedEarly } else { ConnectionDrop::Http };
+        self.telemetry.connections.dropped.count(reason);
         debug!(client = %origin.client, port = origin.port.number, %error, "HTTP connection ended");
     }
 }

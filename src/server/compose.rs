@@ -86,6 +86,8 @@ impl Server {
         }
         let listening = Arc::downgrade(&server);
         own.set_source(move || listening.upgrade().map(|server| Self(server).addresses()).unwrap_or_default());
+        let serving = Arc::downgrade(&server);
+        server.ingress.set_readiness(move || serving.upgrade().is_some_and(|server| server.obstacles().is_empty()));
         tokio::spawn(retry::retry(Arc::downgrade(&server)));
         tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
         Ok(Self(server))

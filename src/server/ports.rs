@@ -231,6 +231,13 @@ impl Ports {
         .collect()
     }
 
+    /// Why the listeners of a section are down that are down.
+    pub(super) fn errors(&self, section: Section) -> Vec<String> {
+        let table = self.table.lock();
+        let of_section = table.listeners.iter().filter(|listener| listener.request.settings.section == section);
+        of_section.filter_map(|listener| Some(listener.state.as_ref().err()?.what.clone())).collect()
+    }
+
     /// The state of every listener.
     pub(super) fn snapshot(&self) -> Vec<ListenerSnapshot> {
         self.table.lock().snapshot()

@@ -218,7 +218,7 @@ outcomes! {
 
     /// Why a connection never became a session.
     ConnectionDrop counted as "connections_dropped" ends Connection {
-        /// The client closed before it sent enough to show its protocol, as health checks and port scans do.
+        /// The client left before its protocol was known, in the TLS handshake, or by resetting HTTP, as health checks do.
         ClosedEarly = "closed_early": None, DEBUG, Nothing;
         /// The client did not show its protocol within `limits.login_timeout`.
         LoginTimeout = "login_timeout": Client, INFO, Farewell(Reason::TimedOut);
@@ -340,6 +340,8 @@ outcomes! {
     TlsOutcome counted as "tls_handshakes" ends Connection {
         /// The handshake succeeded.
         Accepted = "accepted": None, UNLOGGED, Nothing;
+        /// The client closed or reset the connection before the end of the handshake, as health checks do.
+        Abandoned = "abandoned": None, UNLOGGED, Nothing;
         /// The handshake failed, or did not end within `limits.login_timeout`.
         Failed = "failed": Client, UNLOGGED, Nothing;
     }

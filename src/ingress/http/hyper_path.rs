@@ -176,10 +176,10 @@ async fn respond(context: &HttpContext, request: Request<Incoming>, origin: Orig
             if page == PortPage::NoSuchTunnel {
                 context.telemetry.tunnel.malformed_path();
             }
-            return encode(page.into());
+            return encode(page.at(|| context.is_ready()).into());
         }
         // Without signs, no request opens a stream.
-        Destination::OpenStream => return encode(PortPage::TunnelReady.into()),
+        Destination::OpenStream => return encode(PortPage::NoSuchTunnel.into()),
     };
     let held = HeldBytes::none(&context.budget, client.ip());
     encode(match HeldBody::read(request.into_body(), &settings, held).await {
