@@ -63,7 +63,7 @@ const INSIDE: &[(&str, &[&str])] = &[
             "response",
         ],
     ),
-    ("ingress/http/backend", &["client forward", "request_body"]),
+    ("ingress/http/backend", &["client forward", "request_body response_body connector origin_headers", "failures"]),
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream streaming", "handle", "live", "session response", "token"]),
     ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
