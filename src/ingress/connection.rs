@@ -135,7 +135,7 @@ struct Connection {
 
 /// Serves a connection on the present runtime, in a task of its own.
 pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: Port) {
-    let origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
+    let origin = Origin { client: canonical(peer), port, is_tls: false, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let is_behind_proxy = lies_in(&settings.proxy_protocol_from, origin.client.ip());
     let permit = ingress.counters.enter(&settings.limits).and_then(|mut permit| {
@@ -248,7 +248,8 @@ impl Connection {
         let (dropped, outcome) = match accepted {
             Ok(Ok(tls)) => {
                 handshakes.count(TlsOutcome::Accepted);
-                return Some(Self { stream: ClientStream::Tls(Box::new(tls)), ..self });
+                let (stream, origin) = (ClientStream::Tls(Box::new(tls)), Origin { is_tls: true, ..self.origin });
+                return Some(Self { stream, origin, ..self });
             }
             Ok(Err(error)) if peer_has_left(&error) => (Dropped::ClosedEarly, TlsOutcome::Abandoned),
             Ok(Err(error)) => (Dropped::TlsHandshake(error), TlsOutcome::Failed),

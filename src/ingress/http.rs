@@ -20,7 +20,7 @@ use arc_swap::ArcSwap;
 use hyper::{StatusCode, Uri};
 use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, info, warn};
 
 mod backend;
 mod connection;
@@ -39,6 +39,7 @@ use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunn
 use crate::{
     limits::Budget,
     log::{Throttle, Throttles},
+    net::{loop_guard::LoopGuard, own::OwnListeners},
     stream::{ClosingBounds, close_in_stages, peer_has_left},
     telemetry::{
         Telemetry,
@@ -67,6 +68,8 @@ struct HttpSettings {
     web_server: Option<Uri>,
     /// How many requests may be at the web server at once.
     max_web_server_requests: usize,
+    /// How long the web server may take to begin its response, and may pause in it.
+    web_server_timeout: Duration,
 }
 
 impl From<&IngressSettings> for HttpSettings {
@@ -78,6 +81,7 @@ impl From<&IngressSettings> for HttpSettings {
             max_tunnel_request: 2 * settings.max_frame as usize + 64 * 1024,
             web_server: settings.http_backend.clone(),
             max_web_server_requests: settings.http_backend_connections,
+            web_server_timeout: settings.http_backend_response_timeout,
         }
     }
 }
@@ -90,6 +94,8 @@ pub(super) struct HttpContext {
     settings: ArcSwap<HttpSettings>,
     tunnel: Arc<Service>,
     web_server: WebServerClient,
+    /// `None`: the system has no random numbers.
+    loop_guard: Option<LoopGuard>,
     budget: Arc<Budget>,
     /// For the rate of requests for tunnel sessions that do not exist.
     counters: Arc<ConnectionCounters>,
@@ -110,11 +116,17 @@ impl HttpContext {
         budget: Arc<Budget>,
         counters: Arc<ConnectionCounters>,
         telemetry: Arc<Telemetry>,
+        own: OwnListeners,
     ) -> Arc<Self> {
+        let loop_guard = LoopGuard::new();
+        if let Err(error) = &loop_guard {
+            warn!(%error, "the system has no random numbers: a web back end that leads back to this program is not noticed");
+        }
         Arc::new(Self {
             settings: ArcSwap::from_pointee(settings.into()),
             tunnel,
-            web_server: WebServerClient::new(Arc::clone(&telemetry)),
+            web_server: WebServerClient::new(own, Arc::clone(&telemetry)),
+            loop_guard: loop_guard.ok(),
             budget,
             counters,
             telemetry,
@@ -139,11 +151,15 @@ impl HttpContext {
         self.readiness.get().is_none_or(|is_ready| is_ready())
     }
 
-    /// Counts and logs a request that is refused for its form.
+    /// Counts and logs a request that is refused.
     fn record_refused_request(&self, reason: RequestRefusal, origin: &Origin) {
         self.telemetry.http.refused.count(reason);
-        if let Some(more) = self.refused_requests.pass(reason.index()) {
-            info!(client = %origin.client, port = origin.port.number, %reason, more, "HTTP request refused");
+        let Some(more) = self.refused_requests.pass(reason.index()) else { return };
+        let (client, port) = (origin.client, origin.port.number);
+        if reason.policy().level == Some(Level::WARN) {
+            warn!(%client, port, %reason, more, "HTTP request refused");
+        } else {
+            info!(%client, port, %reason, more, "HTTP request refused");
         }
     }
 

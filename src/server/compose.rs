@@ -62,6 +62,7 @@ impl Server {
             Arc::new(mux.clone()) as Arc<dyn Core>,
             workers,
             Arc::clone(&telemetry),
+            own.clone(),
         );
         let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));
         // There is nothing to close.

@@ -58,6 +58,13 @@ static PAGE_ALLOW: FixedHeaders = fixed_headers! {
     "cache-control": "no-store";
     "allow": "POST, GET, HEAD, OPTIONS";
 };
+/// A page with status 405, for a method that is not passed on.
+static PAGE_ALLOW_WEB: FixedHeaders = fixed_headers! {
+    "content-type": "text/plain; charset=utf-8";
+    "x-content-type-options": "nosniff";
+    "cache-control": "no-store";
+    "allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+};
 /// Bytes of the tunnel.
 static TUNNEL: FixedHeaders = fixed_headers! {
     "content-type": "application/octet-stream";
@@ -110,6 +117,11 @@ impl PortResponse {
     /// A page that names the methods of the tunnel's paths.
     pub(super) fn tunnel_methods(status: StatusCode, text: &'static str) -> Self {
         Self { headers: &PAGE_ALLOW, ..Self::page(status, text) }
+    }
+
+    /// 405, for a method that is not passed on to the web server.
+    pub(super) fn web_method_not_allowed(text: &'static str) -> Self {
+        Self { headers: &PAGE_ALLOW_WEB, ..Self::page(StatusCode::METHOD_NOT_ALLOWED, text) }
     }
 
     /// The same response, behind which the connection closes.
