@@ -29,7 +29,7 @@ use tracing::{Level, debug, info};
 use super::{
     ClientCertificates, Ingress, IngressSettings, Origin,
     connection_limits::ConnectionLimitReached,
-    detect::{Protocol, detect},
+    detect::Protocol,
     http,
     identify::{Identification, Identified, IdentifyError, ProxyHeader},
     tls::TlsConnection,
@@ -151,7 +151,10 @@ pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, por
             let connection = Connection { ingress, stream, origin, permit, identification, unchecked: Some(settings) };
             tokio::spawn(connection.serve());
         }
-        Err(reached) => drop(tokio::spawn(refuse_uncounted(ingress, tcp, origin, reached))),
+        Err(reached) => {
+            let identification = Identification::new(is_behind_proxy);
+            tokio::spawn(refuse_uncounted(ingress, tcp, origin, identification, reached));
+        }
     }
 }
 
@@ -284,15 +287,28 @@ async fn identify(stream: &mut ClientStream, identification: &mut Identification
 }
 
 /// Drops a connection that a limit leaves no room for. Sends the reason to the client if its first bytes arrive at
-/// once, which show the protocol.
-async fn refuse_uncounted(ingress: Arc<Ingress>, tcp: TcpStream, origin: Origin, reached: ConnectionLimitReached) {
+/// once, which show the protocol; behind a trusted proxy, the PROXY header is in front of them.
+async fn refuse_uncounted(
+    ingress: Arc<Ingress>,
+    tcp: TcpStream,
+    mut origin: Origin,
+    mut identification: Identification,
+    reached: ConnectionLimitReached,
+) {
+    let (permit, mut stream) = (ingress.counters.try_notify(), ClientStream::Plain(tcp));
+    let identified = match permit {
+        Some(_) => timeout(FIRST_BYTES_TIMEOUT, identify(&mut stream, &mut identification)).await.ok(),
+        None => None,
+    };
+    let protocol = identified.and_then(Result::ok).map(|identified| {
+        if let ProxyHeader::Read { client: Some(client) } = identified.proxy_header {
+            origin.client = canonical(client);
+        }
+        identified.protocol
+    });
     report(&ingress, &Dropped::Limit(reached), &origin);
-    let Some(_permit) = ingress.counters.try_notify() else { return };
-    let mut begun = [0; 8];
-    if let Ok(Ok(n)) = timeout(FIRST_BYTES_TIMEOUT, tcp.peek(&mut begun)).await
-        && let Some(protocol) = detect(&begun[..n])
-    {
-        send_refusal(ClientStream::Plain(tcp), protocol, reached.outcome()).await;
+    if let Some(protocol) = protocol {
+        send_refusal(stream, protocol, reached.outcome()).await;
     }
 }
 

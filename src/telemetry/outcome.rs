@@ -418,6 +418,8 @@ outcomes! {
         Admin = "admin": System, ERROR, Nothing;
         /// The sandbox Community server cannot be started.
         Sandbox = "sandbox": System, ERROR, Nothing;
+        /// The program is being stopped, and its ports are closed.
+        Stopping = "stopping": None, ERROR, Nothing;
     }
 }
 
