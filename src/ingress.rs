@@ -20,7 +20,7 @@ use ipnet::IpNet;
 
 use crate::{
     log::Throttles,
-    net::{Port, Section},
+    net::{Port, Section, own::OwnListeners},
     runtime::Workers,
     stream::{Arrival, Core, Stream, Via},
     telemetry::{
@@ -80,6 +80,8 @@ pub struct IngressSettings {
     pub http_backend: Option<hyper::Uri>,
     /// How many requests may be at the web server at once.
     pub http_backend_connections: usize,
+    /// How long the web server may take to begin its response, and may pause in it.
+    pub http_backend_response_timeout: Duration,
     /// The HTTP tunnel.
     pub tunnel: tunnel::TunnelSettings,
 }
@@ -102,14 +104,15 @@ pub struct Ingress {
 }
 
 impl Ingress {
-    /// An ingress that hands clients to `core` and serves connections on `workers`. It has to be called on a tokio
-    /// runtime, which the ingress's own tasks run on.
+    /// An ingress that hands clients to `core` and serves connections on `workers`. Its web server is not one of `own`.
+    /// It has to be called on a tokio runtime, which the ingress's own tasks run on.
     pub fn start(
         settings: IngressSettings,
         tls: tls::Acceptor,
         core: Arc<dyn Core>,
         workers: Workers,
         telemetry: Arc<Telemetry>,
+        own: OwnListeners,
     ) -> Arc<Self> {
         let counters = connection_limits::ConnectionCounters::new();
         tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
@@ -120,6 +123,7 @@ impl Ingress {
             core.budget(),
             Arc::clone(&counters),
             Arc::clone(&telemetry),
+            own,
         );
         Arc::new(Self {
             accepting: accept::Accepting::new(workers),
@@ -140,6 +144,11 @@ impl Ingress {
         self.tunnel.reconfigure(settings.tunnel.clone());
         self.http.reconfigure(&settings);
         self.settings.store(Arc::new(settings));
+    }
+
+    /// Sets what tells whether clients can be served, which health checks ask for over HTTP. It is set once.
+    pub fn set_readiness(&self, is_ready: impl Fn() -> bool + Send + Sync + 'static) {
+        self.http.set_readiness(Box::new(is_ready));
     }
 
     /// The server's TLS certificate.
@@ -179,6 +188,8 @@ struct Origin {
     client: SocketAddr,
     /// The port that it came to.
     port: Port,
+    /// Whether the connection uses TLS.
+    is_tls: bool,
     /// When the connection was accepted.
     accepted: Instant,
 }

@@ -18,7 +18,7 @@ mod refusal;
 pub use self::{
     admission::Core,
     arrival::{Arrival, Via},
-    error::StreamError,
+    error::{StreamError, peer_has_left},
     io::{Duplex, Replayed, Stream},
     link::{Community, Lease, Link, LinkError, LinkFailure, Linking, MoreFromClient},
     refusal::{ClosingBounds, close_in_stages, linger, refuse},

@@ -56,7 +56,7 @@ const INSIDE: &[(&str, &[&str])] = &[
         "ingress/http",
         &["connection", "hyper_path", "fast_path backend tunnel_request guard", "route framing forwarded", "response"],
     ),
-    ("ingress/http/backend", &["client forward", "request_body"]),
+    ("ingress/http/backend", &["client forward", "request_body response_body connector origin_headers", "failures"]),
     ("ingress/http/framing", &["words"]),
     ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
     ("mux", &["session", "opening", "relay", "direction closing", "facts report", "end", "admission"]),

@@ -68,6 +68,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("http_backend.url", "\"http://user@web.example\"", "is more, or less, than http://host:port"),
     ("http_backend.url", "\"http://10.0.0.256\"", "\"10.0.0.256\" is neither an address nor a name"),
     ("http_backend.connections", "0", "0 is out of bounds"),
+    ("http_backend.response_timeout", "\"99ms\"", "is out of bounds"),
     ("tls.certificate", "\"\"", "\"\" is no file"),
     ("tls.private_key", "7", "7: invalid type: integer"),
     ("tls.client_certificates", "\"on\"", "unknown variant `on`"),

@@ -297,9 +297,6 @@ async fn other_requests_go_to_the_web_back_end() {
         !request.contains("x-mine") && !request.contains("te: trailers") && !request.contains("6.6.6.6"),
         "{request}"
     );
-    let upgrade = b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    let mut stream = http::tcp(mux.raw()).await;
-    assert_eq!(exchange(&mut stream, upgrade).await.unwrap().status, 501);
     let mut stream = http::tcp(mux.raw()).await;
     let gone = exchange(&mut stream, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert_eq!(gone.status, 502, "the back end is gone");

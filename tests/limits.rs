@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sametime_mux::wire::proxy_protocol;
 use support::{
     client::{Client, Transport},
     community::{Community, Connection},
@@ -124,6 +125,39 @@ async fn behind_a_trusted_proxy_the_client_is_counted_and_not_the_proxy() {
     let mut other = behind("192.0.2.8", page).await;
     assert_eq!(http::read_response(&mut other).await.unwrap().status, 200);
     assert_eq!(dropped(&mux, "connections_per_address").await, 2.0);
+}
+
+#[tokio::test]
+async fn behind_a_trusted_proxy_a_client_without_room_is_refused_in_its_own_protocol() {
+    let trusted = "[listeners]\nproxy_protocol_from = [\"127.0.0.1\"]\n[limits]\nconnections = 1\n";
+    let (_community, mux) = echo_mux(trusted).await;
+    let _silent = connect_from("127.0.0.9", mux.raw()).await;
+    in_time("it", async { while mux.metric("sametime_mux_connections").await < 1.0 {} }).await;
+    let v1 = b"PROXY TCP4 192.0.2.7 127.0.0.1 5000 1533\r\n".to_vec();
+    let v2 = proxy_protocol::v2("192.0.2.7:5000".parse().unwrap(), "127.0.0.1:1533".parse().unwrap());
+    for header in [v1, v2] {
+        // The header and the client's bytes come together, or not.
+        for pause in [0, 20] {
+            let behind = async |bytes: &[u8]| {
+                let mut stream = connect_from("127.0.0.1", mux.raw()).await;
+                stream.write_all(&header).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                stream.write_all(bytes).await.unwrap();
+                stream
+            };
+            let mut raw = behind(&frames::handshake().bytes()).await;
+            assert_eq!(Frame::read(&mut raw).await.expect("a DestroyCnl").reason(), FULL);
+            let mut page = behind(b"GET /CommunityCBR HTTP/1.1\r\nHost: x\r\n\r\n").await;
+            assert_eq!(http::read_response(&mut page).await.unwrap().status, 503);
+            let mut tls = behind(b"\x16\x03\x01").await;
+            assert_eq!(tls.read_to_end(&mut Vec::new()).await.unwrap(), 0, "nothing can be sent before the handshake");
+        }
+    }
+    // A peer that has to send a header and does not gets nothing, as always.
+    let mut without = connect_from("127.0.0.1", mux.raw()).await;
+    without.write_all(&frames::handshake().bytes()).await.unwrap();
+    assert!(!matches!(without.read_to_end(&mut Vec::new()).await, Ok(1..)));
+    assert_eq!(dropped(&mux, "connections").await, 13.0);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use support::{
     community::Community,
     frames, http, in_time,
     peer::text,
-    program::{PROGRAM, Setup, free_ports, local},
+    program::{PROGRAM, Sandbox, Setup, free_ports, local},
 };
 
 const NOT_RESPONDING: u32 = 0x8000_020C;
@@ -330,6 +330,31 @@ async fn status_and_metrics_report_sessions() {
     let nobody = Command::new(PROGRAM).args(["status", "--admin", "http://127.0.0.1:1"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     assert!(text(&nobody.stderr).contains("Is the server running"));
+}
+
+#[tokio::test]
+async fn a_port_that_is_down_shows_the_reason_of_the_last_attempt() {
+    let setup = Setup::new("");
+    let port = setup.http;
+    let first = TcpListener::bind(("127.0.0.2", port)).unwrap();
+    let program = setup.start();
+    let error = async || {
+        let status = program.status().await;
+        let listeners = status["listeners"].as_array().unwrap().iter();
+        let down = listeners.filter(|listener| listener["port"] == port).map(|listener| listener["error"].to_string());
+        down.collect::<String>()
+    };
+    let holder = error().await;
+    assert!(holder.contains(&format!("(process {})", std::process::id())), "{holder}");
+    // Another process holds a part of the port before this one gives it up.
+    let _second = Sandbox::start_at(local(port)).await;
+    drop(first);
+    in_time("the other reason", async {
+        while !error().await.contains("in use by sametime-mux (process ") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

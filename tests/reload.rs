@@ -14,12 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sametime_mux::{config::Settings, ingress::ListenerSettings, server::Server, telemetry::outcome::ReloadRefusal};
 use support::{
     Random,
     community::Community,
-    http,
+    http, mux,
     peer::text,
-    program::{PROGRAM, Program, Setup, local},
+    program::{PROGRAM, Program, Setup, free_ports, local},
 };
 
 const TOKEN: &str = "open sesame";
@@ -388,4 +389,36 @@ fn a_reload_at_any_moment_of_the_start_kills_nothing() {
         let status = ended(&mut child, Duration::from_secs(60)).expect("an end");
         assert_eq!((status.code(), status.signal()), (Some(0), None));
     }
+}
+
+/// Settings with a Community port at each of these numbers.
+fn on_ports(ports: &[u16], folder: &Path) -> Settings {
+    let mut settings = mux::settings("", folder);
+    let one = settings.ingress.listeners[0].clone();
+    settings.ingress.listeners = ports.iter().map(|&port| ListenerSettings { port, ..one.clone() }).collect();
+    settings
+}
+
+#[tokio::test]
+async fn a_reload_after_the_ports_were_closed_opens_nothing() {
+    let (folder, [first, second]) = (tempfile::tempdir().unwrap(), free_ports());
+    let server = Server::start(on_ports(&[first], folder.path())).await.unwrap();
+    let is_open = |port| std::net::TcpStream::connect(local(port)).is_ok();
+    assert!(is_open(first));
+    server.drain().await;
+    let admin = server.admin_address().expect("the admin endpoint still answers");
+    for ports in [&[first][..], &[first, second]] {
+        // A request that moves the admin endpoint, too.
+        let mut settings = on_ports(ports, folder.path());
+        settings.admin.listen = Some(local(0));
+        let refused = server.reload(settings).await.expect_err("the server is being stopped");
+        assert_eq!(refused.reason, ReloadRefusal::Stopping, "{refused}");
+        assert!(!is_open(first) && !is_open(second));
+    }
+    assert_eq!(server.admin_address(), Some(admin));
+    assert!(server.listeners().is_empty());
+    server.stop();
+    let refused = server.reload(on_ports(&[first], folder.path())).await.expect_err("it has stopped");
+    assert_eq!(refused.reason, ReloadRefusal::Stopping);
+    assert!(!is_open(first) && server.admin_address().is_none());
 }

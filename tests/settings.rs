@@ -133,6 +133,7 @@ fn setting(settings: &Settings, key: &str) -> Option<String> {
         "community.check" => word(&community.check),
         "community.check_interval" => ms_or_never(community.check_interval),
         "http_backend.connections" => ingress.http_backend_connections.to_string(),
+        "http_backend.response_timeout" => ms(ingress.http_backend_response_timeout),
         "limits.capacity" => core.capacity.to_string(),
         "limits.per_address" => core.per_address.to_string(),
         "limits.logging_in" => core.logging_in.to_string(),

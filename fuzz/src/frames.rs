@@ -1,5 +1,5 @@
-//! Frames: in any fragmentation, the scanner finds the same heads and the same error as a plain reader, and the same bytes
-//! are relayed.
+//! Frames: in any fragmentation, the scanner finds the same heads and the same error as a plain reader, and the same
+//! bytes are relayed.
 
 use sametime_mux::wire::{
     frame::{self, First, FrameError, HEADER, Head, LENGTH, Relayable, Scanner, first, is_keep_alive},

@@ -51,6 +51,7 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
         tls,
         http_backend: http_backend.url,
         http_backend_connections: http_backend.connections,
+        http_backend_response_timeout: http_backend.response_timeout,
         tunnel,
     };
     let form = reader.form();

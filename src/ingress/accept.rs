@@ -77,9 +77,10 @@ impl OpenPort {
         self.tasks
     }
 
-    /// Closes the port at once: what the kernel has accepted is reset.
-    pub fn abort(self) {
+    /// Closes the port at once: what the kernel has accepted is reset. The port is closed when the tasks have ended.
+    pub fn abort(self) -> Vec<JoinHandle<()>> {
         self.tasks.iter().for_each(JoinHandle::abort);
+        self.tasks
     }
 
     /// What ends its tasks, also after [`close`](Self::close).

@@ -29,7 +29,7 @@ use tracing::{Level, debug, info};
 use super::{
     ClientCertificates, Ingress, IngressSettings, Origin,
     connection_limits::ConnectionLimitReached,
-    detect::{Protocol, detect},
+    detect::Protocol,
     http,
     identify::{Identification, Identified, IdentifyError, ProxyHeader},
     tls::TlsConnection,
@@ -41,7 +41,7 @@ use crate::{
         address::{canonical, lies_in},
     },
     runtime::scratch,
-    stream::{Replayed, Stream, StreamError, refuse},
+    stream::{Replayed, Stream, peer_has_left, refuse},
     telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
     wire::Transport,
 };
@@ -135,7 +135,7 @@ struct Connection {
 
 /// Serves a connection on the present runtime, in a task of its own.
 pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: Port) {
-    let origin = Origin { client: canonical(peer), port, accepted: Instant::now() };
+    let origin = Origin { client: canonical(peer), port, is_tls: false, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let is_behind_proxy = lies_in(&settings.proxy_protocol_from, origin.client.ip());
     let permit = ingress.counters.enter(&settings.limits).and_then(|mut permit| {
@@ -151,7 +151,10 @@ pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, por
             let connection = Connection { ingress, stream, origin, permit, identification, unchecked: Some(settings) };
             tokio::spawn(connection.serve());
         }
-        Err(reached) => drop(tokio::spawn(refuse_uncounted(ingress, tcp, origin, reached))),
+        Err(reached) => {
+            let identification = Identification::new(is_behind_proxy);
+            tokio::spawn(refuse_uncounted(ingress, tcp, origin, identification, reached));
+        }
     }
 }
 
@@ -241,13 +244,18 @@ impl Connection {
         // `Identification` finds no TLS inside TLS.
         let ClientStream::Plain(tcp) = self.stream else { return None };
         let accepted = timeout_at(deadline.into(), self.ingress.tls.accept(Replayed::new(first, tcp))).await;
-        let outcome = if matches!(accepted, Ok(Ok(_))) { TlsOutcome::Accepted } else { TlsOutcome::Failed };
-        self.ingress.telemetry.tls.handshakes.count(outcome);
-        let dropped = match accepted {
-            Ok(Ok(tls)) => return Some(Self { stream: ClientStream::Tls(Box::new(tls)), ..self }),
-            Ok(Err(error)) => Dropped::TlsHandshake(error),
-            Err(_) => Dropped::LoginTimeout,
+        let handshakes = &self.ingress.telemetry.tls.handshakes;
+        let (dropped, outcome) = match accepted {
+            Ok(Ok(tls)) => {
+                handshakes.count(TlsOutcome::Accepted);
+                let (stream, origin) = (ClientStream::Tls(Box::new(tls)), Origin { is_tls: true, ..self.origin });
+                return Some(Self { stream, origin, ..self });
+            }
+            Ok(Err(error)) if peer_has_left(&error) => (Dropped::ClosedEarly, TlsOutcome::Abandoned),
+            Ok(Err(error)) => (Dropped::TlsHandshake(error), TlsOutcome::Failed),
+            Err(_) => (Dropped::LoginTimeout, TlsOutcome::Failed),
         };
+        handshakes.count(outcome);
         report(&self.ingress, &dropped, &self.origin);
         None
     }
@@ -272,22 +280,35 @@ async fn identify(stream: &mut ClientStream, identification: &mut Identification
             Ok(Some(Ok(Some(identified)))) => return Ok(identified),
             Ok(Some(Err(error))) => return Err(Dropped::ProxyHeader(error)),
             Ok(None) => return Err(Dropped::ClosedEarly),
-            Err(error) if StreamError::of(&error) == Some(StreamError::Truncated) => return Err(Dropped::ClosedEarly),
+            Err(error) if peer_has_left(&error) => return Err(Dropped::ClosedEarly),
             Err(error) => return Err(Dropped::Broken(error)),
         }
     }
 }
 
 /// Drops a connection that a limit leaves no room for. Sends the reason to the client if its first bytes arrive at
-/// once, which show the protocol.
-async fn refuse_uncounted(ingress: Arc<Ingress>, tcp: TcpStream, origin: Origin, reached: ConnectionLimitReached) {
+/// once, which show the protocol; behind a trusted proxy, the PROXY header is in front of them.
+async fn refuse_uncounted(
+    ingress: Arc<Ingress>,
+    tcp: TcpStream,
+    mut origin: Origin,
+    mut identification: Identification,
+    reached: ConnectionLimitReached,
+) {
+    let (permit, mut stream) = (ingress.counters.try_notify(), ClientStream::Plain(tcp));
+    let identified = match permit {
+        Some(_) => timeout(FIRST_BYTES_TIMEOUT, identify(&mut stream, &mut identification)).await.ok(),
+        None => None,
+    };
+    let protocol = identified.and_then(Result::ok).map(|identified| {
+        if let ProxyHeader::Read { client: Some(client) } = identified.proxy_header {
+            origin.client = canonical(client);
+        }
+        identified.protocol
+    });
     report(&ingress, &Dropped::Limit(reached), &origin);
-    let Some(_permit) = ingress.counters.try_notify() else { return };
-    let mut begun = [0; 8];
-    if let Ok(Ok(n)) = timeout(FIRST_BYTES_TIMEOUT, tcp.peek(&mut begun)).await
-        && let Some(protocol) = detect(&begun[..n])
-    {
-        send_refusal(ClientStream::Plain(tcp), protocol, reached.outcome()).await;
+    if let Some(protocol) = protocol {
+        send_refusal(stream, protocol, reached.outcome()).await;
     }
 }
 

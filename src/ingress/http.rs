@@ -8,13 +8,19 @@
 //! The fast path takes only requests of the tunnel that have exactly the form in which nearly every client writes
 //! them. hyper reads every other request. Between two requests a connection keeps nothing but its stream.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    iter,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use hyper::{StatusCode, Uri};
 use ipnet::IpNet;
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
-use tracing::{debug, info, warn};
+use tracing::{Level, debug, info, warn};
 
 mod backend;
 mod connection;
@@ -33,7 +39,8 @@ use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunn
 use crate::{
     limits::Budget,
     log::{Throttle, Throttles},
-    stream::{ClosingBounds, close_in_stages},
+    net::{loop_guard::LoopGuard, own::OwnListeners},
+    stream::{ClosingBounds, close_in_stages, peer_has_left},
     telemetry::{
         Telemetry,
         outcome::{ConnectionDrop, Outcome, Refusal, RequestRefusal},
@@ -61,6 +68,8 @@ struct HttpSettings {
     web_server: Option<Uri>,
     /// How many requests may be at the web server at once.
     max_web_server_requests: usize,
+    /// How long the web server may take to begin its response, and may pause in it.
+    web_server_timeout: Duration,
 }
 
 impl From<&IngressSettings> for HttpSettings {
@@ -72,19 +81,27 @@ impl From<&IngressSettings> for HttpSettings {
             max_tunnel_request: 2 * settings.max_frame as usize + 64 * 1024,
             web_server: settings.http_backend.clone(),
             max_web_server_requests: settings.http_backend_connections,
+            web_server_timeout: settings.http_backend_response_timeout,
         }
     }
 }
+
+/// Tells whether clients can be served at present.
+pub(super) type Readiness = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Everything that HTTP on the client ports works with. Nothing in this room sees the rest of the ingress.
 pub(super) struct HttpContext {
     settings: ArcSwap<HttpSettings>,
     tunnel: Arc<Service>,
     web_server: WebServerClient,
+    /// `None`: the system has no random numbers.
+    loop_guard: Option<LoopGuard>,
     budget: Arc<Budget>,
     /// For the rate of requests for tunnel sessions that do not exist.
     counters: Arc<ConnectionCounters>,
     telemetry: Arc<Telemetry>,
+    /// Tells whether clients can be served.
+    readiness: OnceLock<Readiness>,
     /// For log lines about refused clients, by [`Refusal`].
     refused_clients: Throttles,
     delayed_guesses: Throttle,
@@ -99,14 +116,21 @@ impl HttpContext {
         budget: Arc<Budget>,
         counters: Arc<ConnectionCounters>,
         telemetry: Arc<Telemetry>,
+        own: OwnListeners,
     ) -> Arc<Self> {
+        let loop_guard = LoopGuard::new();
+        if let Err(error) = &loop_guard {
+            warn!(%error, "the system has no random numbers: a web back end that leads back to this program is not noticed");
+        }
         Arc::new(Self {
             settings: ArcSwap::from_pointee(settings.into()),
             tunnel,
-            web_server: WebServerClient::new(Arc::clone(&telemetry)),
+            web_server: WebServerClient::new(own, Arc::clone(&telemetry)),
+            loop_guard: loop_guard.ok(),
             budget,
             counters,
             telemetry,
+            readiness: OnceLock::new(),
             refused_clients: Throttles::new(Refusal::ALL.len()),
             delayed_guesses: Throttle::default(),
             refused_requests: Throttles::new(RequestRefusal::ALL.len()),
@@ -118,11 +142,24 @@ impl HttpContext {
         self.settings.store(Arc::new(settings.into()));
     }
 
-    /// Counts and logs a request that is refused for its form.
+    /// Sets what tells whether clients can be served. It is set once; until then they can.
+    pub(super) fn set_readiness(&self, readiness: Readiness) {
+        let _ = self.readiness.set(readiness);
+    }
+
+    fn is_ready(&self) -> bool {
+        self.readiness.get().is_none_or(|is_ready| is_ready())
+    }
+
+    /// Counts and logs a request that is refused.
     fn record_refused_request(&self, reason: RequestRefusal, origin: &Origin) {
         self.telemetry.http.refused.count(reason);
-        if let Some(more) = self.refused_requests.pass(reason.index()) {
-            info!(client = %origin.client, port = origin.port.number, %reason, more, "HTTP request refused");
+        let Some(more) = self.refused_requests.pass(reason.index()) else { return };
+        let (client, port) = (origin.client, origin.port.number);
+        if reason.policy().level == Some(Level::WARN) {
+            warn!(%client, port, %reason, more, "HTTP request refused");
+        } else {
+            info!(%client, port, %reason, more, "HTTP request refused");
         }
     }
 
@@ -143,8 +180,11 @@ impl HttpContext {
     }
 
     /// Counts a connection that ended with an error.
-    fn record_dropped(&self, origin: &Origin, error: &dyn std::error::Error) {
-        self.telemetry.connections.dropped.count(ConnectionDrop::Http);
+    fn record_dropped(&self, origin: &Origin, error: &(dyn Error + 'static)) {
+        let causes = iter::successors(Some(error), |&error| error.source());
+        let has_left = causes.filter_map(|cause| cause.downcast_ref()).any(peer_has_left);
+        let reason = if has_left { ConnectionDrop::ClosedEarly } else { ConnectionDrop::Http };
+        self.telemetry.connections.dropped.count(reason);
         debug!(client = %origin.client, port = origin.port.number, %error, "HTTP connection ended");
     }
 }

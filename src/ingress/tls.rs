@@ -202,7 +202,11 @@ impl Acceptor {
     /// # Errors
     /// The handshake fails, or the connection breaks.
     pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsConnection<S>> {
-        TlsAcceptor::from(self.config.load_full()).accept(stream).await.map(TlsConnection)
+        TlsAcceptor::from(self.config.load_full())
+            .accept(stream)
+            .await
+            .map(TlsConnection)
+            .map_err(connection::name_truncation)
     }
 }
 

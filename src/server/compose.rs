@@ -62,6 +62,7 @@ impl Server {
             Arc::new(mux.clone()) as Arc<dyn Core>,
             workers,
             Arc::clone(&telemetry),
+            own.clone(),
         );
         let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));
         // There is nothing to close.
@@ -86,6 +87,8 @@ impl Server {
         }
         let listening = Arc::downgrade(&server);
         own.set_source(move || listening.upgrade().map(|server| Self(server).addresses()).unwrap_or_default());
+        let serving = Arc::downgrade(&server);
+        server.ingress.set_readiness(move || serving.upgrade().is_some_and(|server| server.obstacles().is_empty()));
         tokio::spawn(retry::retry(Arc::downgrade(&server)));
         tokio::spawn(certificate::report_daily(Arc::downgrade(&server)));
         Ok(Self(server))

@@ -17,20 +17,8 @@ pub(super) struct AdminControl(pub(super) Weak<ServerContext>);
 impl ServerControl for AdminControl {
     fn readiness(&self) -> Result<(), String> {
         let server = self.0.upgrade().ok_or("stopped")?;
-        let mut reasons = Vec::new();
-        if server.mux.is_draining() {
-            reasons.push("draining".to_owned());
-        }
-        let listeners = server.ports.snapshot().into_iter();
-        for listener in listeners.filter(|listener| listener.section == Section::ClientConnections) {
-            if let (None, Some(error)) = (listener.bound, listener.error) {
-                reasons.push(format!("Community port down: {error}"));
-            }
-        }
-        if !server.pool.any_up() {
-            reasons.push("no Community server is up".to_owned());
-        }
-        if reasons.is_empty() { Ok(()) } else { Err(reasons.join("\n")) }
+        let obstacles = server.obstacles();
+        if obstacles.is_empty() { Ok(()) } else { Err(obstacles.join("\n")) }
     }
 
     fn status(&self) -> status::Status {
@@ -113,6 +101,22 @@ impl ServerControl for AdminControl {
             let reloading = tokio::spawn(async move { Server(server).reload_file().await });
             reloading.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
         })
+    }
+}
+
+impl ServerContext {
+    /// Why clients can't be served; empty if they can. The admin endpoint's `/readyz` and the tunnel's page say the same.
+    pub(super) fn obstacles(&self) -> Vec<String> {
+        let mut obstacles = Vec::new();
+        if self.mux.is_draining() {
+            obstacles.push("draining".to_owned());
+        }
+        let down = self.ports.errors(Section::ClientConnections);
+        obstacles.extend(down.into_iter().map(|error| format!("Community port down: {error}")));
+        if !self.pool.any_up() {
+            obstacles.push("no Community server is up".to_owned());
+        }
+        obstacles
     }
 }
 

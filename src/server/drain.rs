@@ -13,7 +13,10 @@ impl Server {
     pub async fn drain(&self) -> Drained {
         info!(sessions = self.0.mux.sessions(), "draining: no new clients");
         let drained = self.0.mux.drain().await;
-        self.0.ports.close_all();
+        for closing in self.0.ports.close_all() {
+            // When the task has ended, its socket is closed.
+            let _ended = closing.await;
+        }
         if drained.ended > 0 {
             warn!(ended = drained.ended, left = drained.left, "drained: sessions were ended at the deadline");
         } else {
@@ -25,7 +28,7 @@ impl Server {
     /// Stops at once: closes the ports and ends the admin endpoint and the sandbox. Sessions that are left end with
     /// their runtimes.
     pub fn stop(&self) {
-        self.0.ports.close_all();
+        drop(self.0.ports.close_all());
         if let Some(admin) = self.0.admin.lock().take() {
             admin.stop();
         }

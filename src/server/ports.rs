@@ -210,14 +210,20 @@ impl Ports {
         }
     }
 
-    /// Closes every listener at once, for good.
-    pub(super) fn close_all(&self) {
+    /// Whether every listener is closed for good, because the server is being stopped.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.table.lock().is_stopped
+    }
+
+    /// Closes every listener at once, for good. A port is closed when the tasks that are returned have ended.
+    pub(super) fn close_all(&self) -> Vec<JoinHandle<()>> {
         let mut table = self.table.lock();
         let ListenerTable { listeners, covered, closing, .. } = std::mem::take(&mut *table);
         table.is_stopped = true;
-        listeners.into_iter().filter_map(|listener| listener.state.ok()).chain(covered).for_each(|s| s.open.abort());
         closing.iter().for_each(AbortHandle::abort);
         self.telemetry.listeners.show(&[]);
+        let held = listeners.into_iter().filter_map(|listener| listener.state.ok()).chain(covered);
+        held.flat_map(|socket| socket.open.abort()).collect()
     }
 
     /// The listeners that are up.
@@ -229,6 +235,13 @@ impl Ports {
             address: socket.address,
         })
         .collect()
+    }
+
+    /// Why the listeners of a section are down that are down.
+    pub(super) fn errors(&self, section: Section) -> Vec<String> {
+        let table = self.table.lock();
+        let of_section = table.listeners.iter().filter(|listener| listener.request.settings.section == section);
+        of_section.filter_map(|listener| Some(listener.state.as_ref().err()?.what.clone())).collect()
     }
 
     /// The state of every listener.

@@ -56,11 +56,21 @@ impl Server {
     }
 
     async fn take_over(&self, settings: Settings) -> Result<u64, ServerError> {
+        check_running(&self.0)?;
         reload_guard::check(&self.0.settings.load(), &settings)?;
         let acceptor = certificate::load_for_reload(&settings).await?;
         let prepared = Prepared::for_reload(settings, acceptor, &self.0).await?;
+        check_running(&self.0)?;
         Ok(exchange(&self.0, prepared).await)
     }
+}
+
+/// Checks that the server is not being stopped: a reload would open what was closed.
+fn check_running(server: &ServerContext) -> Result<(), ServerError> {
+    if server.ports.is_stopped() {
+        return Err(ServerError::new(ReloadRefusal::Stopping, "the program is being stopped: its ports are closed"));
+    }
+    Ok(())
 }
 
 /// Reads the configuration database on a thread of its own, so that a slow disk holds up neither the admin endpoint nor
@@ -72,6 +82,9 @@ async fn load(file: PathBuf) -> Result<Settings, ServerError> {
 }
 
 /// Exchanges the settings in force. Returns the new revision.
+///
+/// The server may be stopped at the same time. Stopping closes the ports first, and then takes what runs out of its
+/// lock. So whoever starts something holds its lock, and has seen that the ports are not closed.
 async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
     let Prepared { settings, acceptor, listeners, sandbox, admin } = prepared;
     let sandbox_address = match sandbox {
@@ -79,7 +92,10 @@ async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
         ServicePlan::Kept => server.sandbox.lock().as_ref().map(|service| service.address),
         ServicePlan::Bound(listener, address) => {
             // It runs until the server ends, even if later settings do not name it: it may have sessions.
-            *server.sandbox.lock() = Some(sandbox_service::start(listener, address));
+            let mut running = server.sandbox.lock();
+            if !server.ports.is_stopped() {
+                *running = Some(sandbox_service::start(listener, address));
+            }
             Some(address)
         }
     };
@@ -93,6 +109,7 @@ async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
         match admin {
             ServicePlan::Kept => (),
             ServicePlan::Off => closing.extend(running.take().map(RunningAdmin::close)),
+            ServicePlan::Bound(..) if server.ports.is_stopped() => (),
             ServicePlan::Bound(listener, address) => {
                 let before = running.take();
                 let now = RunningAdmin::start(listener, address, server, before.as_ref());

@@ -3,6 +3,8 @@
 
 use std::{fmt, io};
 
+use rustix::io::Errno;
+
 /// What a stream reports in addition to the errors of the system and of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamError {
@@ -22,6 +24,13 @@ impl StreamError {
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
+}
+
+/// Whether `error` says only that the peer has left: it has reset the connection, or has closed it without
+/// close_notify.
+pub fn peer_has_left(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::CONNRESET | Errno::PIPE)) || StreamError::of(error) == Some(StreamError::Truncated)
 }
 
 impl fmt::Display for StreamError {
@@ -46,6 +55,16 @@ impl From<StreamError> for io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_that_left_is_told_from_other_errors() {
+        for left in [Errno::CONNRESET.into(), Errno::PIPE.into(), StreamError::Truncated.into()] {
+            assert!(peer_has_left(&left), "{left}");
+        }
+        for other in [Errno::TIMEDOUT.into(), StreamError::NoRequest.into(), io::ErrorKind::ConnectionReset.into()] {
+            assert!(!peer_has_left(&other), "{other}");
+        }
+    }
 
     #[test]
     fn an_error_of_ours_comes_back_and_the_systems_is_none() {

@@ -216,7 +216,7 @@ outcomes! {
 
     /// Why a connection never became a session.
     ConnectionDrop counted as "connections_dropped" ends Connection {
-        /// The client closed before it sent enough to show its protocol, as health checks and port scans do.
+        /// The client left before its protocol was known, in the TLS handshake, or by resetting HTTP, as health checks do.
         ClosedEarly = "closed_early": None, DEBUG, Nothing;
         /// The client did not show its protocol within `limits.login_timeout`.
         LoginTimeout = "login_timeout": Client, INFO, Farewell(Reason::TimedOut);
@@ -268,24 +268,32 @@ outcomes! {
         Host = "host": Client, INFO, Status(400);
         /// The request expects something other than 100-continue.
         Expectation = "expectation": Client, INFO, Status(417);
-        /// The request asks for a protocol other than h2c; an upgrade to h2c is ignored.
-        Upgrade = "upgrade": Client, INFO, Status(501);
+        /// The request came back: it was passed on before, or `http_backend.url` is this program itself.
+        Loop = "loop": Configuration, WARN, Status(508);
         /// There are as many requests at the web server as `http_backend.connections` allows.
         Backend = "http_backend": Limit, INFO, Status(503);
         /// The body paused for longer than `limits.login_timeout` on its way to the web server.
         BodyTooSlow = "body_too_slow": Client, INFO, Status(408);
+        /// The body ended before it was complete, on its way to the web server.
+        BodyCutOff = "body_cut_off": Client, INFO, Status(400);
     }
 
-    /// Why the web server behind a port gave no response that can be passed back.
+    /// Why the web server behind a port gave no response that can be passed back, or one that is not complete.
     WebServerError counted as "http_backend_errors" ends Request {
         /// This machine has no descriptors, or no memory, for a connection to the web server.
         Shortage = "shortage": System, WARN, Status(503);
-        /// The web server can't be reached, or closed the connection, or did not send HTTP.
+        /// No connection to the web server could be made.
+        Unreachable = "unreachable": Server, WARN, Status(502);
+        /// The web server closed before it responded, or did not send HTTP.
         NoResponse = "no_response": Server, WARN, Status(502);
-        /// The web server did not begin its response in time.
+        /// The web server did not begin its response within `http_backend.response_timeout`.
         TooSlow = "too_slow": Server, WARN, Status(504);
         /// The web server switched to another protocol, which no request asked for.
         SwitchedProtocols = "switched_protocols": Server, WARN, Status(502);
+        /// The web server paused in its response for `http_backend.response_timeout`; the client's connection is closed.
+        Stalled = "stalled": Server, WARN, Nothing;
+        /// The web server closed in the middle of its response; the client's connection is closed.
+        CutOff = "cut_off": Server, WARN, Nothing;
     }
 
     /// The outcome of a request of the HTTP tunnel.
@@ -304,6 +312,8 @@ outcomes! {
         Superseded = "superseded": None, UNLOGGED, Status(200);
         /// The request does not have the tunnel's form.
         Malformed = "malformed": Client, UNLOGGED, Status(400);
+        /// The path is meant for the tunnel, but is not of its form.
+        NoSuchPath = "no_such_path": Client, UNLOGGED, Status(404);
         /// The body is longer than twice `limits.max_frame` plus 64 KiB.
         TooLarge = "too_large": Client, UNLOGGED, Status(413);
         /// The body ended before it was complete.
@@ -334,6 +344,8 @@ outcomes! {
     TlsOutcome counted as "tls_handshakes" ends Connection {
         /// The handshake succeeded.
         Accepted = "accepted": None, UNLOGGED, Nothing;
+        /// The client closed or reset the connection before the end of the handshake, as health checks do.
+        Abandoned = "abandoned": None, UNLOGGED, Nothing;
         /// The handshake failed, or did not end within `limits.login_timeout`.
         Failed = "failed": Client, UNLOGGED, Nothing;
     }
@@ -400,6 +412,8 @@ outcomes! {
         Admin = "admin": System, ERROR, Nothing;
         /// The sandbox Community server cannot be started.
         Sandbox = "sandbox": System, ERROR, Nothing;
+        /// The program is being stopped, and its ports are closed.
+        Stopping = "stopping": None, ERROR, Nothing;
     }
 }
 

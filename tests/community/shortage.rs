@@ -122,7 +122,7 @@ async fn a_web_server_is_not_blamed_for_a_connection_that_takes_a_descriptor_too
         assert_eq!(exchange(&mut tcp, request).await.unwrap().status, 503, "{host}");
         drop(taken);
         assert_eq!(exchange(&mut tcp, request).await.unwrap().status, 502, "{host}");
-        for reason in ["shortage", "no_response"] {
+        for reason in ["shortage", "unreachable"] {
             let metric = format!("sametime_mux_http_backend_errors_total{{reason=\"{reason}\"}}");
             assert_eq!(mux.metric(&metric).await, 1.0, "{host}: {reason}");
         }

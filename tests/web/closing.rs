@@ -2,18 +2,17 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{
-    community::{Community, Connection},
-    frames,
-    http::{self, Response, Stream, post},
-    in_time,
-    mux::{self, Mux},
-    tunnel::{Kind, Session},
+use crate::{
+    BackEnd, mux_before,
+    support::{
+        community::{Community, Connection},
+        frames,
+        http::{self, Response, Stream, post},
+        in_time, mux,
+        tunnel::{Kind, Session},
+    },
 };
 
 /// Sends a request, closes the sending side, and reads the response.
@@ -21,30 +20,6 @@ async fn half_close(stream: &mut Stream, request: &[u8]) -> Response {
     stream.write_all(request).await.unwrap();
     stream.shutdown().await.unwrap();
     in_time("a response", http::read_response(stream)).await.expect("a response")
-}
-
-/// A back end that answers each connection's first request with `response` after `delay`.
-async fn back_end(delay: Duration, response: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        loop {
-            let (mut tcp, _) = listener.accept().await.unwrap();
-            tokio::spawn(async move {
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    head.push(tcp.read_u8().await.unwrap());
-                }
-                tokio::time::sleep(delay).await;
-                let _ = tcp.write_all(response.as_bytes()).await;
-            });
-        }
-    });
-    address
-}
-
-async fn mux_before(back_end: SocketAddr) -> Mux {
-    mux::start(&format!("[http_backend]\nurl = \"http://{back_end}\"\n")).await
 }
 
 #[tokio::test]
@@ -108,8 +83,9 @@ async fn a_held_request_of_a_client_that_half_closed_is_answered_with_what_comes
 
 #[tokio::test]
 async fn a_client_that_half_closes_gets_a_page_and_the_response_of_the_back_end() {
-    let slow = back_end(Duration::from_millis(300), "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").await;
-    let mux = mux_before(slow).await;
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n";
+    let slow = BackEnd::start(Duration::from_millis(300), ok, 1).await;
+    let mux = mux_before(slow.address, "").await;
     for tls in [false, true] {
         for (path, body) in [("/a", "ok\n"), ("/CommunityCBR", "Sametime")] {
             for version in ["1.0", "1.1"] {
@@ -169,7 +145,8 @@ fn big(line: &str, headers: &str) -> Vec<u8> {
 #[tokio::test]
 async fn the_response_to_a_body_that_is_not_read_is_readable() {
     let mux = mux::start("").await;
-    let with_back_end = mux_before(back_end(Duration::ZERO, "").await).await;
+    let back_end = BackEnd::plain().await;
+    let with_back_end = mux_before(back_end.address, "").await;
     let bad_chunk = |line: &str| {
         let head = format!("{line} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nbad\n");
         [head.into_bytes(), vec![b'x'; BIG]].concat()
@@ -189,6 +166,20 @@ async fn the_response_to_a_body_that_is_not_read_is_readable() {
                 let response = write_all_then_read(mux.raw(), tls, &request).await;
                 assert_eq!(response.status, status, "tls: {tls}, {}", request[..60].escape_ascii());
             }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_response_of_a_back_end_that_answers_early_and_closes_is_readable() {
+    // It does not read the body, so that its system resets the connection.
+    let early = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbig\n";
+    let back_end = BackEnd::start(Duration::ZERO, early, 1).await;
+    let mux = mux_before(back_end.address, "").await;
+    for tls in [false, true] {
+        for _ in 0..10 {
+            let response = write_all_then_read(mux.raw(), tls, &big("POST /a", "")).await;
+            assert_eq!((response.status, &response.body[..]), (413, &b"big\n"[..]));
         }
     }
 }

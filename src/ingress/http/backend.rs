@@ -1,24 +1,39 @@
 //! The web server behind this port, which gets all requests that are not the tunnel's.
 //!
+//! ```text
+//!  request ── loop? ── forward ── client ─┬─ connector ── web server
+//!             (Via)    (rewrites)         │
+//!  response ◀─────────────────────────────┴─ response_body
+//! ```
 //! [`forward`] rewrites a request and its response; it knows no socket. [`client`] exchanges them, with a pool of
-//! connections, timeouts and a bound on the requests at once.
+//! connections, timeouts and a bound on the requests at once. What the web server does wrong is reported by [`failures`].
 
 use std::net::SocketAddr;
 
-use hyper::{Request, Response, StatusCode, Uri, body::Incoming};
+use hyper::{
+    Request, Response, StatusCode, Uri, Version,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
 
 mod client;
+mod connector;
+mod failures;
 mod forward;
+mod origin_headers;
 mod request_body;
+mod response_body;
 
-pub(super) use client::{WebServerBody, WebServerClient};
+pub(super) use client::WebServerClient;
+pub(super) use origin_headers::RequestOrigin;
+pub(super) use response_body::WebServerBody;
 
 use super::{
     HttpSettings,
     response::{PortResponse, status_of},
 };
 use crate::{
-    net::address::lies_in,
+    net::loop_guard::LoopGuard,
     telemetry::outcome::{RequestRefusal, WebServerError},
 };
 use request_body::BodyError;
@@ -34,8 +49,8 @@ pub(super) enum BackendRefusal {
     Host,
     /// An expectation other than 100-continue.
     Expectation,
-    /// The request asks for another protocol.
-    Upgrade,
+    /// This program has passed the request on already, or the web server is this program.
+    Loop,
     /// As many requests are at the web server as `http_backend.connections` allows.
     Busy,
     /// The body did not come to its end.
@@ -46,23 +61,23 @@ pub(super) enum BackendRefusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BackendError {
     Refused(BackendRefusal),
+    /// The web server gave no response that can be passed back. Its own fault.
     WebServer(WebServerError),
 }
 
 impl BackendRefusal {
-    /// How it is counted and logged. `None` for a broken body: the framing guard counted it when it was read, or the
-    /// client closed.
-    pub(super) fn outcome(self) -> Option<RequestRefusal> {
-        Some(match self {
+    /// How it is counted and logged.
+    pub(super) fn outcome(self) -> RequestRefusal {
+        match self {
             Self::Method => RequestRefusal::Method,
             Self::Target => RequestRefusal::Target,
             Self::Host => RequestRefusal::Host,
             Self::Expectation => RequestRefusal::Expectation,
-            Self::Upgrade => RequestRefusal::Upgrade,
+            Self::Loop => RequestRefusal::Loop,
             Self::Busy => RequestRefusal::Backend,
             Self::Body(BodyError::TooSlow) => RequestRefusal::BodyTooSlow,
-            Self::Body(BodyError::Broken) => return None,
-        })
+            Self::Body(BodyError::Broken) => RequestRefusal::BodyCutOff,
+        }
     }
 
     fn text(self) -> &'static str {
@@ -71,7 +86,7 @@ impl BackendRefusal {
             Self::Target => "The request's target can't be passed on.\n",
             Self::Host => "The request needs one Host, and a legal one.\n",
             Self::Expectation => "No expectation but 100-continue is known.\n",
-            Self::Upgrade => "Upgrades are not passed on.\n",
+            Self::Loop => "The request has come back: the web server behind this port passes it on to this port.\n",
             Self::Busy => "The web server behind this port is busy.\n",
             Self::Body(BodyError::Broken) => "The request's body is broken.\n",
             Self::Body(BodyError::TooSlow) => "The request's body did not come in time.\n",
@@ -83,7 +98,7 @@ impl BackendError {
     /// How it is counted as a refused request, if it is.
     pub(super) fn refusal(self) -> Option<RequestRefusal> {
         match self {
-            Self::Refused(refusal) => refusal.outcome(),
+            Self::Refused(refusal) => Some(refusal.outcome()),
             Self::WebServer(_) => None,
         }
     }
@@ -103,21 +118,30 @@ impl From<WebServerError> for BackendError {
 
 impl From<BackendRefusal> for PortResponse {
     fn from(refusal: BackendRefusal) -> Self {
-        let status = refusal.outcome().map_or(StatusCode::BAD_REQUEST, status_of);
+        let status = status_of(refusal.outcome());
+        let page = if status == StatusCode::METHOD_NOT_ALLOWED {
+            Self::web_method_not_allowed(refusal.text())
+        } else {
+            Self::page(status, refusal.text())
+        };
         // The rest of the request is not read.
-        Self::page(status, refusal.text()).closing()
+        page.closing()
     }
 }
 
 impl From<WebServerError> for PortResponse {
-    fn from(error: WebServerError) -> Self {
-        let text = match error {
+    fn from(failure: WebServerError) -> Self {
+        let text = match failure {
             WebServerError::Shortage => "No room for this request now.\n",
-            WebServerError::NoResponse => "The web server behind this port does not answer.\n",
+            WebServerError::Unreachable | WebServerError::NoResponse => {
+                "The web server behind this port does not answer.\n"
+            }
             WebServerError::TooSlow => "The web server behind this port takes too long.\n",
             WebServerError::SwitchedProtocols => "The web server behind this port gave no answer of HTTP.\n",
+            // Their response has begun.
+            WebServerError::Stalled | WebServerError::CutOff => "",
         };
-        Self::page(status_of(error), text)
+        Self::page(status_of(failure), text)
     }
 }
 
@@ -130,18 +154,26 @@ impl From<BackendError> for PortResponse {
     }
 }
 
-/// Passes a request on and its response back, and streams both bodies. `peer` is the connection's other end, and
-/// `client` the client behind trusted proxies, for the log.
+/// Passes a request on and its response back, and streams both bodies. `origin` is where the request came from. `client`
+/// is the client behind trusted proxies, and `port` the listener's, for the log.
+///
+/// # Errors
+/// The request is refused, or the web server has failed.
 pub(super) async fn pass_on(
-    web_server: &WebServerClient,
+    (web_server, guard): (&WebServerClient, Option<&LoopGuard>),
     url: &Uri,
     mut request: Request<Incoming>,
-    peer: SocketAddr,
-    client: SocketAddr,
+    origin: &RequestOrigin,
+    (client, port): (SocketAddr, u16),
     settings: &HttpSettings,
 ) -> Result<Response<WebServerBody>, BackendError> {
-    forward::rewrite_request(&mut request, url, peer, lies_in(&settings.trusted_proxies, peer.ip()))?;
-    let mut response = web_server.exchange(request, url, client, settings).await?;
+    let passed = request.headers().get_all(header::VIA).iter().map(HeaderValue::as_bytes);
+    if guard.is_some_and(|guard| guard.has_passed(passed)) {
+        return Err(BackendRefusal::Loop.into());
+    }
+    let via = guard.map(|guard| guard.via(request.version() == Version::HTTP_11));
+    forward::rewrite_request(&mut request, url, origin, via)?;
+    let mut response = web_server.exchange(request, url, client, port, settings).await?;
     forward::rewrite_response(&mut response);
     Ok(response)
 }
@@ -149,10 +181,14 @@ pub(super) async fn pass_on(
 /// Every error, for tests.
 #[cfg(test)]
 pub(super) fn every_error() -> Vec<BackendError> {
-    use crate::telemetry::outcome::Outcome;
     use BackendRefusal::*;
-    let refusals =
-        [Method, Target, Host, Expectation, Upgrade, Busy, Body(BodyError::Broken), Body(BodyError::TooSlow)];
-    let errors = WebServerError::ALL.iter().map(|error| BackendError::from(*error));
-    refusals.map(BackendError::from).into_iter().chain(errors).collect()
+    let refusals = [Method, Target, Host, Expectation, Loop, Busy, Body(BodyError::Broken), Body(BodyError::TooSlow)];
+    let errors = [
+        WebServerError::Shortage,
+        WebServerError::Unreachable,
+        WebServerError::NoResponse,
+        WebServerError::TooSlow,
+        WebServerError::SwitchedProtocols,
+    ];
+    refusals.map(BackendError::from).into_iter().chain(errors.map(BackendError::from)).collect()
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
 
-use crate::net::address::lies_in;
+use crate::net::address::{canonical, lies_in};
 
 /// The header in which proxies name their client.
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -32,8 +32,9 @@ where
 
 /// Reads `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
 fn hop_address(hop: &str) -> Option<SocketAddr> {
-    let ip = |text: &str| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip.to_canonical(), 0));
-    hop.parse().ok().or_else(|| ip(hop)).or_else(|| ip(hop.strip_prefix('[')?.strip_suffix(']')?))
+    let ip = |text: &str| text.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, 0));
+    let address = hop.parse().ok().or_else(|| ip(hop)).or_else(|| ip(hop.strip_prefix('[')?.strip_suffix(']')?));
+    address.map(canonical)
 }
 
 #[cfg(test)]
@@ -53,6 +54,8 @@ mod tests {
         assert_eq!(client(&proxies, &["6.6.6.6, 1.2.3.4, 10.0.0.2"]), "1.2.3.4");
         assert_eq!(client(&proxies, &["6.6.6.6", "[2001:db8::1]:99, 10.9.9.9"]), "2001:db8::1");
         assert_eq!(client(&proxies, &["1.2.3.4, rubbish"]), "10.0.0.1");
-        assert_eq!(client(&proxies, &["::ffff:1.2.3.4"]), "1.2.3.4");
+        for mapped in ["::ffff:1.2.3.4", "[::ffff:1.2.3.4]", "[::ffff:1.2.3.4]:5", "1.2.3.4:5"] {
+            assert_eq!(client(&proxies, &[mapped]), "1.2.3.4", "{mapped}");
+        }
     }
 }

@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     HttpContext, MAX_HEAD,
-    backend::{self, WebServerBody},
+    backend::{self, RequestOrigin, WebServerBody},
     forwarded::{FORWARDED_FOR, client_of},
     framing::FramingError,
     guard::{Guarded, HyperProgress},
@@ -37,6 +37,7 @@ use super::{
 use crate::{
     ingress::Origin,
     limits::budget::HeldBytes,
+    net::address::lies_in,
     stream::{ClosingBounds, Replayed, close_in_stages},
     telemetry::outcome::RequestRefusal,
 };
@@ -51,7 +52,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let timeout = context.settings.load().timeout;
-    let recorded = AtomicBool::new(false);
+    // Whether the present request was counted as refused.
+    let recorded = &AtomicBool::new(false);
     let stream = Guarded::new(stream, timeout, |error: FramingError| {
         recorded.store(true, Relaxed);
         context.record_refused_request(error.refusal(), &origin);
@@ -61,7 +63,7 @@ where
         let (context, when_dropped) = (Arc::clone(context), ResponseDone(Arc::clone(&progress)));
         // Boxed, because hyper gives its stream back only if it may be moved.
         Box::pin(async move {
-            let response = respond(&context, request, origin).await;
+            let response = respond(&context, request, origin, recorded).await;
             Ok::<_, Infallible>(response.map(|inner| TrackedBody { inner, _when_dropped: when_dropped }))
         })
     });
@@ -110,7 +112,12 @@ where
 }
 
 /// Responds to one request.
-async fn respond(context: &HttpContext, request: Request<Incoming>, origin: Origin) -> Response<ResponseBody> {
+async fn respond(
+    context: &HttpContext,
+    request: Request<Incoming>,
+    origin: Origin,
+    recorded: &AtomicBool,
+) -> Response<ResponseBody> {
     let settings = context.settings.load_full();
     let forwarded: Vec<&HeaderValue> = request.headers().get_all(FORWARDED_FOR).into_iter().collect();
     let lines = forwarded.iter().map(|line| line.as_bytes());
@@ -125,11 +132,16 @@ async fn respond(context: &HttpContext, request: Request<Incoming>, origin: Orig
             }
         }
         Destination::WebServer(url) => {
-            let passed = backend::pass_on(&context.web_server, url, request, origin.client, client, &settings).await;
-            match passed {
+            let (is_trusted, is_tls) = (lies_in(&settings.trusted_proxies, origin.client.ip()), origin.is_tls);
+            let from = RequestOrigin { peer: origin.client, is_trusted, is_tls };
+            let through = (&context.web_server, context.loop_guard.as_ref());
+            match backend::pass_on(through, url, request, &from, (client, origin.port.number), &settings).await {
                 Ok(response) => return response.map(Either::Right),
                 Err(error) => {
-                    if let Some(reason) = error.refusal() {
+                    // The framing guard has counted a body that is broken.
+                    if let Some(reason) = error.refusal()
+                        && !(reason == RequestRefusal::BodyCutOff && recorded.load(Relaxed))
+                    {
                         context.record_refused_request(reason, &origin);
                     }
                     error.into()
@@ -138,9 +150,9 @@ async fn respond(context: &HttpContext, request: Request<Incoming>, origin: Orig
         }
         Destination::Page(page) => {
             if page == PortPage::NoSuchTunnel {
-                context.telemetry.tunnel.malformed_path();
+                context.telemetry.tunnel.no_such_path();
             }
-            page.into()
+            page.at(|| context.is_ready()).into()
         }
     };
     encode(response)

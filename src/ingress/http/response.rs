@@ -51,12 +51,19 @@ static PAGE_RETRY: FixedHeaders = fixed_headers! {
     "cache-control": "no-store";
     "retry-after": "10";
 };
-/// A page with status 405, for a path of the tunnel.
+/// A page that names the methods of the tunnel's paths.
 static PAGE_ALLOW: FixedHeaders = fixed_headers! {
     "content-type": "text/plain; charset=utf-8";
     "x-content-type-options": "nosniff";
     "cache-control": "no-store";
-    "allow": "POST, GET, HEAD";
+    "allow": "POST, GET, HEAD, OPTIONS";
+};
+/// A page with status 405, for a method that is not passed on.
+static PAGE_ALLOW_WEB: FixedHeaders = fixed_headers! {
+    "content-type": "text/plain; charset=utf-8";
+    "x-content-type-options": "nosniff";
+    "cache-control": "no-store";
+    "allow": "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 };
 /// Bytes of the tunnel.
 static TUNNEL: FixedHeaders = fixed_headers! {
@@ -107,9 +114,14 @@ impl PortResponse {
         Self { status: StatusCode::OK, headers: &TUNNEL, closes: false, body: PortBody::Tunnel(payload) }
     }
 
-    /// 405, for a path of the tunnel.
-    pub(super) fn tunnel_method_not_allowed() -> Self {
-        Self { headers: &PAGE_ALLOW, ..Self::page(StatusCode::METHOD_NOT_ALLOWED, "The tunnel takes POST.\n") }
+    /// A page that names the methods of the tunnel's paths.
+    pub(super) fn tunnel_methods(status: StatusCode, text: &'static str) -> Self {
+        Self { headers: &PAGE_ALLOW, ..Self::page(status, text) }
+    }
+
+    /// 405, for a method that is not passed on to the web server.
+    pub(super) fn web_method_not_allowed(text: &'static str) -> Self {
+        Self { headers: &PAGE_ALLOW_WEB, ..Self::page(StatusCode::METHOD_NOT_ALLOWED, text) }
     }
 
     /// The same response, behind which the connection closes.

@@ -1,9 +1,9 @@
 //! What a request is for. Both paths ask here, so this is the one place that tells the tunnel's requests from others.
 //!
-//! | path | POST | GET, HEAD | another method |
+//! | path | POST | GET, HEAD, OPTIONS | another method |
 //! |---|---|---|---|
-//! | `.../CommunityCBR/CC.<kind>.<session>/` | the tunnel | 200: the tunnel is ready | 405 |
-//! | `.../CommunityCBR` | 405 | 200: the tunnel is ready | 405 |
+//! | `.../CommunityCBR/CC.<kind>.<session>/` | the tunnel | 200: the tunnel is ready, or 503 | 405 |
+//! | `.../CommunityCBR` | 405 | 200: the tunnel is ready, or 503 | 405 |
 //! | `.../CommunityCBR/...`, of another form | 404 | 404 | 404 |
 //! | any other, `http_backend.url` is set | the web server | the web server | the web server |
 //! | any other | 404 | 404 | 404 |
@@ -34,6 +34,10 @@ pub(super) enum Destination<'url> {
 pub(super) enum PortPage {
     /// 200: a person, or a health check, asks whether the tunnel is there.
     TunnelReady,
+    /// 200: the same with the method OPTIONS, which asks for the methods.
+    TunnelMethods,
+    /// 503 in the place of both: clients can't be served at present.
+    TunnelNotReady,
     /// 405: a path of the tunnel, with a method that it does not take.
     TunnelTakesPost,
     /// 404: the path is meant for the tunnel, but is not of its form.
@@ -47,9 +51,20 @@ pub(super) fn route<'url>(method: &str, path: &str, web_server: Option<&'url Uri
     match (envelope::address(path), method) {
         (Address::Tunnel(kind, session), "POST") => Destination::Tunnel(kind, session),
         (Address::Tunnel(..) | Address::Probe, "GET" | "HEAD") => Destination::Page(PortPage::TunnelReady),
+        (Address::Tunnel(..) | Address::Probe, "OPTIONS") => Destination::Page(PortPage::TunnelMethods),
         (Address::Tunnel(..) | Address::Probe, _) => Destination::Page(PortPage::TunnelTakesPost),
         (Address::Malformed, _) => Destination::Page(PortPage::NoSuchTunnel),
         (Address::Other, _) => web_server.map_or(Destination::Page(PortPage::NoWebServer), Destination::WebServer),
+    }
+}
+
+impl PortPage {
+    /// The page at a moment at which clients can be served, or can't.
+    pub(super) fn at(self, is_ready: impl Fn() -> bool) -> Self {
+        match self {
+            Self::TunnelReady | Self::TunnelMethods if !is_ready() => Self::TunnelNotReady,
+            page => page,
+        }
     }
 }
 
@@ -57,7 +72,13 @@ impl From<PortPage> for PortResponse {
     fn from(page: PortPage) -> Self {
         match page {
             PortPage::TunnelReady => Self::page(StatusCode::OK, "Sametime Community tunnel: ready for clients.\n"),
-            PortPage::TunnelTakesPost => Self::tunnel_method_not_allowed(),
+            PortPage::TunnelMethods => Self::tunnel_methods(StatusCode::OK, ""),
+            PortPage::TunnelNotReady => {
+                Self::page(StatusCode::SERVICE_UNAVAILABLE, "Sametime Community tunnel: clients can't be served now.\n")
+            }
+            PortPage::TunnelTakesPost => {
+                Self::tunnel_methods(StatusCode::METHOD_NOT_ALLOWED, "The tunnel takes POST.\n")
+            }
             PortPage::NoSuchTunnel => Self::page(StatusCode::NOT_FOUND, "Not found.\n"),
             PortPage::NoWebServer => {
                 Self::page(StatusCode::NOT_FOUND, "Not found. This port is for Sametime clients.\n")
@@ -82,6 +103,9 @@ mod tests {
             ("PUT", "/CommunityCBR/CC.39.abc/", page(PortPage::TunnelTakesPost), page(PortPage::TunnelTakesPost)),
             ("post", "/CommunityCBR/CC.39.abc/", page(PortPage::TunnelTakesPost), page(PortPage::TunnelTakesPost)),
             ("HEAD", "/CommunityCBR", page(PortPage::TunnelReady), page(PortPage::TunnelReady)),
+            ("OPTIONS", "/CommunityCBR/", page(PortPage::TunnelMethods), page(PortPage::TunnelMethods)),
+            ("OPTIONS", "/CommunityCBR/CC.39./", page(PortPage::TunnelMethods), page(PortPage::TunnelMethods)),
+            ("OPTIONS", "/", web(&url), page(PortPage::NoWebServer)),
             ("POST", "/CommunityCBR", page(PortPage::TunnelTakesPost), page(PortPage::TunnelTakesPost)),
             ("POST", "/CommunityCBR/CC.40.abc/", page(PortPage::NoSuchTunnel), page(PortPage::NoSuchTunnel)),
             ("GET", "/CommunityCBR/CC.39.abc/d", page(PortPage::NoSuchTunnel), page(PortPage::NoSuchTunnel)),
@@ -91,6 +115,16 @@ mod tests {
         ] {
             assert_eq!(route(method, path, Some(&url)), expected, "{method} {path}");
             assert_eq!(route(method, path, None), without_web_server, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn only_the_pages_that_say_that_the_tunnel_is_ready_depend_on_it() {
+        for page in [PortPage::TunnelReady, PortPage::TunnelMethods] {
+            assert_eq!((page.at(|| true), page.at(|| false)), (page, PortPage::TunnelNotReady));
+        }
+        for page in [PortPage::TunnelTakesPost, PortPage::NoSuchTunnel, PortPage::NoWebServer] {
+            assert_eq!(page.at(|| panic!("it is not asked")), page);
         }
     }
 }

@@ -32,7 +32,14 @@ use crate::{
 fn every_response() -> Vec<PortResponse> {
     use TunnelOutcome::*;
     let bytes = [0, 3, 100_000].map(|length| PortResponse::tunnel(vec![b'x'; length].into()));
-    let pages = [PortPage::TunnelReady, PortPage::TunnelTakesPost, PortPage::NoSuchTunnel, PortPage::NoWebServer];
+    let pages = [
+        PortPage::TunnelReady,
+        PortPage::TunnelMethods,
+        PortPage::TunnelNotReady,
+        PortPage::TunnelTakesPost,
+        PortPage::NoSuchTunnel,
+        PortPage::NoWebServer,
+    ];
     let unread = [ConnectionDrop::Connections, ConnectionDrop::NoCertificate].map(unread_refusal);
     let bodies = [TooLarge, CutOff, TooSlow, HeldBytes].map(body_refusal);
     let failed = [Malformed, Unknown, OtherAddress, Gone, NotAcknowledged, Busy, Failed].map(TunnelResponse::Failed);

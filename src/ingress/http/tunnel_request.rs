@@ -219,6 +219,7 @@ mod tests {
             max_tunnel_request: limit,
             web_server: None,
             max_web_server_requests: 1,
+            web_server_timeout: Duration::from_secs(60),
         };
         let held = HeldBytes::none(&Budget::new(1 << 20, 0, &[]), [127, 0, 0, 1].into());
         let began = Clock::now();

@@ -16,7 +16,7 @@ use crate::stream::StreamError;
 pub(in crate::ingress) struct TlsConnection<S>(pub(super) TlsStream<S>);
 
 /// rustls reports an end without close_notify by this kind and by nothing else, so it is decoded here, at its source.
-fn name_truncation(error: io::Error) -> io::Error {
+pub(super) fn name_truncation(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof { StreamError::Truncated.into() } else { error }
 }
 

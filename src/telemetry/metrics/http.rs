@@ -1,4 +1,4 @@
-//! HTTP requests on client ports.
+//! HTTP requests on client ports, and the web server behind them.
 
 use prometheus_client::registry::Registry;
 
@@ -9,7 +9,7 @@ use crate::telemetry::outcome::{RequestRefusal, WebServerError};
 pub struct HttpMetrics {
     /// Refused requests.
     pub refused: OutcomeCounters<RequestRefusal>,
-    /// Requests without a response of the web server, by its error.
+    /// What the web server did wrong.
     pub web_server_errors: OutcomeCounters<WebServerError>,
 }
 
@@ -17,10 +17,7 @@ impl HttpMetrics {
     pub(in crate::telemetry) fn register(all: &mut Registry) -> Self {
         Self {
             refused: OutcomeCounters::register(all, "HTTP requests refused for their form, by reason"),
-            web_server_errors: OutcomeCounters::register(
-                all,
-                "HTTP requests to which the web server gave no response that can be passed back, by reason",
-            ),
+            web_server_errors: OutcomeCounters::register(all, "What the web server did wrong, by reason"),
         }
     }
 }

@@ -26,7 +26,7 @@ pub struct TunnelMetrics {
     /// For each of [`KINDS`], a counter for each outcome.
     requests: [Box<[Counter]>; KINDS.len()],
     /// Requests whose path names no kind of tunnel.
-    malformed: Counter,
+    no_such_path: Counter,
     guesses_delayed: Counter,
     sessions: Gauge,
 }
@@ -37,7 +37,7 @@ impl TunnelMetrics {
         let counter = |kind, outcome| family.get_or_create(&TunnelLabels { kind, outcome }).clone();
         let this = Self {
             requests: KINDS.map(|kind| TunnelOutcome::ALL.iter().map(|at| counter(kind.name(), *at)).collect()),
-            malformed: counter("unknown", TunnelOutcome::Malformed),
+            no_such_path: counter("unknown", TunnelOutcome::NoSuchPath),
             guesses_delayed: registered(
                 all,
                 "tunnel_guesses_delayed",
@@ -63,8 +63,8 @@ impl TunnelMetrics {
     }
 
     /// Counts a request whose path is meant for the tunnel but names no kind of tunnel.
-    pub fn malformed_path(&self) {
-        self.malformed.inc();
+    pub fn no_such_path(&self) {
+        self.no_such_path.inc();
     }
 
     /// Counts a request for an unknown session that is answered late.

@@ -2,155 +2,169 @@
 
 use std::{
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use hyper::{
-    Request, Response, StatusCode, Uri,
-    body::{Body, Frame, Incoming, SizeHint},
+    Method, Request, Response, StatusCode, Uri,
+    body::{Body, Incoming},
 };
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{self, Client},
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout_at;
-use tracing::warn;
 
-use super::{BackendError, BackendRefusal, request_body::TimedBody};
+use super::{
+    BackendError, BackendRefusal,
+    connector::{Connector, ServerConnectionUse, Unreached},
+    failures::{FailedRequest, FailureReports},
+    request_body::{BodyProgress, TimedBody},
+    response_body::WebServerBody,
+};
 use crate::{
     ingress::http::HttpSettings,
-    limits::tally::{Permit, Tally},
-    log::Throttles,
-    net::shortage::{is_shortage, shortage},
-    telemetry::{
-        Telemetry,
-        outcome::{Outcome, WebServerError},
-    },
+    limits::tally::Tally,
+    net::own::OwnListeners,
+    telemetry::{Telemetry, outcome::WebServerError},
 };
 
-/// How long the web server may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it may take to begin its response after the last piece of the request came.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long an idle connection is kept for the next request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many idle connections are kept.
 const MAX_IDLE: usize = 64;
 /// The most bytes of a response that are read at once. Its head has to fit.
 const MAX_BUFFER: usize = 64 * 1024;
+/// Methods of which a request that is sent twice does the same as one that is sent once (RFC 9110, 9.2.2).
+const IDEMPOTENT: [Method; 5] = [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE];
 
 /// Connections to the web server, and the number of requests that are there.
 pub(in crate::ingress::http) struct WebServerClient {
-    client: Client<HttpConnector, TimedBody>,
+    /// Keeps its connections for further requests.
+    keeping: Client<Connector, TimedBody>,
+    /// Makes a connection for each request.
+    fresh: Client<Connector, TimedBody>,
     requests: Arc<Tally>,
-    telemetry: Arc<Telemetry>,
-    /// For log lines, by [`WebServerError`].
-    lines: Throttles,
+    failures: Arc<FailureReports>,
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Response(Response<Incoming>),
+    Failed(legacy::Error),
+    TimedOut,
 }
 
 impl WebServerClient {
-    pub(in crate::ingress::http) fn new(telemetry: Arc<Telemetry>) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_nodelay(true);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(MAX_IDLE)
-            .http1_max_buf_size(MAX_BUFFER)
-            .build(connector);
-        Self { client, requests: Arc::default(), telemetry, lines: Throttles::new(WebServerError::ALL.len()) }
+    /// A client that does not connect to `own`.
+    pub(in crate::ingress::http) fn new(own: OwnListeners, telemetry: Arc<Telemetry>) -> Self {
+        let connector = Connector::new(own);
+        let client = |idle| {
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(idle)
+                .http1_max_buf_size(MAX_BUFFER)
+                .build(connector.clone())
+        };
+        let failures = Arc::new(FailureReports::new(telemetry));
+        Self { keeping: client(MAX_IDLE), fresh: client(0), requests: Arc::default(), failures }
     }
 
-    /// Sends a request and waits for the head of its response. `url` and `client` are for the log.
+    /// Sends a request and waits for the head of its response. `url`, `client` and `port` are for the log.
+    ///
+    /// A web server may close a kept connection at any time, also when a request is on its way. Then a request that may
+    /// be repeated is sent again, on a new connection.
     ///
     /// # Errors
-    /// There are too many requests at once, the request's body fails, or the web server does.
+    /// There are too many requests at once, the request's body fails, the web server fails, or it is this program.
     pub(super) async fn exchange(
         &self,
         request: Request<Incoming>,
         url: &Uri,
         client: SocketAddr,
+        port: u16,
         settings: &HttpSettings,
     ) -> Result<Response<WebServerBody>, BackendError> {
         let place = self.requests.enter(settings.max_web_server_requests).map_err(|_| BackendRefusal::Busy)?;
         let (parts, body) = request.into_parts();
+        let may_repeat = IDEMPOTENT.contains(&parts.method) && body.is_end_stream();
+        let again = may_repeat.then(|| parts.clone());
         let (body, progress) = TimedBody::new(body, settings.timeout);
-        let mut exchange = pin!(self.client.request(Request::from_parts(parts, body)));
-        let response = loop {
-            // As long as the body comes, the web server need not respond.
-            let deadline = progress.last() + RESPONSE_TIMEOUT;
-            match timeout_at(deadline.into(), &mut exchange).await {
-                Ok(response) => break Some(response),
-                Err(_) if progress.last() + RESPONSE_TIMEOUT > Instant::now() => (),
-                Err(_) => break None,
+        let timeout = settings.web_server_timeout;
+        let mut attempt = attempt(&self.keeping, Request::from_parts(parts, body), &progress, timeout).await;
+        if let (Some(parts), Attempt::Failed(error)) = (again, &attempt)
+            && was_closed_between_requests(error)
+        {
+            let (body, progress) = TimedBody::none();
+            attempt = self::attempt(&self.fresh, Request::from_parts(parts, body), &progress, timeout).await;
+        }
+        let about = FailedRequest { client, port, url: url.clone() };
+        match (attempt, progress.error()) {
+            (Attempt::Response(response), _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                self.failures.report(WebServerError::SwitchedProtocols, &about, None);
+                Err(WebServerError::SwitchedProtocols.into())
             }
-        };
-        match (response, progress.error()) {
-            (Some(Ok(response)), _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Err(self.failed(WebServerError::SwitchedProtocols, None, url, client))
+            (Attempt::Response(response), _) => {
+                Ok(response.map(|inner| WebServerBody::new(inner, timeout, about, Arc::clone(&self.failures), place)))
             }
-            (Some(Ok(response)), _) => Ok(response.map(|inner| WebServerBody { inner, _place: place })),
             // The web server has no response because the request never came to its end.
             (_, Some(error)) => Err(BackendRefusal::Body(error).into()),
-            (Some(Err(error)), None) => {
-                // The resolver, for example, may not say that it had no descriptor.
-                let lacks = is_of_a_shortage(&error) || shortage().is_some();
-                let reason = if lacks { WebServerError::Shortage } else { WebServerError::NoResponse };
-                Err(self.failed(reason, Some(&error), url, client))
+            (Attempt::Failed(error), None) => match Unreached::of(&error) {
+                Some(unreached) if unreached.is_own() => Err(BackendRefusal::Loop.into()),
+                Some(unreached) if unreached.is_of_a_shortage() => {
+                    self.failures.report(WebServerError::Shortage, &about, Some(unreached));
+                    Err(WebServerError::Shortage.into())
+                }
+                Some(unreached) => {
+                    self.failures.report(WebServerError::Unreachable, &about, Some(unreached));
+                    Err(WebServerError::Unreachable.into())
+                }
+                None => {
+                    let source = std::error::Error::source(&error).map(ToString::to_string);
+                    self.failures.report(WebServerError::NoResponse, &about, Some(&source.unwrap_or_default()));
+                    Err(WebServerError::NoResponse.into())
+                }
+            },
+            (Attempt::TimedOut, None) => {
+                self.failures.report(WebServerError::TooSlow, &about, None);
+                Err(WebServerError::TooSlow.into())
             }
-            (None, None) => Err(self.failed(WebServerError::TooSlow, None, url, client)),
         }
     }
+}
 
-    /// Counts and logs that the web server gave no response that can be passed back.
-    fn failed(
-        &self,
-        reason: WebServerError,
-        error: Option<&dyn std::error::Error>,
-        url: &Uri,
-        client: SocketAddr,
-    ) -> BackendError {
-        self.telemetry.http.web_server_errors.count(reason);
-        if let Some(more) = self.lines.pass(reason.index()) {
-            // What hyper reports is short, and its source says what happened.
-            let source = error.and_then(std::error::Error::source).map(ToString::to_string);
-            let error = error.map(ToString::to_string);
-            warn!(%client, %url, %reason, error, source, more, "web back end: no response");
+/// Sends a request once. The web server may take so long to begin its response after the last piece of the request came.
+async fn attempt(
+    client: &Client<Connector, TimedBody>,
+    request: Request<TimedBody>,
+    progress: &BodyProgress,
+    timeout: Duration,
+) -> Attempt {
+    let mut exchange = pin!(client.request(request));
+    loop {
+        // As long as the body comes, the web server need not respond.
+        let deadline = progress.last() + timeout;
+        match timeout_at(deadline.into(), &mut exchange).await {
+            Ok(Ok(response)) => {
+                if let Some(connection) = response.extensions().get::<ServerConnectionUse>() {
+                    connection.note();
+                }
+                break Attempt::Response(response);
+            }
+            Ok(Err(error)) => break Attempt::Failed(error),
+            Err(_) if progress.last() + timeout > Instant::now() => (),
+            Err(_) => break Attempt::TimedOut,
         }
-        reason.into()
     }
 }
 
-/// Whether `error` comes from a lack of descriptors or memory.
-fn is_of_a_shortage(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut sources = std::iter::successors(Some(error), |error| error.source());
-    sources.any(|error| error.downcast_ref().is_some_and(is_shortage))
-}
-
-/// A response's body. The request counts until it is dropped.
-pub(in crate::ingress::http) struct WebServerBody {
-    inner: Incoming,
-    _place: Permit,
-}
-
-impl Body for WebServerBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
+/// Whether the web server has closed a connection that had a request before, without a response to the present one.
+fn was_closed_between_requests(error: &legacy::Error) -> bool {
+    let is_kept = ServerConnectionUse::of(error).is_some_and(|connection| connection.note());
+    // What is not HTTP is a response, although a wrong one.
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<hyper::Error>());
+    is_kept && source.is_some_and(|error| !error.is_parse())
 }

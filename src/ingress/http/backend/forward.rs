@@ -3,9 +3,6 @@
 //! The web server gets a request that is written anew from what was parsed here, with one Host and one length. So it
 //! cannot read it in another way. A request that leaves a doubt is refused.
 
-use std::net::SocketAddr;
-
-use bytes::Bytes;
 use hyper::{
     Request, Response, Uri, Version,
     body::Body,
@@ -13,7 +10,10 @@ use hyper::{
     http::uri::{Authority, Parts, PathAndQuery, Scheme},
 };
 
-use super::BackendRefusal;
+use super::{
+    BackendRefusal,
+    origin_headers::{self, FORWARDED, FORWARDED_HOST, FORWARDED_PROTO, RequestOrigin},
+};
 use crate::ingress::http::forwarded::FORWARDED_FOR;
 
 /// Methods that are not passed on.
@@ -33,28 +33,26 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 /// Headers that stay even where Connection names them: a client must not be able to remove what is the message's own,
 /// or ours.
-const NEVER_HOP_BY_HOP: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, FORWARDED_FOR];
+const NEVER_HOP_BY_HOP: [HeaderName; 7] =
+    [header::CONTENT_LENGTH, header::HOST, header::VIA, FORWARDED_FOR, FORWARDED_PROTO, FORWARDED_HOST, FORWARDED];
 
-/// Rewrites `request` for the web server at `url`. `peer` is the connection's other end; its X-Forwarded-For is kept
-/// when it is a trusted proxy.
+/// Rewrites `request`, which came from `origin`, for the web server at `url`. `via` is the member that its Via gets.
+///
+/// An Upgrade may always be ignored (RFC 9110, 7.8), and is: the request is served as one of HTTP/1.1.
 ///
 /// # Errors
 /// Why the request is not passed on.
 pub(super) fn rewrite_request<B: Body>(
     request: &mut Request<B>,
     url: &Uri,
-    peer: SocketAddr,
-    peer_is_trusted: bool,
+    origin: &RequestOrigin,
+    via: Option<String>,
 ) -> Result<(), BackendRefusal> {
     let host = host(request)?;
     *request.uri_mut() = target(url, request)?;
     *request.version_mut() = Version::HTTP_11;
     let (length, is_empty) = (request.body().size_hint().exact(), request.body().is_end_stream());
     let headers = request.headers_mut();
-    // curl and others offer h2c with a request that works without it. Every other protocol is meant.
-    if headers.get_all(header::UPGRADE).iter().any(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c")) {
-        return Err(BackendRefusal::Upgrade);
-    }
     // hyper answers 100-continue itself, when the body is read.
     if headers.get_all(header::EXPECT).iter().any(|to| !to.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(BackendRefusal::Expectation);
@@ -62,7 +60,10 @@ pub(super) fn rewrite_request<B: Body>(
     headers.remove(header::EXPECT);
     remove_hop_by_hop(headers);
     headers.remove(HeaderName::from_static("http2-settings"));
-    add_forwarded_for(headers, peer, peer_is_trusted);
+    origin_headers::set(headers, origin, host.as_ref());
+    if let Some(via) = via.and_then(|via| HeaderValue::try_from(via).ok()) {
+        headers.append(header::VIA, via);
+    }
     match host {
         Some(host) => headers.insert(header::HOST, host),
         None => headers.remove(header::HOST),
@@ -151,36 +152,25 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Adds the peer to X-Forwarded-For. What the peer wrote there stays only when it is a trusted proxy.
-fn add_forwarded_for(headers: &mut HeaderMap, peer: SocketAddr, peer_is_trusted: bool) {
-    let mut line = Vec::new();
-    if peer_is_trusted {
-        for value in headers.get_all(FORWARDED_FOR) {
-            line.extend_from_slice(value.as_bytes());
-            line.extend_from_slice(b", ");
-        }
-    }
-    line.extend_from_slice(peer.ip().to_string().as_bytes());
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(line)) {
-        headers.insert(FORWARDED_FOR, value);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         convert::Infallible,
+        net::{Ipv4Addr, SocketAddr, SocketAddrV4},
         pin::Pin,
         task::{Context, Poll},
     };
 
     use super::*;
+    use bytes::Bytes;
     use http_body_util::{Empty, Full};
     use hyper::{Method, body::Frame};
 
-    fn peer() -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, 1], 5000))
-    }
+    const ORIGIN: RequestOrigin = RequestOrigin {
+        peer: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 5000)),
+        is_trusted: false,
+        is_tls: false,
+    };
 
     /// A request with these headers.
     fn request<B>(method: &str, target: &str, headers: &[(&'static str, &str)], body: B) -> Request<B> {
@@ -194,7 +184,8 @@ mod tests {
     }
 
     fn rewrite<B: Body>(mut request: Request<B>) -> Result<Request<B>, BackendRefusal> {
-        rewrite_request(&mut request, &Uri::from_static("http://10.1.1.1:8080"), peer(), false)?;
+        let via = Some("1.1 here".to_owned());
+        rewrite_request(&mut request, &Uri::from_static("http://10.1.1.1:8080"), &ORIGIN, via)?;
         Ok(request)
     }
 
@@ -243,7 +234,8 @@ mod tests {
             assert_eq!(rewritten(method, target, hosts), Err(refusal), "{method} {target} {hosts:?}");
         }
         for (name, value, refusal) in [
-            ("upgrade", "websocket", Some(Upgrade)),
+            ("upgrade", "websocket", None),
+            ("upgrade", "TLS/1.2", None),
             ("upgrade", "H2C", None),
             ("expect", "100-Continue", None),
             ("expect", "200-ok", Some(Expectation)),
@@ -327,12 +319,10 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_is_noted_and_invention_is_not_passed_on() {
-        for (is_trusted, expected) in [(false, "10.0.0.1"), (true, "6.6.6.6, 10.0.0.1")] {
-            let mut headers = HeaderMap::new();
-            headers.append(FORWARDED_FOR, HeaderValue::from_static("6.6.6.6"));
-            add_forwarded_for(&mut headers, peer(), is_trusted);
-            assert_eq!(headers[FORWARDED_FOR], expected);
-        }
+    fn via_is_added_behind_that_of_the_client() {
+        let headers = [("host", "web.example"), ("via", "1.0 proxy"), ("connection", "via")];
+        let request = rewrite(request("GET", "/", &headers, Empty::<Bytes>::new())).expect("passed on");
+        let via: Vec<_> = request.headers().get_all(header::VIA).iter().collect();
+        assert_eq!(via, ["1.0 proxy", "1.1 here"]);
     }
 }

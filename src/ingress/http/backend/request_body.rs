@@ -56,7 +56,8 @@ impl BodyProgress {
 
 /// A body that may pause only for so long.
 pub(super) struct TimedBody {
-    inner: Incoming,
+    /// `None`: the request has no body.
+    inner: Option<Incoming>,
     timeout: Duration,
     /// Runs while it pauses.
     pause: Option<Pin<Box<Sleep>>>,
@@ -66,6 +67,15 @@ pub(super) struct TimedBody {
 impl TimedBody {
     /// `inner`, which may pause for `timeout`, and how far it is.
     pub(super) fn new(inner: Incoming, timeout: Duration) -> (Self, Arc<BodyProgress>) {
+        Self::with(Some(inner), timeout)
+    }
+
+    /// The body of a request that has none.
+    pub(super) fn none() -> (Self, Arc<BodyProgress>) {
+        Self::with(None, Duration::ZERO)
+    }
+
+    fn with(inner: Option<Incoming>, timeout: Duration) -> (Self, Arc<BodyProgress>) {
         let progress = Arc::new(BodyProgress { last: Mutex::new(Instant::now()), error: Mutex::new(None) });
         (Self { inner, timeout, pause: None, progress: Arc::clone(&progress) }, progress)
     }
@@ -81,7 +91,8 @@ impl Body for TimedBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.inner).poll_frame(cx) {
+        let Some(inner) = &mut self.inner else { return Poll::Ready(None) };
+        match Pin::new(inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.pause = None;
                 *self.progress.last.lock() = Instant::now();
@@ -99,10 +110,10 @@ impl Body for TimedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
     }
 }
