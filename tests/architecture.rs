@@ -54,15 +54,23 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/tls", &["connection pair"]),
     (
         "ingress/http",
-        &["connection", "hyper_path", "fast_path backend tunnel_request guard", "route framing forwarded", "response"],
+        &[
+            "connection",
+            "hyper_path streaming",
+            "tunnel_request",
+            "fast_path backend guard",
+            "route framing forwarded",
+            "response",
+        ],
     ),
     ("ingress/http/backend", &["client forward", "request_body response_body connector origin_headers", "failures"]),
     ("ingress/http/framing", &["words"]),
-    ("ingress/tunnel", &["service", "registry stream", "handle", "live", "session response", "token"]),
+    ("ingress/tunnel", &["service", "registry stream streaming", "handle", "live", "session response", "token"]),
+    ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
     ("mux", &["session", "opening", "relay", "direction closing", "facts report", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
-    ("wire/tunnel", &["envelope", "cipher name"]),
+    ("wire/tunnel", &["envelope stream", "cipher name"]),
     (
         "net",
         &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address port section shortage"],
@@ -149,7 +157,9 @@ fn place(path: &Path) -> Place {
 /// A source without comments and without its own tests, which stand last.
 fn code(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-    text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join(" ")
+    // A comment begins the line or follows a space; `"http://"` has none.
+    let without_comment = |line: &str| format!(" {line}").split(" //").next().unwrap().to_owned();
+    text.lines().map(without_comment).collect::<Vec<_>>().join(" ")
 }
 
 /// All paths of a `use` tree: of `a::{b, c::{d, e}}` these are `a::b`, `a::c::d`, `a::c::e`.
@@ -186,7 +196,7 @@ fn arrows(from: &Place, text: &str, modules: &BTreeSet<Place>) -> Vec<Arrow> {
     let code = code(text);
     let mut named: Vec<Vec<String>> = Vec::new();
     let mut rest = String::new();
-    for (at, statement) in code.split("use ").enumerate() {
+    for (at, statement) in code.split(" use ").enumerate() {
         // What stands in front of the first `use` is none.
         match statement.split_once(';') {
             Some((tree, after)) if at > 0 && !tree.contains('(') => {

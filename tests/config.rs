@@ -99,6 +99,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("tunnel.hold", "\"10m\"", "\"10m\" is out of bounds"),
     ("tunnel.reply_wait", "\"1m\"", "\"1m\" is out of bounds"),
     ("tunnel.session_timeout", "\"0s\"", "\"0s\" is out of bounds"),
+    ("tunnel.stream_keep_alive", "\"2h\"", "\"2h\" is out of bounds"),
     ("tunnel.version", "2", "2 is out of bounds"),
     ("tunnel.same_address", "1", "1: invalid type: integer"),
     ("tunnel.window", "1", "1 is out of bounds"),

@@ -80,7 +80,7 @@ async fn all_transports_carry_the_same_bytes() {
             }
         }
     }
-    assert_eq!(sessions, 18);
+    assert_eq!(sessions, 24);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,6 +42,7 @@ fn column(transport: Transport) -> &'static str {
         Transport::Raw | Transport::Tls => "raw",
         Transport::Polling | Transport::PollingTls => "polling",
         Transport::Hybrid | Transport::HybridTls => "hybrid",
+        Transport::Streaming | Transport::StreamingTls => "streaming",
     }
 }
 

@@ -19,7 +19,7 @@ const TUNNEL: &str = "tunnel_requests";
 fn lines_at_zero(kind: &OutcomeKind, row: &OutcomeRow) -> Vec<String> {
     let (metric, name) = (kind.metric, row.name);
     if metric == TUNNEL {
-        let tunnels = ["http_polling", "http_hybrid"];
+        let tunnels = ["http_polling", "http_hybrid", "http_streaming"];
         let line = |tunnel| format!(r#"sametime_mux_{metric}_total{{kind="{tunnel}",outcome="{name}"}} 0"#);
         return tunnels.map(line).into();
     }

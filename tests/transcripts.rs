@@ -13,6 +13,7 @@ use support::{
     hex,
     http::{self, Stream},
     in_time, mux,
+    streaming::{self, Down},
     tunnel::{self, Chain, Kind, Session},
     wait_until,
 };
@@ -26,19 +27,24 @@ struct Transcript {
     events: Vec<Value>,
 }
 
+/// The recordings of polling and hybrid clients.
 fn transcripts() -> Vec<Transcript> {
+    let transcripts = all_transcripts().into_iter().filter(|transcript| !transcript.is_streaming()).collect::<Vec<_>>();
+    assert_eq!(transcripts.len(), 8, "the recordings are in {FOLDER}");
+    transcripts
+}
+
+fn all_transcripts() -> Vec<Transcript> {
     let mut files: Vec<PathBuf> = fs::read_dir(FOLDER).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "jsonl"));
     files.sort();
-    let transcripts: Vec<_> = files
+    files
         .into_iter()
         .map(|file| Transcript {
             name: file.file_stem().unwrap().to_string_lossy().into_owned(),
             events: fs::read_to_string(&file).unwrap().lines().map(|l| serde_json::from_str(l).unwrap()).collect(),
         })
-        .collect();
-    assert_eq!(transcripts.len(), 8, "the recordings are in {FOLDER}");
-    transcripts
+        .collect()
 }
 
 fn text<'e>(event: &'e Value, field: &str) -> &'e str {
@@ -50,6 +56,10 @@ fn bytes(event: &Value, field: &str) -> Vec<u8> {
 }
 
 impl Transcript {
+    fn is_streaming(&self) -> bool {
+        self.name.starts_with("streaming-")
+    }
+
     fn kind(&self) -> Kind {
         let first = self.events.iter().find(|event| event["ev"] == "request").unwrap();
         if text(first, "line").contains("CC.35.") { Kind::Polling } else { Kind::Hybrid }
@@ -183,6 +193,119 @@ async fn replay(transcript: &Transcript) {
     expected[20..24].copy_from_slice(&[127, 0, 0, 1]);
     wait_until(name, || community.sessions() == 1 && community.received(0).len() >= expected.len()).await;
     assert_eq!(community.received(0), expected, "{name}: every frame once and in order");
+}
+
+/// A script that answers as the recording Community server did, and closes behind the last answer if `closes`.
+async fn answer_stream(mut connection: Connection, answers: Vec<Vec<u8>>, closes: bool) {
+    let mut answers = answers.into_iter().peekable();
+    while let Some(frame) = connection.recv().await {
+        match frame.kind {
+            frames::HANDSHAKE | frames::LOGIN | frames::CREATE | frames::SEND => {
+                connection.send(&answers.next().unwrap_or_default()).await;
+            }
+            frames::DESTROY => return,
+            _ => (),
+        }
+        if closes && answers.peek().is_none() {
+            return;
+        }
+    }
+}
+
+/// The recorded request, with the present session's name in its body.
+fn streaming_request(event: &Value, headers: &[&str], name: &[u8]) -> Vec<u8> {
+    let recorded = bytes(event, "body");
+    let line = text(event, "line");
+    let mut request = format!("{line}\r\n");
+    for header in headers.iter().filter(|header| !header.starts_with("Content-Length")) {
+        request.push_str(&format!("{header}\r\n"));
+    }
+    if recorded.is_empty() {
+        return format!("{request}\r\n").into_bytes();
+    }
+    assert_eq!(recorded[..5], *b"\xFF\0\x02S1", "the recorded session's name");
+    let body = streaming::body(name, &recorded[5..]);
+    [format!("{request}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat()
+}
+
+/// Replays one recording of the streaming tunnel.
+async fn replay_streaming(transcript: &Transcript) {
+    let name = &transcript.name;
+    let of = |kind: &'static str| transcript.events.iter().filter(move |event| event["ev"] == kind);
+    // The keep-alives of the recording come from its study server.
+    let answers: Vec<Vec<u8>> = of("stream").map(|event| bytes(event, "payload")).filter(|p| *p != [0x80]).collect();
+    let (script, closes) = (answers.clone(), of("cut").next().is_some());
+    let community = Community::start(move |connection| answer_stream(connection, script.clone(), closes)).await;
+    let mux = mux::start(&community.setting()).await;
+    let mut connections: HashMap<u64, Stream> = HashMap::new();
+    let (mut down, mut expected, mut received) = (None, Vec::new(), Vec::new());
+    let mut session = Vec::new();
+    for (n, event) in transcript.events.iter().enumerate() {
+        let connection = event["conn"].as_u64().unwrap_or(0);
+        match text(event, "ev") {
+            "open" => {
+                connections.insert(connection, http::connect(mux.raw(), false).await);
+            }
+            "request" => {
+                let headers: Vec<&str> =
+                    event["headers"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+                let request = streaming_request(event, &headers, &session);
+                connections.get_mut(&connection).unwrap().write_all(&request).await.unwrap();
+                expected.extend(bytes(event, "body").into_iter().skip(5));
+            }
+            "response-begins" => {
+                let (from, into) = tokio::io::split(connections.remove(&connection).unwrap());
+                let begun = in_time(name, Down::begin(from)).await.unwrap();
+                session.clone_from(&begun.name);
+                down = Some((begun, into));
+            }
+            "response" => {
+                let stream = connections.get_mut(&connection).unwrap();
+                let response = in_time(name, http::read_response(stream)).await.unwrap();
+                assert_eq!(response.status, 200, "{name}, event {n}: {}", response.head);
+                assert_eq!(response.body, streaming::body(&session, b""), "{name}, event {n}");
+            }
+            "stream" if bytes(event, "payload") != [0x80] => {
+                let wanted = received.len() + bytes(event, "payload").len();
+                while let (Some((down, _)), true) = (&mut down, received.len() < wanted) {
+                    let mut some = vec![0; wanted - received.len()];
+                    let read = in_time(name, down.read(&mut some)).await.unwrap();
+                    assert!(read > 0, "{name}, event {n}: the stream has ended");
+                    received.extend_from_slice(&some[..read]);
+                }
+            }
+            "drop" => {
+                // The response arrives, and the client does not read it.
+                let mut stream = connections.remove(&connection).unwrap();
+                in_time(name, stream.read_u8()).await.unwrap();
+            }
+            "cut" => {
+                let (down, _) = down.as_mut().unwrap();
+                assert_eq!(in_time(name, down.read(&mut [0; 64])).await.unwrap(), 0, "{name}: nothing more");
+            }
+            "close" if connections.remove(&connection).is_none() => down = None,
+            // The study server could not answer this request of a client that has closed its other connection.
+            "error" => {
+                let stream = connections.get_mut(&connection).unwrap();
+                let response = in_time(name, http::read_response(stream)).await.unwrap();
+                assert_eq!((response.status, response.body), (200, streaming::body(&session, b"")), "{name}");
+            }
+            _ => (),
+        }
+    }
+    assert_eq!(received, answers.concat(), "{name}: every byte once and in order");
+    expected[20..24].copy_from_slice(&[127, 0, 0, 1]);
+    wait_until(name, || community.sessions() == 1 && community.received(0).len() >= expected.len()).await;
+    assert_eq!(community.received(0), expected, "{name}: every frame once and in order");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_recorded_streaming_client_is_served() {
+    let transcripts: Vec<_> = all_transcripts().into_iter().filter(Transcript::is_streaming).collect();
+    assert_eq!(transcripts.len(), 4, "the recordings are in {FOLDER}");
+    for transcript in &transcripts {
+        replay_streaming(transcript).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,6 +30,7 @@ pub fn settings(reply_wait: Duration) -> TunnelSettings {
         hold: Duration::from_secs(25),
         reply_wait,
         session_timeout: Duration::from_secs(600),
+        stream_keep_alive: None,
         version: 0,
         window: 128 * 1024,
         same_address: false,

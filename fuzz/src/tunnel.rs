@@ -111,6 +111,7 @@ async fn run(input: &[u8]) {
         reply_wait: Duration::from_millis(100),
         // Longer than all steps of a run together.
         session_timeout: Duration::from_secs(1 << 30),
+        stream_keep_alive: None,
         version,
         window: WINDOW,
         same_address: false,

@@ -6,7 +6,8 @@
 //!   (idle)      └── hyper_path ── guard ── framing ───┘           └── backend ── web server
 //! ```
 //! The fast path takes only requests of the tunnel that have exactly the form in which nearly every client writes
-//! them. hyper reads every other request. Between two requests a connection keeps nothing but its stream.
+//! them. hyper reads every other request. Between two requests a connection keeps nothing but its stream. A connection
+//! with a streaming client's GET request goes to the core, see [`streaming`].
 
 use std::{
     error::Error,
@@ -31,6 +32,7 @@ mod guard;
 mod hyper_path;
 mod response;
 mod route;
+mod streaming;
 mod tunnel_request;
 
 pub(super) use connection::serve;

@@ -1,9 +1,12 @@
-//! The HTTP tunnel: a byte stream inside POST requests, which loses nothing when connections break.
+//! The HTTP tunnel: a byte stream inside HTTP requests. Polling and hybrid sessions lose nothing when connections
+//! break. Streaming sessions end with the connection of their GET request.
 //!
 //! ```text
-//!  ingress::http ── service ── registry ── handle ── live ── session
-//!                                            │
-//!                            core ── stream ─┘
+//!                          ┌─ handle ── live ── session      polling and hybrid
+//!                          │    │
+//!  ingress::http ── service│  stream ── core
+//!               (registry) │
+//!                          └─ streaming ────── core          streaming
 //! ```
 //! `session` is the protocol of one session: acknowledgements, retries, responses. `live` is the session between its
 //! requests and the core. Neither knows a socket or a clock. In `handle`, requests and the core wait for a session;
@@ -21,11 +24,12 @@ mod response;
 mod service;
 pub mod session;
 mod stream;
+mod streaming;
 mod token;
 
 pub use self::{
     response::{TunnelBody, TunnelResponse, status},
-    service::{Service, transport},
+    service::{RefusedStream, Service, StreamOpening, transport},
     token::Token,
 };
 
@@ -38,6 +42,8 @@ pub struct TunnelSettings {
     pub reply_wait: Duration,
     /// A session ends when its client sends no request for this time.
     pub session_timeout: Duration,
+    /// After how long a streaming session's silent response gets a keep-alive. `None`: never.
+    pub stream_keep_alive: Option<Duration>,
     /// 0: the payload is not encrypted; 1: it is encrypted with RC2.
     pub version: u32,
     /// Bytes of a session that may wait in each direction: for the client's acknowledgement, and for the Community

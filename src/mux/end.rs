@@ -88,6 +88,8 @@ pub(super) enum CommunityFault {
     Broken(io::Error),
     /// It sent an invalid frame.
     Frame(FrameError),
+    /// It took nothing of what a streaming client sent.
+    TooSlow,
 }
 
 /// A limit of this program that ended a session.
@@ -136,6 +138,7 @@ impl End {
             Self::Client(ClientFault::SessionTimeout) => SessionEnd::SessionTimeout,
             Self::Community(CommunityFault::Broken(_)) => SessionEnd::CommunityBroken,
             Self::Community(CommunityFault::Frame(_)) => SessionEnd::CommunityFault,
+            Self::Community(CommunityFault::TooSlow) => SessionEnd::CommunityTooSlow,
             Self::NoLink(LinkError { failure: LinkFailure::Loop, .. }) => SessionEnd::Loop,
             Self::NoLink(_) => SessionEnd::NoCommunity,
             Self::Limit(LimitReached::HeldBytes) => SessionEnd::HeldBytes,
@@ -164,6 +167,10 @@ impl End {
     /// The end of a session whose stream on `side` failed.
     pub(super) fn broken(side: Side, error: io::Error) -> Self {
         match side {
+            // The client's stream knows how long the client has waited.
+            Side::Client if StreamError::of(&error) == Some(StreamError::CommunityTooSlow) => {
+                Self::Community(CommunityFault::TooSlow)
+            }
             Side::Client => Self::Client(ClientFault::of_stream(error)),
             Side::Community => Self::Community(CommunityFault::Broken(error)),
         }
@@ -204,6 +211,7 @@ impl End {
             Self::Client(fault @ ClientFault::NotAHandshake(_)) => Some(fault),
             Self::NoLink(error) => Some(&error.detail),
             Self::Client(ClientFault::NoHandshake | ClientFault::LoginTimeout | ClientFault::SessionTimeout)
+            | Self::Community(CommunityFault::TooSlow)
             | Self::Orderly(_)
             | Self::Limit(_)
             | Self::Ordered(_) => None,
@@ -246,7 +254,11 @@ mod tests {
             ClientFault::Frame(FrameError::TooShort { length: 7 }),
             ClientFault::SessionTimeout,
         ];
-        let community = [CommunityFault::Broken(broken()), CommunityFault::Frame(FrameError::TooShort { length: 7 })];
+        let community = [
+            CommunityFault::Broken(broken()),
+            CommunityFault::Frame(FrameError::TooShort { length: 7 }),
+            CommunityFault::TooSlow,
+        ];
         let no_link = LinkError { failure: LinkFailure::CannotConnect, detail: "a:1533: refused".to_owned() };
         let mut causes: Vec<(End, Blame)> = orderly.map(|end| (End::Orderly(end), Blame::None)).into();
         causes.extend(client.map(|fault| (End::Client(fault), Blame::Client)));
@@ -292,6 +304,8 @@ mod tests {
         assert!(is_truncation(&StreamError::Truncated.into()));
         assert!(!is_truncation(&broken()));
         assert!(matches!(ClientFault::of_stream(StreamError::SessionTimeout.into()), ClientFault::SessionTimeout));
+        let slow = End::broken(Side::Client, StreamError::CommunityTooSlow.into());
+        assert!(matches!(slow, End::Community(CommunityFault::TooSlow)));
         // TCP's own time-out is a broken connection.
         let tcp = Errno::TIMEDOUT.into();
         assert!(matches!(ClientFault::of_stream(tcp), ClientFault::Broken(_)));

@@ -10,6 +10,8 @@ use rustix::io::Errno;
 pub enum StreamError {
     /// The client of a tunnel session sent no request within `tunnel.session_timeout`.
     SessionTimeout,
+    /// The Community took nothing of what a streaming client sent within `tunnel.session_timeout`.
+    CommunityTooSlow,
     /// The stream ended without TLS's close_notify. This is common among clients. A frame has a length, so a missing
     /// part is noticed without close_notify.
     Truncated,
@@ -37,6 +39,7 @@ impl fmt::Display for StreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::SessionTimeout => "no request within tunnel.session_timeout",
+            Self::CommunityTooSlow => "the Community took nothing within tunnel.session_timeout",
             Self::Truncated => "TLS ended without close_notify",
             Self::NoRequest => "no request within limits.login_timeout",
             Self::ResponseNotTaken => "the client took nothing of the response within limits.login_timeout",

@@ -146,9 +146,9 @@ outcomes! {
         LoggingIn = "logging_in": Limit, WARN, Farewell(Reason::ServerFull);
         /// This address has as many clients that are not logged in as `limits.logging_in_per_address` allows.
         LoggingInPerAddress = "logging_in_per_address": Limit, WARN, Farewell(Reason::ServerFull);
-        /// There are as many tunnel sessions as `limits.tunnel_sessions` allows.
+        /// There are as many tunnel sessions as `limits.tunnel_sessions` allows; streaming: 0x8000020B.
         TunnelSessions = "tunnel_sessions": Limit, WARN, Status(503);
-        /// This address has as many tunnel sessions as `limits.tunnel_sessions_per_address` allows.
+        /// This address has as many tunnel sessions as `limits.tunnel_sessions_per_address` allows; streaming: 0x8000020B.
         TunnelSessionsPerAddress = "tunnel_sessions_per_address": Limit, WARN, Status(503);
         /// The multiplexer is being stopped.
         Draining = "draining": Limit, WARN, Farewell(Reason::NotResponding);
@@ -186,6 +186,8 @@ outcomes! {
         CommunityBroken = "community_broken": Server, WARN, Farewell(Reason::ConnectionBroken);
         /// The Community server sent bytes that are not a frame.
         CommunityFault = "community_fault": Server, WARN, Farewell(Reason::ConnectionBroken);
+        /// The Community server took nothing of what a streaming client sent within `tunnel.session_timeout`.
+        CommunityTooSlow = "community_too_slow": Server, WARN, Nothing;
         /// The client closed its connection before its first frame was complete.
         NoHandshake = "no_handshake": Client, INFO, Nothing;
         /// The client's first frame is not a Handshake.
@@ -308,6 +310,10 @@ outcomes! {
         Retry = "retry": None, UNLOGGED, Status(200);
         /// The request is a late copy of an older one; its response is empty.
         Stale = "stale": None, UNLOGGED, Status(200);
+        /// The bytes of a streaming client's request are with the session.
+        Taken = "taken": None, UNLOGGED, Status(200);
+        /// A streaming client's request arrived when its session had ended; its bytes were dropped.
+        AfterEnd = "after_end": None, UNLOGGED, Status(200);
         /// A newer request of the session arrived while this one waited; its response is empty.
         Superseded = "superseded": None, UNLOGGED, Status(200);
         /// The request does not have the tunnel's form.
@@ -448,6 +454,7 @@ impl SessionEnd {
             | Self::CommunityClosed
             | Self::CommunityBroken
             | Self::CommunityFault
+            | Self::CommunityTooSlow
             | Self::NoHandshake
             | Self::SessionTimeout
             | Self::HalfClosed

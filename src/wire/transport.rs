@@ -13,11 +13,13 @@ pub enum Transport {
     HttpPolling,
     /// The hybrid (long-polling) HTTP tunnel, inside TLS or not.
     HttpHybrid,
+    /// The streaming HTTP tunnel, inside TLS or not.
+    HttpStreaming,
 }
 
 impl Transport {
     /// Every transport, in the order of the status page.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Tls, Self::HttpPolling, Self::HttpHybrid];
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Tls, Self::HttpPolling, Self::HttpHybrid, Self::HttpStreaming];
 
     /// The name in metrics, status and log.
     pub fn name(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Transport {
             Self::Tls => "tls",
             Self::HttpPolling => "http_polling",
             Self::HttpHybrid => "http_hybrid",
+            Self::HttpStreaming => "http_streaming",
         }
     }
 }

@@ -4,3 +4,4 @@
 pub mod cipher;
 pub mod envelope;
 pub mod name;
+pub mod stream;

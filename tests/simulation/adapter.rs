@@ -102,6 +102,7 @@ impl Program {
             hold: Duration::from_millis(script.hold),
             reply_wait: Duration::from_millis(script.reply_wait),
             session_timeout: SESSION_TIMEOUT,
+            stream_keep_alive: None,
             version: script.version,
             window: script.window,
             same_address: false,

@@ -9,6 +9,7 @@ use super::{
     http::Stream,
     in_time,
     route::Route,
+    streaming,
     tunnel::{self, Kind, Pace},
 };
 
@@ -21,10 +22,21 @@ pub enum Transport {
     Hybrid,
     PollingTls,
     HybridTls,
+    Streaming,
+    StreamingTls,
 }
 
 impl Transport {
-    pub const ALL: [Self; 6] = [Self::Raw, Self::Tls, Self::Polling, Self::Hybrid, Self::PollingTls, Self::HybridTls];
+    pub const ALL: [Self; 8] = [
+        Self::Raw,
+        Self::Tls,
+        Self::Polling,
+        Self::Hybrid,
+        Self::Streaming,
+        Self::PollingTls,
+        Self::HybridTls,
+        Self::StreamingTls,
+    ];
 }
 
 /// A client on a connection, or on a tunnel session.
@@ -52,6 +64,11 @@ impl Client {
             tokio::spawn(tunnel::drive(kind, route.clone(), tls, pace, far));
             Box::new(near) as Stream
         };
+        let streaming = |tls| {
+            let (near, far) = tokio::io::duplex(1 << 20);
+            tokio::spawn(streaming::drive(route.clone(), tls, far));
+            Box::new(near) as Stream
+        };
         Ok(Self::on_stream(match transport {
             Transport::Raw => route.connect(false).await?,
             Transport::Tls => route.connect(true).await?,
@@ -59,6 +76,8 @@ impl Client {
             Transport::Hybrid => tunnelled(Kind::Hybrid, false),
             Transport::PollingTls => tunnelled(Kind::Polling, true),
             Transport::HybridTls => tunnelled(Kind::Hybrid, true),
+            Transport::Streaming => streaming(false),
+            Transport::StreamingTls => streaming(true),
         }))
     }
 

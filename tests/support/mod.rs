@@ -13,6 +13,7 @@ pub mod peer;
 pub mod program;
 pub mod record;
 pub mod route;
+pub mod streaming;
 pub mod tunnel;
 
 use std::time::Duration;

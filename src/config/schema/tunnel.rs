@@ -25,6 +25,12 @@ pub(super) fn read(reader: &mut KeyReader<'_>, limits: &LimitsSection) -> Tunnel
             "a duration, 100ms to 1h",
             100 * MILLISECOND..=HOUR,
         ),
+        stream_keep_alive: section.duration_or_never(
+            "stream_keep_alive",
+            "30s",
+            "a duration, 100ms to 1h, below the time-out of every proxy on the way; or \"0s\" for never",
+            100 * MILLISECOND..=HOUR,
+        ),
         version: section.number("version", 0, "0 or 1", 0..=1),
         window: section.number("window", 131_072, "4096 to 16777216 bytes", 4096..=16_777_216),
         same_address: section.flag("same_address", false),

@@ -27,11 +27,12 @@ use tokio::{
 
 use super::{
     HttpContext,
-    fast_path::{FastRequest, FirstLook, first_look},
+    fast_path::{FastRequest, FirstLook, StreamRequest, first_look},
     forwarded::client_of,
     guard::Guarded,
-    hyper_path,
-    response::PortResponse,
+    hyper_path::{self, AfterHyper},
+    response::{PortResponse, Reuse},
+    streaming,
     tunnel_request::{self, HeldBody},
 };
 use crate::{
@@ -85,13 +86,20 @@ where
             match look {
                 FirstLook::Complete(request) => {
                     // Boxed, so that the connection does not carry its memory between two requests.
-                    if let Err(error) = Box::pin(serve_fast(&context, &mut stream, request, &origin)).await {
-                        return context.record_dropped(&origin, &error);
+                    match Box::pin(serve_fast(&context, &mut stream, request, &origin)).await {
+                        Ok(Reuse::KeptAlive) => (),
+                        Ok(Reuse::Closes | Reuse::ClosesOld) => {
+                            return Box::pin(close_behind_response(&context, stream, &origin)).await;
+                        }
+                        Err(error) => return context.record_dropped(&origin, &error),
                     }
+                }
+                FirstLook::Stream(request) => {
+                    return Box::pin(open_stream(&context, stream, request, &origin)).await;
                 }
                 FirstLook::Begun(bytes) | FirstLook::Other(bytes) => {
                     stream.put_back(bytes);
-                    match Box::pin(hyper_path::serve(&context, stream, origin)).await {
+                    match Box::pin(serve_by_hyper(&context, stream, origin)).await {
                         Some(back) => stream = back,
                         None => return,
                     }
@@ -99,6 +107,42 @@ where
             }
             since = Instant::now();
         }
+    }
+}
+
+/// Closes a connection on which the client sends no further request. All of the last one was read, so nothing is on its
+/// way here that could make the system destroy the response: it is enough to close.
+async fn close_behind_response<S>(context: &HttpContext, stream: Replayed<S>, origin: &Origin)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    if stream.has_first() {
+        return close_in_stages(stream, ClosingBounds::RESPONSE).await;
+    }
+    let closed = Guarded::new(stream, context.settings.load().timeout, |_| ()).shutdown().await;
+    closed.unwrap_or_else(|error| context.record_dropped(origin, &error));
+}
+
+/// Serves requests by hyper until it is idle. `None`: the connection has ended, or has become a streaming session.
+async fn serve_by_hyper<S>(context: &Arc<HttpContext>, stream: Replayed<S>, origin: Origin) -> Option<Replayed<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match hyper_path::serve(context, stream, origin).await {
+        AfterHyper::Idle(stream) => return Some(stream),
+        AfterHyper::Stream(stream, request) => open_stream(context, stream, request, &origin).await,
+        AfterHyper::Closed => (),
+    }
+    None
+}
+
+/// Makes the connection a streaming session.
+async fn open_stream<S>(context: &HttpContext, stream: Replayed<S>, request: StreamRequest, origin: &Origin)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if let Err(error) = streaming::open(context, stream, request, origin).await {
+        context.record_dropped(origin, &error);
     }
 }
 
@@ -166,21 +210,22 @@ pub(super) async fn serve_fast<S>(
     stream: &mut Replayed<S>,
     request: FastRequest,
     origin: &Origin,
-) -> io::Result<()>
+) -> io::Result<Reuse>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let FastRequest { kind, name, body, forwarded } = request;
+    let FastRequest { call, body, forwarded, reuse } = request;
     let client = match &forwarded {
         None => origin.client,
         Some(line) => client_of(&context.settings.load().trusted_proxies, iter::once(&line[..]), origin.client),
     };
     drop(forwarded);
     let Some(body) = HeldBody::new(body, HeldBytes::none(&context.budget, client.ip())) else {
-        let refused = tunnel_request::refuse_body(context, kind, TunnelOutcome::HeldBytes);
-        return write_response(context, stream, &refused).await;
+        let refused = tunnel_request::refuse_body(context, call, TunnelOutcome::HeldBytes);
+        write_response(context, stream, &refused.with_reuse(reuse)).await?;
+        return Ok(reuse);
     };
-    let mut serving = pin!(tunnel_request::serve(context, kind, name, body, client, origin.port));
+    let mut serving = pin!(tunnel_request::serve(context, call, body, client, origin.port));
     let mut has_ended = false;
     let response = poll_fn(|cx| {
         if let Poll::Ready(response) = serving.as_mut().poll(cx) {
@@ -198,7 +243,8 @@ where
         Poll::Pending
     });
     let response = response.await?;
-    write_response(context, stream, &response).await
+    write_response(context, stream, &response.with_reuse(reuse)).await?;
+    Ok(reuse)
 }
 
 async fn write_response<S>(context: &HttpContext, stream: &mut Replayed<S>, response: &PortResponse) -> io::Result<()>

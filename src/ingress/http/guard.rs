@@ -45,6 +45,11 @@ impl HyperProgress {
         self.answered.fetch_add(1, Relaxed);
     }
 
+    /// Whether the client takes nothing of what is written.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.load(Relaxed)
+    }
+
     /// Whether hyper, when it waits, waits for the first byte of a request, and has answered one before.
     pub(super) fn is_idle(&self) -> bool {
         let answered = self.answered.load(Relaxed);

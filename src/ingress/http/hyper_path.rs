@@ -3,7 +3,7 @@
 
 use std::{
     convert::Infallible,
-    future::poll_fn,
+    future::{pending, poll_fn},
     pin::Pin,
     sync::{
         Arc,
@@ -15,23 +15,25 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Body, Frame, Incoming, SizeHint},
     header::HeaderValue,
     server::conn::http1,
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     HttpContext, MAX_HEAD,
     backend::{self, RequestOrigin, WebServerBody},
+    fast_path::{StreamRequest, TunnelCall},
     forwarded::{FORWARDED_FOR, client_of},
     framing::FramingError,
     guard::{Guarded, HyperProgress},
     response::PortResponse,
-    route::{Destination, PortPage, route},
+    route::{Destination, PortPage, StreamSigns, route},
     tunnel_request::{self, HeldBody},
 };
 use crate::{
@@ -45,9 +47,18 @@ use crate::{
 /// The body of a response: bytes of this port, or what the web server sends.
 type ResponseBody = Either<Full<Bytes>, WebServerBody>;
 
-/// Serves requests of `stream` until hyper is idle, and then returns the stream, because hyper keeps buffers. `None`:
-/// the connection has ended.
-pub(super) async fn serve<S>(context: &Arc<HttpContext>, stream: Replayed<S>, origin: Origin) -> Option<Replayed<S>>
+/// What becomes of a connection after hyper.
+pub(super) enum AfterHyper<S> {
+    /// hyper is idle. It would keep its buffers, so it has given the stream back.
+    Idle(Replayed<S>),
+    /// The last request opens a stream. hyper has written nothing for it.
+    Stream(Replayed<S>, StreamRequest),
+    /// The connection has ended.
+    Closed,
+}
+
+/// Serves requests of `stream` until hyper is idle, or until a request opens a stream.
+pub(super) async fn serve<S>(context: &Arc<HttpContext>, stream: Replayed<S>, origin: Origin) -> AfterHyper<S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -59,10 +70,20 @@ where
         context.record_refused_request(error.refusal(), &origin);
     });
     let progress = stream.progress();
+    let opening = Mutex::new(None);
     let service = service_fn(|request| {
         let (context, when_dropped) = (Arc::clone(context), ResponseDone(Arc::clone(&progress)));
+        let opens_stream = stream_request(&request);
+        let is_stream = opens_stream.is_some();
+        if is_stream {
+            *opening.lock() = opens_stream;
+        }
         // Boxed, because hyper gives its stream back only if it may be moved.
         Box::pin(async move {
+            if is_stream {
+                // The connection is taken from hyper.
+                pending::<()>().await;
+            }
             let response = respond(&context, request, origin, recorded).await;
             Ok::<_, Infallible>(response.map(|inner| TrackedBody { inner, _when_dropped: when_dropped }))
         })
@@ -76,6 +97,10 @@ where
     let mut leaves = false;
     let served = poll_fn(|cx| {
         let polled = connection.poll_without_shutdown(cx);
+        // Responses in front of it are written first.
+        if polled.is_pending() && !progress.is_stalled() && opening.lock().is_some() {
+            return Poll::Ready(Ok(()));
+        }
         if polled.is_pending() && !leaves && progress.is_idle() {
             // hyper would wait for the next request. It ends instead, and has nothing left to write.
             leaves = true;
@@ -97,18 +122,34 @@ where
             let stream = connection.into_parts().io.into_inner().into_inner();
             close_in_stages(stream, ClosingBounds::RESPONSE).await;
         }
-        return None;
+        return AfterHyper::Closed;
     }
     let parts = connection.into_parts();
     let mut stream = parts.io.into_inner().into_inner();
+    let opening = opening.lock().take();
+    if let Some(request) = opening {
+        return AfterHyper::Stream(stream, request);
+    }
     if !leaves {
         close_in_stages(stream, ClosingBounds::RESPONSE).await;
-        return None;
+        return AfterHyper::Closed;
     }
     if !parts.read_buf.is_empty() {
         stream.put_back(parts.read_buf);
     }
-    Some(stream)
+    AfterHyper::Idle(stream)
+}
+
+/// The request as one that opens a stream, if it does.
+fn stream_request(request: &Request<Incoming>) -> Option<StreamRequest> {
+    let headers = request.headers();
+    let signs = StreamSigns::of(headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+    if route(request.method().as_str(), request.uri().path(), signs, None) != Destination::OpenStream {
+        return None;
+    }
+    let lines: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).into_iter().map(HeaderValue::as_bytes).collect();
+    let forwarded = (!lines.is_empty()).then(|| lines.join(&b","[..]).into());
+    Some(StreamRequest { is_chunked: request.version() == Version::HTTP_11, forwarded })
 }
 
 /// Responds to one request.
@@ -122,21 +163,16 @@ async fn respond(
     let forwarded: Vec<&HeaderValue> = request.headers().get_all(FORWARDED_FOR).into_iter().collect();
     let lines = forwarded.iter().map(|line| line.as_bytes());
     let client = client_of(&settings.trusted_proxies, lines, origin.client);
-    let response = match route(request.method().as_str(), request.uri().path(), settings.web_server.as_ref()) {
-        Destination::Tunnel(kind, name) => {
-            let held = HeldBytes::none(&context.budget, client.ip());
-            match HeldBody::read(request.into_body(), &settings, held).await {
-                Ok(body) => tunnel_request::serve(context, kind, name, body, client, origin.port).await,
-                // The rest of the body is not read.
-                Err(outcome) => tunnel_request::refuse_body(context, kind, outcome).closing(),
-            }
-        }
+    let (method, path, signs) = (request.method().as_str(), request.uri().path(), StreamSigns::default());
+    let call = match route(method, path, signs, settings.web_server.as_ref()) {
+        Destination::Tunnel(kind, name) => TunnelCall::Named(kind, name),
+        Destination::Upload => TunnelCall::Upload,
         Destination::WebServer(url) => {
             let (is_trusted, is_tls) = (lies_in(&settings.trusted_proxies, origin.client.ip()), origin.is_tls);
             let from = RequestOrigin { peer: origin.client, is_trusted, is_tls };
             let through = (&context.web_server, context.loop_guard.as_ref());
-            match backend::pass_on(through, url, request, &from, (client, origin.port.number), &settings).await {
-                Ok(response) => return response.map(Either::Right),
+            return match backend::pass_on(through, url, request, &from, (client, origin.port.number), &settings).await {
+                Ok(response) => response.map(Either::Right),
                 Err(error) => {
                     // The framing guard has counted a body that is broken.
                     if let Some(reason) = error.refusal()
@@ -144,18 +180,25 @@ async fn respond(
                     {
                         context.record_refused_request(reason, &origin);
                     }
-                    error.into()
+                    encode(error.into())
                 }
-            }
+            };
         }
         Destination::Page(page) => {
             if page == PortPage::NoSuchTunnel {
                 context.telemetry.tunnel.no_such_path();
             }
-            page.at(|| context.is_ready()).into()
+            return encode(page.at(|| context.is_ready()).into());
         }
+        // Without signs, no request opens a stream.
+        Destination::OpenStream => return encode(PortPage::NoSuchTunnel.into()),
     };
-    encode(response)
+    let held = HeldBytes::none(&context.budget, client.ip());
+    encode(match HeldBody::read(request.into_body(), &settings, held).await {
+        Ok(body) => tunnel_request::serve(context, call, body, client, origin.port).await,
+        // The rest of the body is not read.
+        Err(outcome) => tunnel_request::refuse_body(context, call, outcome).closing(),
+    })
 }
 
 fn encode(response: PortResponse) -> Response<ResponseBody> {

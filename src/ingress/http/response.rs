@@ -72,6 +72,14 @@ static TUNNEL: FixedHeaders = fixed_headers! {
     "pragma": "no-cache";
 };
 
+/// The response to a streaming client's GET request, which has no end. The last two keep proxies from storing it.
+static STREAM: FixedHeaders = fixed_headers! {
+    "content-type": "application/octet-stream";
+    "cache-control": "no-cache, no-transform";
+    "pragma": "no-cache";
+    "x-accel-buffering": "no";
+};
+
 /// Bytes that the longest head needs.
 const HEAD_ROOM: usize = 256;
 
@@ -85,13 +93,23 @@ pub(super) fn status_of(outcome: impl Outcome) -> StatusCode {
     status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// What becomes of a connection behind a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reuse {
+    /// It takes the next request.
+    KeptAlive,
+    /// It closes.
+    Closes,
+    /// It closes, because the request is in HTTP/1.0. So is the response.
+    ClosesOld,
+}
+
 /// A response that a client port makes itself.
 #[derive(Debug)]
 pub(super) struct PortResponse {
     status: StatusCode,
     headers: &'static FixedHeaders,
-    /// Whether the connection closes behind it.
-    closes: bool,
+    reuse: Reuse,
     body: PortBody,
 }
 
@@ -106,12 +124,12 @@ impl PortResponse {
     /// A page of one sentence, or of none.
     pub(super) fn page(status: StatusCode, text: impl Into<Cow<'static, str>>) -> Self {
         let headers = if status == StatusCode::SERVICE_UNAVAILABLE { &PAGE_RETRY } else { &PAGE };
-        Self { status, headers, closes: false, body: PortBody::Text(text.into()) }
+        Self { status, headers, reuse: Reuse::KeptAlive, body: PortBody::Text(text.into()) }
     }
 
     /// 200 with bytes of the tunnel.
     pub(super) fn tunnel(payload: TunnelBody) -> Self {
-        Self { status: StatusCode::OK, headers: &TUNNEL, closes: false, body: PortBody::Tunnel(payload) }
+        Self { status: StatusCode::OK, headers: &TUNNEL, reuse: Reuse::KeptAlive, body: PortBody::Tunnel(payload) }
     }
 
     /// A page that names the methods of the tunnel's paths.
@@ -126,7 +144,12 @@ impl PortResponse {
 
     /// The same response, behind which the connection closes.
     pub(super) fn closing(self) -> Self {
-        Self { closes: true, ..self }
+        Self { reuse: Reuse::Closes, ..self }
+    }
+
+    /// The same response, for a request after which the connection goes on in this way.
+    pub(super) fn with_reuse(self, reuse: Reuse) -> Self {
+        if self.reuse == Reuse::KeptAlive { Self { reuse, ..self } } else { self }
     }
 
     /// The body's bytes.
@@ -143,9 +166,10 @@ impl PortResponse {
         let length = self.body().len();
         let mut head = Vec::with_capacity(HEAD_ROOM + length.min(LITTLE));
         let mut write = |parts: &[&str]| parts.iter().for_each(|part| head.extend_from_slice(part.as_bytes()));
-        write(&["HTTP/1.1 ", self.status.as_str(), " ", self.status.canonical_reason().unwrap_or_default(), "\r\n"]);
+        let version = if self.reuse == Reuse::ClosesOld { "HTTP/1.0 " } else { "HTTP/1.1 " };
+        write(&[version, self.status.as_str(), " ", self.status.canonical_reason().unwrap_or_default(), "\r\n"]);
         write(&[self.headers.lines]);
-        if self.closes {
+        if self.reuse == Reuse::Closes {
             write(&["connection: close\r\n"]);
         }
         // Writing to a Vec does not fail.
@@ -165,7 +189,7 @@ impl PortResponse {
 
 impl From<PortResponse> for Response<Bytes> {
     fn from(response: PortResponse) -> Self {
-        let PortResponse { status, headers: fixed, closes, body } = response;
+        let PortResponse { status, headers: fixed, reuse, body } = response;
         let mut response = Self::new(match body {
             PortBody::Text(Cow::Borrowed(text)) => Bytes::from_static(text.as_bytes()),
             PortBody::Text(Cow::Owned(text)) => text.into(),
@@ -176,12 +200,28 @@ impl From<PortResponse> for Response<Bytes> {
         for (name, value) in fixed.pairs {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        if closes {
+        if reuse == Reuse::Closes {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         // hyper adds Content-Length and Date.
         response
     }
+}
+
+/// Status line and headers of the response to a streaming client's GET request, with the empty line behind them. In
+/// chunks the response is in HTTP/1.1; otherwise in HTTP/1.0, and it ends with the connection.
+pub(super) fn stream_head(is_chunked: bool) -> Vec<u8> {
+    let (version, length) = match is_chunked {
+        true => ("HTTP/1.1", "connection: close\r\ntransfer-encoding: chunked\r\n"),
+        false => ("HTTP/1.0", "connection: close\r\n"),
+    };
+    let mut head = Vec::with_capacity(2 * HEAD_ROOM);
+    for part in [version, " 200 OK\r\n", STREAM.lines, length, "date: "] {
+        head.extend_from_slice(part.as_bytes());
+    }
+    DATE.with_borrow_mut(|date| head.extend_from_slice(date.now()));
+    head.extend_from_slice(b"\r\n\r\n");
+    head
 }
 
 thread_local! {

@@ -12,6 +12,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::{
     HttpContext, HttpSettings,
+    fast_path::TunnelCall,
     response::{PortResponse, status_of},
 };
 use crate::{
@@ -19,7 +20,10 @@ use crate::{
     limits::budget::{HeldBytes, LITTLE},
     net::Port,
     telemetry::outcome::{Outcome, TunnelOutcome},
-    wire::tunnel::{envelope::TunnelKind, name::UrlName},
+    wire::{
+        Transport,
+        tunnel::{name::UrlName, stream},
+    },
 };
 
 /// A request for a session that does not exist is answered a multiple of this after it was read.
@@ -34,13 +38,13 @@ const SLOWEST_RATE: u64 = 1024;
 /// A request's body. Its bytes count in the budget until it is dropped.
 pub(super) struct HeldBody {
     bytes: Vec<u8>,
-    _held: HeldBytes,
+    held: HeldBytes,
 }
 
 impl HeldBody {
     /// A body that was read already; `None` when it is long and the budget has no room for it.
     pub(super) fn new(bytes: Vec<u8>, mut held: HeldBytes) -> Option<Self> {
-        (bytes.len() <= LITTLE || held.grow(bytes.len())).then_some(Self { bytes, _held: held })
+        (bytes.len() <= LITTLE || held.grow(bytes.len())).then_some(Self { bytes, held })
     }
 
     /// Reads a body, which has a bound in bytes, for its pauses, and for all of its time: see [`longest_time`].
@@ -70,9 +74,19 @@ impl HeldBody {
                 }
                 bytes.extend_from_slice(&piece);
             }
-            Ok(Self { bytes, _held: held })
+            Ok(Self { bytes, held })
         };
         timeout(longest_time(pause, limit), reading).await.unwrap_or(Err(TunnelOutcome::TooSlow))
+    }
+}
+
+impl TunnelCall {
+    /// The transport that the request counts as.
+    pub(super) fn transport(self) -> Transport {
+        match self {
+            Self::Named(kind, _) => transport(kind),
+            Self::Upload => Transport::HttpStreaming,
+        }
     }
 }
 
@@ -87,25 +101,24 @@ impl AsRef<[u8]> for HeldBody {
     }
 }
 
-/// Gives a request to the tunnel and makes the response. `name` is what stands in the URL at the place of the session's
-/// name.
+/// Gives a request to the tunnel and makes the response.
 pub(super) async fn serve(
     context: &HttpContext,
-    kind: TunnelKind,
-    name: UrlName,
-    body: impl AsRef<[u8]>,
+    call: TunnelCall,
+    body: HeldBody,
     client: SocketAddr,
     port: Port,
 ) -> PortResponse {
     // From here on, the client cannot change how long the response takes.
     let began = Instant::now();
-    let returned = match name {
-        UrlName::Empty => context.tunnel.open(kind, body.as_ref(), client, port),
-        UrlName::Session(name) => context.tunnel.request(kind, name, body, client.ip()).await,
-        UrlName::NotAName { .. } => Service::unknown(),
+    let returned = match call {
+        TunnelCall::Named(kind, UrlName::Empty) => context.tunnel.open(kind, body.as_ref(), client, port),
+        TunnelCall::Named(kind, UrlName::Session(name)) => context.tunnel.request(kind, name, body, client.ip()).await,
+        TunnelCall::Named(_, UrlName::NotAName { .. }) => Service::unknown(),
+        TunnelCall::Upload => upload(context, body).await,
     };
     // What is kept is not what is awaited above: the future would have room for both at once.
-    let response = counted(context, kind, returned);
+    let response = counted(context, call, returned);
     match &response {
         TunnelResponse::Failed(_) if response.status() == 404 => {
             wait_after_miss(context, client, port.number, began).await
@@ -118,15 +131,26 @@ pub(super) async fn serve(
     respond(response)
 }
 
+/// Gives a streaming client's POST request to its session.
+async fn upload(context: &HttpContext, HeldBody { bytes, held }: HeldBody) -> TunnelResponse {
+    match stream::post(&bytes) {
+        None => TunnelResponse::Failed(TunnelOutcome::Malformed),
+        Some(stream::StreamPost { name: UrlName::Session(name), payload_at }) => {
+            context.tunnel.upload(name, bytes, payload_at, held).await
+        }
+        Some(_) => Service::unknown(),
+    }
+}
+
 /// Counts what a request came to.
-fn counted(context: &HttpContext, kind: TunnelKind, response: TunnelResponse) -> TunnelResponse {
-    context.telemetry.tunnel.request(transport(kind), response.outcome());
+fn counted(context: &HttpContext, call: TunnelCall, response: TunnelResponse) -> TunnelResponse {
+    context.telemetry.tunnel.request(call.transport(), response.outcome());
     response
 }
 
 /// Refuses a request for its body, and counts it.
-pub(super) fn refuse_body(context: &HttpContext, kind: TunnelKind, outcome: TunnelOutcome) -> PortResponse {
-    context.telemetry.tunnel.request(transport(kind), outcome);
+pub(super) fn refuse_body(context: &HttpContext, call: TunnelCall, outcome: TunnelOutcome) -> PortResponse {
+    context.telemetry.tunnel.request(call.transport(), outcome);
     body_refusal(outcome)
 }
 

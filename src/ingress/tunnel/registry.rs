@@ -4,31 +4,35 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 
-use super::handle::SessionHandle;
 use crate::wire::tunnel::name::SessionName;
 
 /// Number of maps, each with its own lock, so that the requests of many clients find their sessions at the same time.
 const SHARDS: usize = 16;
 
-type Shard = Mutex<HashMap<SessionName, Arc<SessionHandle>>>;
+type Shard<S> = Mutex<HashMap<SessionName, Arc<S>>>;
 
-/// All sessions that a client may still ask for.
-#[derive(Default)]
-pub(super) struct Registry {
-    shards: [Shard; SHARDS],
+/// All sessions of one type that a client may still ask for.
+pub(super) struct Registry<S> {
+    shards: [Shard<S>; SHARDS],
 }
 
-impl Registry {
+impl<S> Default for Registry<S> {
+    fn default() -> Self {
+        Self { shards: std::array::from_fn(|_| Shard::default()) }
+    }
+}
+
+impl<S> Registry<S> {
     /// Names are random, so one byte of them spreads the sessions evenly.
-    fn shard(&self, name: &SessionName) -> &Shard {
+    fn shard(&self, name: &SessionName) -> &Shard<S> {
         &self.shards[usize::from(name.as_bytes()[0]) % SHARDS]
     }
 
-    pub(super) fn insert(&self, name: SessionName, session: Arc<SessionHandle>) {
+    pub(super) fn insert(&self, name: SessionName, session: Arc<S>) {
         self.shard(&name).lock().insert(name, session);
     }
 
-    pub(super) fn get(&self, name: &SessionName) -> Option<Arc<SessionHandle>> {
+    pub(super) fn get(&self, name: &SessionName) -> Option<Arc<S>> {
         self.shard(name).lock().get(name).cloned()
     }
 
@@ -37,7 +41,7 @@ impl Registry {
     }
 
     /// Forgets every session for which `is_over` returns true.
-    pub(super) fn forget(&self, mut is_over: impl FnMut(&SessionHandle) -> bool) {
+    pub(super) fn forget(&self, mut is_over: impl FnMut(&S) -> bool) {
         for shard in &self.shards {
             shard.lock().retain(|_, session| !is_over(session));
         }

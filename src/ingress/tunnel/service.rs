@@ -12,8 +12,15 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
-    TunnelSettings, handle::SessionHandle, live::LiveSession, registry::Registry, response::TunnelResponse,
-    session::TunnelSession, stream::TunnelStream, token::random_token,
+    TunnelSettings,
+    handle::SessionHandle,
+    live::LiveSession,
+    registry::Registry,
+    response::TunnelResponse,
+    session::TunnelSession,
+    stream::TunnelStream,
+    streaming::{StreamingConnection, StreamingHandle, StreamingTimes, Upload},
+    token::random_token,
 };
 use crate::{
     limits::{
@@ -24,7 +31,7 @@ use crate::{
         Port,
         address::{counted_address, lies_in},
     },
-    stream::{Arrival, Core, Stream, Via},
+    stream::{Arrival, Core, Duplex, Stream, Via},
     telemetry::outcome::{Refusal, TunnelOutcome},
     wire::{
         Transport,
@@ -32,6 +39,7 @@ use crate::{
             cipher::agree,
             envelope::{self, TunnelKind},
             name::SessionName,
+            stream,
         },
     },
 };
@@ -42,7 +50,9 @@ const LINGER: Duration = Duration::from_secs(15);
 
 /// The sessions of the tunnel.
 pub struct Service {
-    registry: Registry,
+    /// Polling and hybrid sessions.
+    registry: Registry<SessionHandle>,
+    streaming: Registry<StreamingHandle>,
     settings: ArcSwap<TunnelSettings>,
     core: Arc<dyn Core>,
     budget: Arc<Budget>,
@@ -53,8 +63,14 @@ impl Service {
     /// A service that hands its sessions to `core`. Must be called on a tokio runtime: for as long as the service
     /// exists, a task ends sessions whose clients are gone.
     pub fn start(settings: TunnelSettings, core: Arc<dyn Core>) -> Arc<Self> {
-        let (registry, settings, budget) = (Registry::default(), ArcSwap::from_pointee(settings), core.budget());
-        let service = Arc::new(Self { registry, settings, core, budget, tally: Arc::default() });
+        let service = Arc::new(Self {
+            registry: Registry::default(),
+            streaming: Registry::default(),
+            settings: ArcSwap::from_pointee(settings),
+            budget: core.budget(),
+            core,
+            tally: Arc::default(),
+        });
         tokio::spawn(forget_sessions(Arc::downgrade(&service)));
         service
     }
@@ -147,10 +163,76 @@ impl Service {
         }
     }
 
+    /// Opens a streaming session on `stream`, the connection of a GET request that has been read.
+    ///
+    /// # Errors
+    /// The client is refused. It can be told why in its stream.
+    pub fn open_stream(&self, stream: impl Duplex + 'static, opening: StreamOpening) -> Result<(), RefusedStream> {
+        let StreamOpening { name, head, is_chunked, client, port } = opening;
+        let (place, refusal) = match self.enter(client.ip()) {
+            Ok(place) => (Some(place), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        let now = Instant::now();
+        let session = StreamingHandle::new(client.ip(), place, now);
+        let beginning = stream::beginning(&name);
+        let stream = StreamingConnection::new(stream, Arc::clone(&session), is_chunked, head, &beginning);
+        let stream = Stream::other(stream);
+        if let Some(refusal) = refusal {
+            return Err(RefusedStream { refusal, outcome: TunnelOutcome::Full, stream });
+        }
+        // The client may send its first request as soon as it has the name, so the session is found before.
+        self.streaming.insert(name, session);
+        let via = Via { client, port, transport: Transport::HttpStreaming, accepted: now.into_std() };
+        self.core.take(Arrival { stream, first: Bytes::new(), via }).map_err(|refused| {
+            self.streaming.remove(&name);
+            let (refusal, Arrival { stream, .. }) = *refused;
+            RefusedStream { refusal, outcome: TunnelOutcome::Refused, stream }
+        })
+    }
+
+    /// Passes what a streaming client's POST request brought to its session, and waits until the core has read it.
+    pub async fn upload(&self, name: SessionName, body: Vec<u8>, at: usize, held: HeldBytes) -> TunnelResponse {
+        let Some(session) = self.streaming.get(&name) else { return Self::unknown() };
+        if self.settings.load().same_address && counted_address(session.client()) != counted_address(held.client()) {
+            return TunnelResponse::Failed(TunnelOutcome::OtherAddress);
+        }
+        match session.take(Upload { body, at, _held: held }).await {
+            outcome @ (TunnelOutcome::Taken | TunnelOutcome::AfterEnd) => {
+                TunnelResponse::Body(stream::post_response(&name).into(), outcome)
+            }
+            outcome => TunnelResponse::Failed(outcome),
+        }
+    }
+
     /// The response to a request for a session that does not exist, or whose URL has no legal name.
     pub fn unknown() -> TunnelResponse {
         TunnelResponse::Failed(TunnelOutcome::Unknown)
     }
+}
+
+/// A streaming client's GET request.
+pub struct StreamOpening {
+    /// The new session's name.
+    pub name: SessionName,
+    /// The head of the response, which is written before anything else.
+    pub head: Vec<u8>,
+    /// Whether the response is in chunks.
+    pub is_chunked: bool,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The listener's port.
+    pub port: Port,
+}
+
+/// A streaming client that is refused.
+pub struct RefusedStream {
+    /// Why.
+    pub refusal: Refusal,
+    /// How the request is counted.
+    pub outcome: TunnelOutcome,
+    /// The client's stream. The response's head goes before whatever is written to it.
+    pub stream: Stream,
 }
 
 /// The transport that a tunnel counts as.
@@ -165,9 +247,13 @@ pub fn transport(kind: TunnelKind) -> Transport {
 async fn forget_sessions(service: Weak<Service>) {
     loop {
         let Some(live) = service.upgrade() else { return };
-        let (timeout, now) = (live.settings.load().session_timeout, Instant::now());
+        let (settings, now) = (live.settings.load_full(), Instant::now());
+        let timeout = settings.session_timeout;
         live.registry.forget(|session| session.change(|live| live.expire(now, timeout, LINGER)));
+        let times = StreamingTimes { session_timeout: timeout, keep_alive: settings.stream_keep_alive, linger: LINGER };
+        live.streaming.forget(|session| session.sweep(now, &times));
         drop(live);
-        tokio::time::sleep((timeout / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))).await;
+        let shortest = times.keep_alive.map_or(timeout, |keep_alive| keep_alive.min(timeout));
+        tokio::time::sleep((shortest / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))).await;
     }
 }

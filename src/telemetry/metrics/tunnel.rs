@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The transports that use the tunnel.
-const KINDS: [Transport; 2] = [Transport::HttpPolling, Transport::HttpHybrid];
+const KINDS: [Transport; 3] = [Transport::HttpPolling, Transport::HttpHybrid, Transport::HttpStreaming];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TunnelLabels {

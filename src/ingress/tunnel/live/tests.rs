@@ -20,6 +20,7 @@ fn settings() -> TunnelSettings {
         hold: Duration::from_secs(25),
         reply_wait: Duration::from_millis(100),
         session_timeout: TIMEOUT,
+        stream_keep_alive: None,
         version: 0,
         window: WINDOW,
         same_address: false,
