@@ -1,6 +1,7 @@
 //! Lines about connections, clients and requests on the ports.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use crate::{
         client::{Client, Transport},
         frames,
         http::{self, exchange, post},
+        in_time,
         peer::free_address,
         program::{Setup, local},
         tunnel::{Kind, Session},
@@ -235,4 +237,28 @@ async fn sessions_that_are_idle_cause_few_lines() {
     crate::assert_throttled(&program, "idle for too long", 1, start);
     crate::assert_throttled(&program, "session closed", 1, start);
     assert!(program.metric("sametime_mux_sessions_closed_total{reason=\"idle\"}").await > TIMES as f64 / 2.0);
+}
+
+/// Connections to the admin endpoint that send nothing. There are always more of them than it has places.
+async fn idle_connections(to: SocketAddr, times: usize) {
+    let mut held = VecDeque::new();
+    for _ in 0..times {
+        held.push_back(http::tcp(to).await);
+        // The one that has waited the longest is closed for another one.
+        if held.len() > 100 {
+            let mut first = held.pop_front().unwrap();
+            let _ = in_time("the end", first.read(&mut [0])).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_the_admin_endpoint_cause_few_lines() {
+    let setup = Setup::new("");
+    let to = local(setup.admin);
+    let (program, start) = (setup.start(), Instant::now());
+    idle_connections(to, TIMES).await;
+    let metric = "sametime_mux_admin_connections_closed_total{reason=\"evicted\"}";
+    let what = "admin: a connection was closed";
+    assert_throttled_and_counted(&program, what, metric, start, async || idle_connections(to, 100).await).await;
 }
