@@ -549,35 +549,36 @@ async fn a_client_that_vanishes_without_closing_is_detected() {
     ));
     let community = Sandbox::start().await;
     let (program, to) = start(&[community.address], "[limits]\nvanished_timeout = \"8s\"");
-    let load = |think_time: &str, transports: &[&str]| {
+    let load = |clients: &str, think_time: &str, transports: &[&str]| {
         let mut command = Command::new("nsenter");
         let target = format!("192.0.2.1:{}", to.port());
         command.args(["--target", &away.0.id().to_string(), "--net", PROGRAM, "load", "--target", &target]);
-        command.args(["--clients", "8", "--ramp-up", "100ms", "--duration", "10m", "--workers", "1"]);
+        command.args(["--clients", clients, "--ramp-up", "100ms", "--duration", "10m", "--workers", "1"]);
         Process::start(command.args(["--yes-i-own-this-server", "--think-time", think_time]).args(transports))
     };
-    let _talk = load("50ms", &["--raw", "1", "--tls", "1", "--polling", "1", "--hybrid", "1"]);
-    let _idle = load("0s", &["--raw", "1", "--tls", "1"]);
+    let _talk =
+        load("10", "50ms", &["--raw", "1", "--tls", "1", "--polling", "1", "--hybrid", "1", "--streaming", "1"]);
+    let _idle = load("9", "0s", &["--raw", "1", "--tls", "1", "--streaming", "1"]);
     let clients = [ChatClient::start(Transport::Raw, to).await, ChatClient::start(Transport::Hybrid, to).await];
-    wait_for_sessions(&program, 18).await;
+    wait_for_sessions(&program, 21).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     namespaces::run(&format!("{there} ip link set far down"));
     let since = Instant::now();
     wait_for_sessions(&program, 2).await;
     let noticed = since.elapsed();
-    assert_eq!(closed(&program, "client_broken").await, 12.0, "raw and TLS, with bytes on their way or without");
-    assert_eq!(closed(&program, "session_timeout").await, 4.0, "tunnels");
+    assert_eq!(closed(&program, "client_broken").await, 15.0, "raw, TLS, streaming: bytes on their way or none");
+    assert_eq!(closed(&program, "session_timeout").await, 4.0, "polling and hybrid");
     let [raw, hybrid] = clients;
     let messages = raw.stop().await + hybrid.stop().await;
     let well = all_can_log_in(to).await;
     wait_for_sessions(&program, 0).await;
     row(
         "client vanishes without FIN (network cut)",
-        "16 clients at once, over every transport, idle and busy, `limits.vanished_timeout` of 8 s",
+        "19 clients at once, over every transport, idle and busy, `limits.vanished_timeout` of 8 s",
         "others: nothing",
         &format!("0 of {messages} messages of 2 others"),
         &format!(
-            "all detected after {}, raw and TLS as `client_broken`, tunnels as `session_timeout`; eight log-ins in {}",
+            "all detected after {}, raw, TLS and streaming as `client_broken`, polling and hybrid as `session_timeout`; eight log-ins in {}",
             seconds(&[noticed]),
             seconds(&[well])
         ),

@@ -19,7 +19,7 @@ use support::{
 };
 
 const CLIENTS: u64 = 2_000;
-const TRANSPORTS: [&str; 4] = ["raw", "tls", "polling", "hybrid"];
+const TRANSPORTS: [&str; 5] = ["raw", "tls", "polling", "hybrid", "streaming"];
 
 /// The configuration of two Community servers. Abandoned tunnel sessions end after 20 s.
 fn settings(communities: &[Sandbox; 2]) -> String {
@@ -79,7 +79,7 @@ async fn two_thousand_clients_return_after_the_multiplexer_is_killed_and_started
     let file = setup.file();
     let mut program = setup.start();
     let scenario = format!(
-        "clients = {CLIENTS}\nramp_up = \"8s\"\nduration = \"44s\"\nthink_time = \"20s\"\n[mix]\nraw = 50\ntls = 20\npolling = 15\nhybrid = 15\n"
+        "clients = {CLIENTS}\nramp_up = \"8s\"\nduration = \"44s\"\nthink_time = \"20s\"\n[mix]\nraw = 40\ntls = 15\npolling = 15\nhybrid = 15\nstreaming = 15\n"
     );
     let load = load(raw, folder.path(), &scenario);
     wait_for_sessions(&program, CLIENTS).await;
@@ -113,7 +113,7 @@ async fn two_thousand_clients_return_after_the_multiplexer_is_killed_and_started
     row(
         "multiplexer killed (kill -9) and started again",
         &format!("under {CLIENTS} clients over every transport"),
-        "the end of the connection (tunnels: 404); they return by themselves, each after its own waiting time",
+        "the end of the connection (polling and hybrid: 404); they return by themselves, each after its own waiting time",
         &format!(
             "0 of {} messages that were answered; {} were on their way",
             sum(&outcome, "echoed"),
@@ -134,7 +134,7 @@ async fn a_reload_each_second_disturbs_no_client() {
     let setup = Setup::new(&more);
     let (raw, folder, file, text) = (setup.raw, tempfile::tempdir().unwrap(), setup.file(), setup.toml(&[setup.raw]));
     let program = setup.start();
-    let scenario = "clients = 200\nramp_up = \"2s\"\nduration = \"18s\"\nthink_time = \"500ms\"\nstay = \"6s\"\n[mix]\nraw = 1\ntls = 1\npolling = 1\nhybrid = 1\n";
+    let scenario = "clients = 200\nramp_up = \"2s\"\nduration = \"18s\"\nthink_time = \"500ms\"\nstay = \"6s\"\n[mix]\nraw = 1\ntls = 1\npolling = 1\nhybrid = 1\nstreaming = 1\n";
     let load = load(raw, folder.path(), scenario);
     let mut reloads = 0u32;
     while !load.is_finished() {
