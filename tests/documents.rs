@@ -44,11 +44,20 @@ async fn operations_name_every_metric_and_no_other() {
     assert_eq!(said, there);
 }
 
+/// The code in a folder and in the folders below it.
+fn code_in(folder: &Path) -> String {
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let code = paths.map(|path| match path.extension() {
+        _ if path.is_dir() => code_in(&path),
+        Some(extension) if extension == "rs" => fs::read_to_string(path).unwrap(),
+        _ => String::new(),
+    });
+    code.collect()
+}
+
 /// The names of all tests.
 fn tests() -> BTreeSet<String> {
-    let sources = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")).unwrap();
-    let sources = sources.map(|entry| entry.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "rs"));
-    let code: String = sources.map(|path| fs::read_to_string(path).unwrap()).collect();
+    let code = code_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
     let tests = code.split("#[").filter(|item| item.starts_with("test]") || item.starts_with("tokio::test"));
     tests.filter_map(|item| item.split_once("fn ")?.1.split_once('(')).map(|(name, _)| name.to_owned()).collect()
 }

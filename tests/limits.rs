@@ -150,7 +150,9 @@ async fn behind_a_trusted_proxy_a_client_without_room_is_refused_in_its_own_prot
             let mut page = behind(b"GET /CommunityCBR HTTP/1.1\r\nHost: x\r\n\r\n").await;
             assert_eq!(http::read_response(&mut page).await.unwrap().status, 503);
             let mut tls = behind(b"\x16\x03\x01").await;
-            assert_eq!(tls.read_to_end(&mut Vec::new()).await.unwrap(), 0, "nothing can be sent before the handshake");
+            let mut alert = Vec::new();
+            tls.read_to_end(&mut alert).await.unwrap();
+            assert_eq!((alert.len(), alert[0]), (7, 0x15), "all that can be sent before the handshake: {alert:?}");
         }
     }
     // A peer that has to send a header and does not gets nothing, as always.
@@ -312,6 +314,33 @@ async fn bytes_held_for_slow_clients_are_bounded_and_none_is_lost() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_client_that_has_used_up_its_addresss_limit_itself_sends_and_receives_on() {
+    const MESSAGES: u32 = 1_000;
+    let community = start_sender(MESSAGES).await;
+    let limits = "[limits]\nheld_bytes_per_address = 65536\n";
+    let mux = mux::start(&format!("{}{limits}", community.setting())).await;
+    let (mut session, mut all) = slow_tunnel("127.0.0.9", mux.raw()).await;
+    in_time("what is held", async { while mux.metric("sametime_mux_held_bytes").await < 60_000.0 {} }).await;
+    // By its next requests, each of which brings more than has room, it acknowledges what is held.
+    let (path, mut stream) = (session.path(), connect_from("127.0.0.9", mux.raw()).await);
+    let whole = frames::message(1, &[0; 1004]).bytes().len() * MESSAGES as usize;
+    let mut sent = Vec::new();
+    while all.len() < whole {
+        let data = frames::message(sent.len() as u32, &[7; 5_000]).bytes();
+        let body = session.request(&data);
+        let response = in_time("a response", exchange(&mut stream, &post(&path, &body))).await.unwrap();
+        assert_eq!(response.status, 200, "after {} bytes", all.len());
+        all.extend(session.response(&response.body));
+        sent.extend(data);
+    }
+    let mut all = &all[all.len() - whole..];
+    for number in 0..MESSAGES {
+        assert_eq!(Frame::read(&mut all).await.unwrap().text()[..4], number.to_be_bytes());
+    }
+    wait_until("what the client has sent", || community.received(0).ends_with(&sent)).await;
 }
 
 #[tokio::test]

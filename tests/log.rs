@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use support::{program::Program, wait_until};
+use support::{in_time, program::Program};
 
 #[path = "log/community.rs"]
 mod community;
@@ -72,21 +72,26 @@ fn counted(program: &Program, what: &str) -> u64 {
     program.log.lock().lines().filter(|line| line.contains(what)).map(|line| 1 + more(line)).sum()
 }
 
-/// Asserts that the lines with `what` were few since `start`, and that the line of a further event, which `provoke`
-/// causes, completes their count: it is that of `metric`.
+/// Asserts that the lines with `what` were few since `start`, and that the line of a further event completes their count:
+/// it is that of `metric`. `provoke` is called until it has caused the event.
 async fn assert_throttled_and_counted(
     program: &Program,
     what: &str,
     metric: &str,
     start: Instant,
-    provoke: impl Future<Output = ()>,
+    provoke: impl AsyncFn(),
 ) {
     assert_throttled(program, what, 1, start);
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let before = program.metric(metric).await;
     assert!(before > TIMES as f64 / 2.0, "only {before} events of {metric}:\n{}", program.log.lock());
-    provoke.await;
-    wait_until("a line that completes the count", || counted(program, what) as f64 > before).await;
+    in_time("a line that completes the count", async {
+        while counted(program, what) as f64 <= before {
+            provoke().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
     // Further events may have no line yet.
     let (lines, after) = (counted(program, what) as f64, program.metric(metric).await);
     assert!(lines <= after, "the lines with {what:?} stand for {lines} events, and {metric} is {after}");

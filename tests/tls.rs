@@ -303,3 +303,43 @@ async fn a_session_ticket_is_not_accepted_after_client_certificates_become_requi
     let refused = s_client(local(raw), &format!("-tls1_2 -sess_in {}", ticket.display())).await;
     assert!(!refused.contains("Reused, ") && refused.contains("alert"), "{refused}");
 }
+
+#[test]
+fn a_key_that_the_library_cannot_use_is_named_with_what_to_use() {
+    if !has("openssl", "openssl") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    for (name, algorithm, kind) in [
+        ("p521", "EC -pkeyopt ec_paramgen_curve:P-521", Some("an EC key on the curve P-521 (secp521r1)")),
+        ("k1", "EC -pkeyopt ec_paramgen_curve:secp256k1", Some("an EC key on the curve secp256k1")),
+        ("bp", "EC -pkeyopt ec_paramgen_curve:brainpoolP256r1", Some("an EC key on the curve brainpoolP256r1")),
+        ("ed448", "ED448", Some("an Ed448 key")),
+        ("small", "RSA -pkeyopt rsa_keygen_bits:1024", Some("an RSA key of 1024 bits")),
+        ("pss", "RSA-PSS -pkeyopt rsa_keygen_bits:2048", Some("an RSA-PSS key")),
+        ("p256", "EC -pkeyopt ec_paramgen_curve:P-256", None),
+        ("p384", "EC -pkeyopt ec_paramgen_curve:P-384", None),
+        ("ed25519", "ED25519", None),
+    ] {
+        openssl(folder, &format!("genpkey -algorithm {algorithm} -out {name}.key"));
+        openssl(folder, &format!("req -x509 -new -key {name}.key -out {name}.pem -subj /CN={name} -days 30"));
+        let mut settings = mux::settings("", folder);
+        settings.ingress.tls.certificate = folder.join(format!("{name}.pem"));
+        settings.ingress.tls.private_key = folder.join(format!("{name}.key"));
+        let loaded = sametime_mux::ingress::tls::Acceptor::load(&settings.ingress.tls);
+        let Some(kind) = kind else {
+            assert!(loaded.is_ok(), "{name}: {:?}", loaded.err());
+            continue;
+        };
+        let said = loaded.err().expect("a fault").to_string();
+        assert!(said.contains(&format!("{name}.key is {kind}, which the TLS library can't use")), "{said}");
+        assert!(said.contains("RSA key of 2048 to 8192 bits") && said.contains("P-256"), "{said}");
+        // What it says, works.
+        let command = said.split_once("openssl ").expect("a command").1;
+        openssl(folder, command);
+        openssl(folder, &format!("req -x509 -new -key {name}.key -out {name}.pem -subj /CN={name} -days 30"));
+        let loaded = sametime_mux::ingress::tls::Acceptor::load(&settings.ingress.tls);
+        assert!(loaded.is_ok(), "{name}: {:?}", loaded.err());
+    }
+}

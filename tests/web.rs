@@ -11,6 +11,10 @@ mod closing;
 mod failures;
 #[path = "web/loops.rs"]
 mod loops;
+#[path = "web/requests.rs"]
+mod requests;
+#[path = "web/tls_ends.rs"]
+mod tls_ends;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

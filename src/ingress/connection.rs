@@ -32,7 +32,7 @@ use super::{
     detect::Protocol,
     http,
     identify::{Identification, Identified, IdentifyError, ProxyHeader},
-    tls::TlsConnection,
+    tls::{self, TlsConnection},
 };
 use crate::{
     limits::{budget::LITTLE, tally::Permit},
@@ -41,8 +41,8 @@ use crate::{
         address::{canonical, lies_in},
     },
     runtime::scratch,
-    stream::{Replayed, Stream, peer_has_left, refuse},
-    telemetry::outcome::{ConnectionDrop, Outcome, TlsOutcome},
+    stream::{ClosingBounds, Replayed, Stream, close_in_stages, peer_has_left, refuse},
+    telemetry::outcome::{ConnectionDrop, Outcome, Sent, TlsAlert, TlsOutcome},
     wire::Transport,
 };
 
@@ -57,6 +57,7 @@ enum Dropped {
     LoginTimeout,
     Broken(io::Error),
     UnknownProtocol,
+    Ssl2,
     ProxyHeader(IdentifyError),
     TlsHandshake(io::Error),
     NoCertificate,
@@ -71,6 +72,7 @@ impl Dropped {
             Self::LoginTimeout => ConnectionDrop::LoginTimeout,
             Self::Broken(_) => ConnectionDrop::Broken,
             Self::UnknownProtocol => ConnectionDrop::UnknownProtocol,
+            Self::Ssl2 => ConnectionDrop::OldSsl,
             Self::ProxyHeader(_) => ConnectionDrop::ProxyHeader,
             Self::TlsHandshake(_) => ConnectionDrop::TlsHandshake,
             Self::NoCertificate => ConnectionDrop::NoCertificate,
@@ -83,6 +85,9 @@ impl Dropped {
         match self {
             Self::Broken(error) | Self::TlsHandshake(error) => Some(error),
             Self::ProxyHeader(error) => Some(error),
+            Self::Ssl2 => {
+                Some(&"the client begins with a hello of SSL 2.0: TLS 1.2 is the oldest version that is accepted")
+            }
             _ => None,
         }
     }
@@ -190,6 +195,7 @@ impl Connection {
                         Some(inside) => self = inside,
                         None => return,
                     },
+                    Protocol::Ssl2 => break (Dropped::Ssl2, Protocol::Ssl2),
                     Protocol::Unknown => break (Dropped::UnknownProtocol, Protocol::Unknown),
                 }
             };
@@ -245,18 +251,22 @@ impl Connection {
         let ClientStream::Plain(tcp) = self.stream else { return None };
         let accepted = timeout_at(deadline.into(), self.ingress.tls.accept(Replayed::new(first, tcp))).await;
         let handshakes = &self.ingress.telemetry.tls.handshakes;
-        let (dropped, outcome) = match accepted {
+        let (failed, outcome, unread) = match accepted {
             Ok(Ok(tls)) => {
                 handshakes.count(TlsOutcome::Accepted);
                 let (stream, origin) = (ClientStream::Tls(Box::new(tls)), Origin { is_tls: true, ..self.origin });
                 return Some(Self { stream, origin, ..self });
             }
-            Ok(Err(error)) if peer_has_left(&error) => (Dropped::ClosedEarly, TlsOutcome::Abandoned),
-            Ok(Err(error)) => (Dropped::TlsHandshake(error), TlsOutcome::Failed),
-            Err(_) => (Dropped::LoginTimeout, TlsOutcome::Failed),
+            Ok(Err((error, _))) if peer_has_left(&error) => (Dropped::ClosedEarly, TlsOutcome::Abandoned, None),
+            Ok(Err((error, stream))) => (Dropped::TlsHandshake(error), TlsOutcome::Failed, Some(stream)),
+            Err(_) => (Dropped::LoginTimeout, TlsOutcome::Failed, None),
         };
         handshakes.count(outcome);
-        report(&self.ingress, &dropped, &self.origin);
+        report(&self.ingress, &failed, &self.origin);
+        // The alert that says why is written already.
+        if let Some(stream) = unread {
+            close_in_stages(stream, ClosingBounds::SESSION).await;
+        }
         None
     }
 
@@ -314,14 +324,24 @@ async fn refuse_uncounted(
 
 /// Sends a client in the protocol that it uses why it is refused, if the policy says so, and closes.
 async fn send_refusal(stream: ClientStream, protocol: Protocol, outcome: ConnectionDrop) {
+    if let Sent::TlsAlert(alert) = outcome.policy().sent {
+        return send_alert(stream, alert).await;
+    }
     let Some(reason) = outcome.policy().farewell() else { return };
     match (protocol, stream) {
-        // Before the handshake, nothing can be sent.
-        (Protocol::Tls, _) => (),
+        // Before the handshake, only an alert can be sent.
+        (Protocol::Tls | Protocol::Ssl2, stream) => send_alert(stream, TlsAlert::InternalError).await,
         (Protocol::Http, ClientStream::Plain(tcp)) => {
             http::refuse(tcp, outcome).await;
         }
         (_, stream) => refuse(stream.into(), reason).await,
+    }
+}
+
+/// Sends an alert to a client that has not made its handshake, and closes.
+async fn send_alert(stream: ClientStream, alert: TlsAlert) {
+    if let ClientStream::Plain(tcp) = stream {
+        tls::send_alert(tcp, alert).await;
     }
 }
 

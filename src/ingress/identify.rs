@@ -4,7 +4,7 @@
 //!  connection of a trusted proxy          connection of any other peer
 //!               │                                      │
 //!               ▼          header complete             ▼
-//!       AwaitProxyHeader ──────────────────────► AwaitFirstBytes ── Sametime, HTTP, unknown ──► Identified
+//!       AwaitProxyHeader ──────────────────────► AwaitFirstBytes ── Sametime, HTTP, SSL 2.0, unknown ──► Identified
 //!               │                                  │   │
 //!               │ no header, or a wrong one        │   └─ TLS, then the handshake ──► AwaitTlsInner
 //!               ▼                                  │                                       │
@@ -59,7 +59,7 @@ pub enum ProxyHeader {
 /// What a connection turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identified {
-    /// Inside TLS never [`Protocol::Tls`]: TLS inside TLS is [`Protocol::Unknown`].
+    /// Inside TLS never [`Protocol::Tls`] or [`Protocol::Ssl2`]: TLS inside TLS is [`Protocol::Unknown`].
     pub protocol: Protocol,
     /// Inside TLS always [`ProxyHeader::Absent`]: the header is in front of TLS.
     pub proxy_header: ProxyHeader,
@@ -134,7 +134,8 @@ impl Identification {
                 }
                 State::AwaitTlsInner => {
                     let Some(protocol) = detect(&self.received) else { return Ok(None) };
-                    let protocol = if protocol == Protocol::Tls { Protocol::Unknown } else { protocol };
+                    let is_tls = matches!(protocol, Protocol::Tls | Protocol::Ssl2);
+                    let protocol = if is_tls { Protocol::Unknown } else { protocol };
                     self.state = State::Identified;
                     let (proxy_header, first) = (ProxyHeader::Absent, self.take_received());
                     return Ok(Some(Identified { protocol, proxy_header, first }));
@@ -188,11 +189,13 @@ mod tests {
             (&b"\0\0\0\x14"[..], Protocol::Sametime),
             (b"POST /", Protocol::Http),
             (b"\x16\x03\x01", Protocol::Tls),
-            (b"\r\n\r\nx", Protocol::Unknown),
+            (b"\r\n\r\nx", Protocol::Http),
+            (b"\r\n\r\n\x01", Protocol::Unknown),
+            (b"\x80\x2E\x01\0\x02", Protocol::Ssl2),
         ] {
             assert_eq!(identify_all(false, bytes), Ok(identified(protocol, ProxyHeader::Absent, bytes)));
         }
-        for bytes in [&b""[..], b"P", b"\x16", b"\r\n\r\n\0"] {
+        for bytes in [&b""[..], b"P", b"\x16", b"\x80", b"\r\n", b"\r\n\r\n", b"\r\n\r\n\0"] {
             assert_eq!(identify_all(false, bytes), Ok(None), "{bytes:?}");
         }
     }
@@ -227,7 +230,9 @@ mod tests {
         for (inside, protocol) in [
             (&b"\0\0"[..], Protocol::Sametime),
             (b"GET /", Protocol::Http),
+            (b"\r\nGET /", Protocol::Http),
             // TLS inside TLS, and a PROXY header inside TLS.
+            (b"\x80\x2E\x01\x03\x01", Protocol::Unknown),
             (b"\x16\x03\x01", Protocol::Unknown),
             (b"\r\n\r\n\0\r\nQUIT\n", Protocol::Unknown),
             (b"PROXY ", Protocol::Http),
@@ -247,7 +252,7 @@ mod tests {
         fn any_fragmentation_gives_the_same_result(
             due: bool,
             with_header: bool,
-            start in prop::sample::select(vec![&b""[..], b"\0\0\0\x14", b"GET / HTTP/1.1", b"\x16\x03\x01", b"\x16", b"PR", b"\r\n\r\n"]),
+            start in prop::sample::select(vec![&b""[..], b"\0\0\0\x14", b"GET / HTTP/1.1", b"\x16\x03\x01", b"\x16", b"PR", b"\r\n\r\n", b"\r\n\r\nG", b"\x80\x2E\x01", b"\x80"]),
             rest in prop::collection::vec(any::<u8>(), 0..20),
             cuts in prop::collection::vec(1usize..20, 1..100),
         ) {

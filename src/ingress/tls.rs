@@ -16,9 +16,12 @@ use tokio_rustls::{
 };
 use tracing::warn;
 
+mod alert;
 mod connection;
+mod key_kind;
 mod pair;
 
+pub(super) use alert::send_alert;
 pub(super) use connection::TlsConnection;
 
 /// The files of the certificate and its key, and whether clients have certificates.
@@ -143,10 +146,20 @@ impl Acceptor {
             ClientCertificates::Off => Vec::new(),
             _ => pair::certificates(&settings.client_ca)?,
         };
+        let private = pair::key(key)?;
+        let kind = key_kind::kind_of_key(private.secret_der(), &own.der);
         let config = ServerConfig::builder()
             .with_client_cert_verifier(verifier(settings, &authorities)?)
-            .with_single_cert(chain, pair::key(key)?)
+            .with_single_cert(chain, private)
             .map_err(|error| match error {
+                // The key provider's: the key's form is wrong, or its kind is not supported.
+                rustls::Error::General(error) => TlsError(format!(
+                    "the key in {} is {kind}, which the TLS library can't use ({error}): use a certificate with {}; for an \
+                     EC key: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out {}",
+                    key.display(),
+                    key_kind::USABLE,
+                    key.display()
+                )),
                 rustls::Error::InconsistentKeys(_) => TlsError(format!(
                     "the key in {} does not belong to the certificate in {}: use the key that the certificate was requested with",
                     key.display(),
@@ -200,13 +213,14 @@ impl Acceptor {
     /// Makes a handshake.
     ///
     /// # Errors
-    /// The handshake fails, or the connection breaks.
-    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> io::Result<TlsConnection<S>> {
-        TlsAcceptor::from(self.config.load_full())
-            .accept(stream)
-            .await
-            .map(TlsConnection)
-            .map_err(connection::name_truncation)
+    /// The handshake fails, or the connection breaks. The alert that says why is written to the stream, as far as it
+    /// takes it.
+    pub(super) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> Result<TlsConnection<S>, (io::Error, S)> {
+        let accepted = TlsAcceptor::from(self.config.load_full()).accept(stream).into_fallible().await;
+        accepted.map(TlsConnection).map_err(|(error, stream)| (connection::name_truncation(error), stream))
     }
 }
 

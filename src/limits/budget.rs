@@ -4,10 +4,10 @@
 //! holds at most [`LITTLE`], reads in pieces of that size, and the sender waits.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -28,10 +28,91 @@ pub const LITTLE: usize = 4 * 1024;
 pub struct Budget {
     held: AtomicUsize,
     limit: AtomicUsize,
-    /// 0: an address has no limit of its own, and its bytes are not counted for it.
+    /// 0: an address has no limit of its own.
     per_address: AtomicUsize,
     exempt: RwLock<Vec<IpNet>>,
+    /// Whether bytes are counted for their address. Counting costs a little, so it begins with the first limit for
+    /// addresses. It never ends, since then a later limit would begin with wrong counts.
+    counts_addresses: AtomicBool,
     by_address: AddressTable<usize>,
+}
+
+/// The bytes that one holder has, as a [`Budget`] counts them, and whether they are counted for their address, too: they
+/// are, if that had begun when they last changed. In one number, since every session has some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Share(u64);
+
+impl Share {
+    fn new(bytes: usize, is_of_address: bool) -> Self {
+        Self((bytes as u64) << 1 | u64::from(is_of_address))
+    }
+
+    /// The number of bytes.
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0 >> 1).unwrap_or(usize::MAX)
+    }
+
+    fn is_of_address(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// The share as a number, for a holder that keeps it in an atomic one.
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The share that [`Self::to_bits`] has made a number of.
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+/// Bytes by which some holders together may exceed the limit of their address, but not the total limit.
+#[derive(Debug)]
+pub struct Exceptions {
+    used: AtomicUsize,
+    most: usize,
+}
+
+impl Exceptions {
+    /// Up to `most` bytes, or any number for one holder alone.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), most })
+    }
+
+    /// None of them yet, for one more holder.
+    pub fn none(self: &Arc<Self>) -> Exception {
+        Exception { of: Arc::clone(self), bytes: 0 }
+    }
+}
+
+/// What one holder has of [`Exceptions`].
+#[derive(Debug)]
+pub struct Exception {
+    of: Arc<Exceptions>,
+    bytes: usize,
+}
+
+impl Exception {
+    /// Takes `n` bytes, if there are so many.
+    fn grow(&mut self, n: usize) -> bool {
+        let Exceptions { used, most } = &*self.of;
+        let is_alone = |used| used == self.bytes;
+        let grown = used.fetch_update(Relaxed, Relaxed, |used| {
+            let then = used.saturating_add(n);
+            (is_alone(used) || then <= *most).then_some(then)
+        });
+        if grown.is_ok() {
+            self.bytes += n;
+        }
+        grown.is_ok()
+    }
+}
+
+impl Drop for Exception {
+    fn drop(&mut self) {
+        self.of.used.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 impl Budget {
@@ -42,6 +123,7 @@ impl Budget {
             limit: AtomicUsize::new(limit),
             per_address: AtomicUsize::new(per_address),
             exempt: RwLock::new(exempt.to_vec()),
+            counts_addresses: AtomicBool::new(per_address > 0),
             by_address: AddressTable::default(),
         })
     }
@@ -51,9 +133,7 @@ impl Budget {
         self.limit.store(limit, Relaxed);
         self.per_address.store(per_address, Relaxed);
         *self.exempt.write() = exempt.to_vec();
-        if per_address == 0 {
-            self.by_address.clear();
-        }
+        self.counts_addresses.fetch_or(per_address > 0, Relaxed);
     }
 
     /// How many bytes are held.
@@ -64,37 +144,46 @@ impl Budget {
     /// Whether there is no room for `n` more bytes of `client`.
     #[inline]
     pub fn lacks(&self, client: IpAddr, n: usize) -> bool {
-        if self.held().saturating_add(n) > self.limit.load(Relaxed) {
+        if self.lacks_in_total(n) {
             return true;
         }
         let per_address = self.per_address.load(Relaxed);
         per_address > 0 && self.address_lacks(client, n, per_address)
     }
 
+    /// Whether there is no room for `n` more bytes, whatever the limit of an address is.
+    pub fn lacks_in_total(&self, n: usize) -> bool {
+        self.held().saturating_add(n) > self.limit.load(Relaxed)
+    }
+
     fn address_lacks(&self, client: IpAddr, n: usize, limit: usize) -> bool {
         self.by_address.get(client).saturating_add(n) > limit && !lies_in(&self.exempt.read(), client)
     }
 
-    /// Counts `now` bytes of `client` instead of `before`, whether or not there is room.
+    /// Counts `now` bytes of `client` instead of those of `before`, whether or not there is room. Returns the share that
+    /// takes the place of `before`.
     #[inline]
-    pub fn settle(&self, client: IpAddr, before: usize, now: usize) {
-        if before == now {
-            return;
+    #[must_use]
+    pub fn settle(&self, client: IpAddr, before: Share, now: usize) -> Share {
+        let before_bytes = before.bytes();
+        if before_bytes == now {
+            return before;
         }
-        if now > before {
-            self.held.fetch_add(now - before, Relaxed);
+        if now > before_bytes {
+            self.held.fetch_add(now - before_bytes, Relaxed);
         } else {
-            self.held.fetch_sub(before - now, Relaxed);
+            self.held.fetch_sub(before_bytes - now, Relaxed);
         }
-        if self.per_address.load(Relaxed) > 0 {
-            self.settle_address(client, before, now);
+        let is_of_address = self.counts_addresses.load(Relaxed);
+        if is_of_address {
+            self.settle_address(client, if before.is_of_address() { before_bytes } else { 0 }, now);
         }
+        Share::new(now, is_of_address)
     }
 
-    /// Bytes that were held before a reload set a limit for addresses are not counted for their address: the count
-    /// must not go below zero when they are released.
-    fn settle_address(&self, client: IpAddr, before: usize, now: usize) {
-        self.by_address.update(client, |held| *held = (*held + now).saturating_sub(before));
+    /// Bytes that were held before counting began are not counted for their address until they change.
+    fn settle_address(&self, client: IpAddr, counted: usize, now: usize) {
+        self.by_address.update(client, |held| *held = *held + now - counted);
     }
 }
 
@@ -102,42 +191,59 @@ impl Budget {
 #[derive(Debug)]
 pub struct HeldBytes {
     budget: Arc<Budget>,
-    client: IpAddr,
-    bytes: usize,
+    /// In the form that takes fewer bytes: an IPv4 address is mapped.
+    client: Ipv6Addr,
+    share: Share,
+    /// Boxed, since it is rare.
+    exception: Option<Box<Exception>>,
 }
 
 impl HeldBytes {
     /// No bytes yet, for `client`.
     pub fn none(budget: &Arc<Budget>, client: IpAddr) -> Self {
-        Self { budget: Arc::clone(budget), client, bytes: 0 }
+        let client = match client {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        Self { budget: Arc::clone(budget), client, share: Share::default(), exception: None }
     }
 
     /// No bytes yet, of the same budget and client.
     pub fn another(&self) -> Self {
-        Self::none(&self.budget, self.client)
+        Self::none(&self.budget, self.client())
     }
 
     /// The client that the bytes are counted for.
     pub fn client(&self) -> IpAddr {
-        self.client
+        self.client.to_canonical()
+    }
+
+    /// From now on, [`Self::grow`] may exceed the limit of the address by `exception`.
+    pub fn except(&mut self, exception: Exception) {
+        self.exception = Some(Box::new(exception));
     }
 
     /// Whether there is no room for `n` more bytes.
     pub fn lacks(&self, n: usize) -> bool {
-        self.budget.lacks(self.client, n)
+        self.budget.lacks(self.client(), n)
+    }
+
+    /// Whether there is no room for `n` more bytes, whatever the limit of an address is.
+    pub fn lacks_in_total(&self, n: usize) -> bool {
+        self.budget.lacks_in_total(n)
     }
 
     /// Counts `n` bytes from now on, whether or not there is room: for a holder that has asked before.
     pub fn set(&mut self, n: usize) {
-        self.budget.settle(self.client, self.bytes, n);
-        self.bytes = n;
+        self.share = self.budget.settle(self.client(), self.share, n);
     }
 
     /// Counts `n` more bytes, if there is room.
     pub fn grow(&mut self, n: usize) -> bool {
-        let has_room = !self.lacks(n);
+        let has_room = !self.lacks(n)
+            || !self.lacks_in_total(n) && self.exception.as_mut().is_some_and(|exception| exception.grow(n));
         if has_room {
-            self.set(self.bytes + n);
+            self.set(self.share.bytes() + n);
         }
         has_room
     }
@@ -179,11 +285,48 @@ mod tests {
         let mut late = HeldBytes::none(&budget, ANN);
         assert!(late.grow(10) && !late.grow(1));
         early.set(0);
-        assert!(!budget.lacks(ANN, 10), "the count is not below zero");
+        assert!(late.lacks(1), "the bytes of before do not count, and so they make no room");
+        early.set(50);
+        late.set(0);
+        assert!(late.lacks(1), "they count since they have changed");
+        early.set(2);
+        assert!(late.grow(8) && late.lacks(1));
+        budget.set(100, 0, &[]);
+        assert!(late.grow(40));
+        budget.set(100, 10, &[]);
+        early.set(0);
+        late.set(9);
+        assert!(!early.lacks(1) && early.lacks(2), "while there was no limit, all was counted");
         drop((early, late));
         assert_eq!(budget.held(), 0);
-        budget.set(100, 0, &[]);
         assert!(budget.by_address.is_empty());
+    }
+
+    #[test]
+    fn a_share_is_the_same_as_a_number() {
+        for (bytes, is_of_address) in [(0, false), (7, true), (1 << 40, false)] {
+            let share = Share::from_bits(Share::new(bytes, is_of_address).to_bits());
+            assert_eq!((share.bytes(), share.is_of_address()), (bytes, is_of_address));
+        }
+    }
+
+    #[test]
+    fn an_exception_is_from_the_limit_of_an_address_only() {
+        let (budget, exceptions) = (Budget::new(100, 10, &[]), Exceptions::new(30));
+        let excepted = || {
+            let mut held = HeldBytes::none(&budget, ANN);
+            held.except(exceptions.none());
+            held
+        };
+        let (mut first, mut second) = (excepted(), excepted());
+        assert!(first.grow(10), "there was room");
+        assert!(first.grow(20) && second.grow(10) && !second.grow(1) && !first.grow(1), "thirty for both");
+        assert!(HeldBytes::none(&budget, ANN).lacks(1) && !HeldBytes::none(&budget, BOB).lacks(10));
+        drop(first);
+        assert!(second.grow(40), "it is alone");
+        assert!(!second.grow(51) && second.grow(50), "the total limit stands");
+        drop(second);
+        assert_eq!((budget.held(), exceptions.used.load(Relaxed)), (0, 0));
     }
 
     #[test]
@@ -191,6 +334,6 @@ mod tests {
         let budget = Budget::new(10, 1, &["10.0.0.0/31".parse().expect("network")]);
         assert!(!budget.lacks(ANN, 9) && budget.lacks(BOB, 9));
         budget.set(3, 0, &[]);
-        assert!(budget.lacks(ANN, 9) && !budget.lacks(BOB, 3));
+        assert!(budget.lacks(ANN, 4) && !budget.lacks(BOB, 3));
     }
 }

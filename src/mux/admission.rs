@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::Context,
 };
@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use super::MuxSettings;
 use crate::{
     limits::{
-        budget::{Budget, LITTLE},
+        budget::{Budget, LITTLE, Share},
         tally::{AddressTable, SHARDS},
     },
-    net::address::{counted_address, lies_in},
+    net::address::lies_in,
     runtime::scratch,
     stream::Via,
     telemetry::{SessionsGauge, Telemetry, outcome::Refusal},
@@ -172,8 +172,8 @@ impl Admission {
         if self.is_draining() {
             return Err(Refusal::Draining);
         }
-        let address = counted_address(via.client.ip());
-        let is_exempt = lies_in(&settings.exempt, via.client.ip());
+        let address = via.client.ip();
+        let is_exempt = lies_in(&settings.exempt, address);
         self.counts.add(address, |all, of_address| check_limits(settings, all, of_address, is_exempt))?;
         let clock = self.clock.load(Relaxed);
         let entry = Arc::new(Entry {
@@ -189,7 +189,7 @@ impl Admission {
         gauge.opened();
         // `limits.capacity` is at most a million, and so are both numbers.
         let [shard, key] = [shard, key].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        Ok(Ticket { admission: Arc::clone(self), entry, shard, key, address, held: AtomicU32::new(0), gauge })
+        Ok(Ticket { admission: Arc::clone(self), entry, shard, key, address, held: AtomicU64::new(0), gauge })
     }
 
     /// Sets the clock that sessions read, and returns it, in milliseconds.
@@ -263,8 +263,8 @@ pub(super) struct Ticket {
     shard: u32,
     key: u32,
     address: IpAddr,
-    /// Bytes that are held for the client and counted in the budget.
-    held: AtomicU32,
+    /// The [`Share`] of the budget that is held for the client.
+    held: AtomicU64,
     gauge: SessionsGauge,
 }
 
@@ -283,19 +283,21 @@ impl Ticket {
 
     /// Whether `n` bytes may be held. Up to 4 KiB may always be.
     pub(super) fn may_hold(&self, n: usize) -> bool {
-        n <= LITTLE || !self.admission.budget.lacks(self.address, n.saturating_sub(self.held.load(Relaxed) as usize))
+        n <= LITTLE || !self.admission.budget.lacks(self.address, n.saturating_sub(self.share().bytes()))
     }
 
     /// Notes that `n` bytes are held now.
     #[inline]
     pub(super) fn holds(&self, n: usize) {
-        let n = u32::try_from(n).unwrap_or(u32::MAX);
         // Only the session's own task writes it.
-        let before = self.held.load(Relaxed);
-        if before != n {
-            self.held.store(n, Relaxed);
-            self.admission.budget.settle(self.address, before as usize, n as usize);
+        let before = self.share();
+        if before.bytes() != n {
+            self.held.store(self.admission.budget.settle(self.address, before, n).to_bits(), Relaxed);
         }
+    }
+
+    fn share(&self) -> Share {
+        Share::from_bits(self.held.load(Relaxed))
     }
 
     /// Notes that the Community has logged the client in.
@@ -321,9 +323,81 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{net::SocketAddr, thread};
 
     use super::*;
+    use crate::{mux::tests::settings, wire::Transport};
+
+    fn admission(budget: Arc<Budget>) -> Arc<Admission> {
+        Arc::new(Admission::new(Telemetry::new("0"), budget))
+    }
+
+    fn admit(admission: &Arc<Admission>, client: &str) -> Result<Ticket, Refusal> {
+        let client = SocketAddr::new(client.parse().expect("an address"), 4000);
+        let via = Via { client, port: 1533.into(), transport: Transport::Raw, accepted: std::time::Instant::now() };
+        let settings = MuxSettings { capacity: 100, logging_in: 100, ..settings() };
+        admission.admit(&settings, &via)
+    }
+
+    #[test]
+    fn a_ticket_asks_the_budget_for_its_own_address() {
+        let exempt = ["2001:db8::5/128".parse().expect("a network")];
+        let admission = admission(Budget::new(1 << 20, 10, &exempt));
+        let tickets = ["2001:db8::5", "2001:db8::6"].map(|client| admit(&admission, client).expect("room"));
+        assert_eq!(tickets.each_ref().map(Ticket::may_read), [scratch::SIZE, LITTLE]);
+        assert_eq!(tickets.each_ref().map(|ticket| ticket.may_hold(LITTLE + 1)), [true, false]);
+        // They are of one subscriber.
+        assert_eq!(admission.counts.by_address.len(), 1);
+    }
+
+    #[test]
+    fn a_ticket_may_hold_what_it_holds_and_what_there_is_room_for() {
+        let admission = admission(Budget::new(10_000, 0, &[]));
+        let ticket = admit(&admission, "10.0.0.1").expect("room");
+        assert!(ticket.may_hold(10_000) && !ticket.may_hold(10_001));
+        ticket.holds(10_000);
+        assert!(ticket.may_hold(10_000) && !ticket.may_hold(10_001));
+        assert!(ticket.may_hold(LITTLE) && ticket.may_read() == LITTLE);
+        let other = admit(&admission, "10.0.0.2").expect("room");
+        assert!(other.may_hold(LITTLE) && !other.may_hold(LITTLE + 1));
+        drop(ticket);
+        assert!(other.may_hold(10_000));
+        assert_eq!(admission.budget.held(), 0);
+    }
+
+    #[test]
+    fn clients_are_logging_in_until_they_are_logged_in_or_gone() {
+        let admission = admission(Budget::new(1 << 20, 0, &[]));
+        let [first, second, third] = ["10.0.0.1", "10.0.0.1", "10.0.0.2"].map(|client| admit(&admission, client));
+        assert_eq!((admission.sessions(), admission.logging_in()), (3, 3));
+        let first = first.expect("room");
+        first.logged_in();
+        first.logged_in();
+        assert_eq!((admission.sessions(), admission.logging_in()), (3, 2));
+        drop((first, second));
+        assert_eq!((admission.sessions(), admission.logging_in()), (1, 1));
+        drop(third);
+        assert_eq!((admission.sessions(), admission.logging_in()), (0, 0));
+        assert_eq!(admission.counts.by_address.len(), 0);
+    }
+
+    #[test]
+    fn those_that_are_not_logged_in_are_ordered_to_end_and_no_others() {
+        let admission = admission(Budget::new(1 << 20, 0, &[]));
+        let (late, done) = (admit(&admission, "10.0.0.1").expect("room"), admit(&admission, "10.0.0.2").expect("room"));
+        done.logged_in();
+        let ordered = |since| {
+            (0..TICKS_PER_LOGIN_CHECK).for_each(|_| admission.order_not_logged_in(since));
+            [late.entry.order(), done.entry.order()]
+        };
+        // They were admitted in the second 0.
+        assert_eq!(ordered(0), [None, None]);
+        assert_eq!(ordered(999), [None, None], "in the same second");
+        assert_eq!(ordered(1000), [Some(SessionOrder::NotLoggedIn), None]);
+        assert_eq!(admission.order_idle(1), 1, "the other one has an order already");
+        assert_eq!(done.entry.order(), Some(SessionOrder::Idle));
+        assert_eq!(admission.order_idle(1), 0, "both have an order");
+    }
 
     #[test]
     fn threads_that_admit_clients_at_the_same_time_exceed_no_limit() {

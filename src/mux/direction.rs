@@ -16,7 +16,7 @@ use crate::{
     runtime::scratch,
     stream::Stream,
     telemetry::Direction,
-    wire::frame::{FrameError, Scanner},
+    wire::frame::{FrameError, Relayable, Scanner},
 };
 
 /// One direction of a relay.
@@ -94,17 +94,24 @@ impl RelayDirection {
             }
             let (scanner, kept) = (&mut self.scanner, &mut self.kept);
             let read = scratch::poll_read_some(from, cx, most, |bytes, cx| {
+                let before = scanner.held_back();
                 let followed = follow(scanner, bytes);
-                let valid = followed.map_or_else(|(at, _)| &bytes[..at], |()| bytes);
-                let written = match Pin::new(&mut *to).poll_write(cx, valid) {
-                    _ if valid.is_empty() => Ok(0),
-                    Poll::Ready(written) => written,
-                    Poll::Pending => Ok(0),
+                let Relayable { before, bytes: valid } = Relayable::new(before, bytes, followed, scanner);
+                let written = if before.is_empty() {
+                    match Pin::new(&mut *to).poll_write(cx, valid) {
+                        _ if valid.is_empty() => Ok(0),
+                        Poll::Ready(written) => written,
+                        Poll::Pending => Ok(0),
+                    }
+                } else {
+                    // Rare: they are written together, as the kept bytes.
+                    kept.extend_from_slice(before.as_ref());
+                    Ok(0)
                 };
                 if let Ok(n) = written {
                     kept.extend_from_slice(&valid[n..]);
                 }
-                (valid.len(), written, followed)
+                (before.as_ref().len() + valid.len(), written, followed)
             });
             match ready!(read) {
                 Ok(Some((valid, written, followed))) => {
@@ -182,6 +189,8 @@ impl RelayDirection {
     pub(super) fn finish(&mut self) {
         if self.receiver == Receiver::Open {
             self.receiver = Receiver::Finishing;
+            // The receiver has nothing of that frame.
+            self.scanner.forget_held_back();
         }
     }
 
@@ -228,8 +237,8 @@ impl RelayDirection {
         self.bytes.wrapping_add(u64::from(self.taken)).wrapping_sub(self.kept.len() as u64)
     }
 
-    /// Counts bytes that were read before there was a link, and follows their frames. Bytes from an invalid frame on
-    /// are removed.
+    /// Counts bytes that were read before there was a link, and follows their frames. Bytes from an invalid frame on,
+    /// or from a length that is not whole, are removed.
     ///
     /// # Errors
     /// The invalid frame.
@@ -240,10 +249,12 @@ impl RelayDirection {
         facts: &mut SessionFacts,
         observer: FrameObserver<'_>,
     ) -> Result<(), FrameError> {
+        let before = self.scanner.held_back();
         let followed = facts.follow(direction, &mut self.scanner, bytes, observer);
-        if let Err((valid, _)) = followed {
-            bytes.truncate(valid);
-        }
+        let Relayable { before, bytes: valid } = Relayable::new(before, bytes, followed, &self.scanner);
+        let valid = valid.len();
+        bytes.truncate(valid);
+        bytes.splice(..0, before.as_ref().iter().copied());
         self.bytes += bytes.len() as u64;
         followed.map_err(|(_, error)| error)
     }
@@ -313,6 +324,44 @@ mod tests {
         let mut received = Vec::new();
         receiver.read_to_end(&mut received).await.expect("relayed");
         assert_eq!(received, message);
+    }
+
+    #[tokio::test]
+    async fn the_receiver_gets_no_byte_of_an_invalid_frame_however_it_is_cut() {
+        let message = frame::build(4, 1, &[7; 20]);
+        for cut in 0..4 {
+            let ((mut from, mut sender), (mut to, mut receiver)) = (stream(1000), stream(1000));
+            let mut direction = RelayDirection::default();
+            let bytes = [&message[..], &message, &[0, 0, 0, 1]].concat();
+            let (first, second) = bytes.split_at(2 * message.len() + cut);
+            sender.write_all(first).await.expect("room");
+            assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+            sender.write_all(second).await.expect("room");
+            let event = step(&mut direction, &mut from, &mut to).await;
+            assert!(matches!(event, Poll::Ready(RelayEvent::InvalidFrame(_))), "{cut}: {event:?}");
+            assert!(direction.scanner.at_boundary(), "{cut}: a farewell message is understood");
+            assert_eq!(direction.bytes, 64, "{cut}");
+            assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+            drop(to);
+            let mut received = Vec::new();
+            receiver.read_to_end(&mut received).await.expect("relayed");
+            assert_eq!(received, [&message[..], &message].concat(), "{cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_length_that_comes_in_pieces_is_relayed_when_it_is_whole() {
+        let ((mut from, mut sender), (mut to, mut receiver)) = (stream(1000), stream(1000));
+        let (mut direction, message) = (RelayDirection::default(), frame::build(4, 1, &[7; 20]));
+        let bytes = [&[frame::KEEP_ALIVE][..], &message, &message].concat();
+        for byte in &bytes {
+            sender.write_all(&[*byte]).await.expect("room");
+            assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+        }
+        assert_eq!(direction.bytes, bytes.len() as u64);
+        let mut received = vec![0; bytes.len()];
+        receiver.read_exact(&mut received).await.expect("relayed");
+        assert_eq!(received, bytes);
     }
 
     #[tokio::test]

@@ -198,8 +198,8 @@ impl End {
         match (self.outcome().policy().sent, self) {
             (Sent::Farewell(reason), _) => Some(reason),
             (Sent::LinkFailure, Self::NoLink(error)) => Some(error.failure.reason()),
-            // A session has no HTTP response.
-            (Sent::LastBytes | Sent::LinkFailure | Sent::Nothing | Sent::Status(_), _) => None,
+            // A session has no HTTP response, and no alert.
+            (Sent::LastBytes | Sent::LinkFailure | Sent::Nothing | Sent::Status(_) | Sent::TlsAlert(_), _) => None,
         }
     }
 

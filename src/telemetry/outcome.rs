@@ -13,7 +13,7 @@ use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use rustix::io::Errno;
 use tracing::Level;
 
-pub use super::policy::{Blame, Ends, Policy, Sent};
+pub use super::policy::{Blame, Ends, Policy, Sent, TlsAlert};
 use crate::{net::shortage::is_shortage, wire::reason::Reason};
 
 /// One kind of outcomes: a closed set of reasons.
@@ -135,6 +135,8 @@ fn rows<O: Outcome>() -> Vec<OutcomeRow> {
 
 use Sent::{Farewell, LastBytes, LinkFailure, Nothing, Status};
 
+const ALERT_VERSION: Sent = Sent::TlsAlert(TlsAlert::ProtocolVersion);
+
 outcomes! {
     /// Why a client is refused: it is not accepted, or no Community server ever had it.
     Refusal counted as "sessions_refused" ends Session {
@@ -226,6 +228,8 @@ outcomes! {
         Broken = "broken": Client, INFO, Nothing;
         /// The first bytes are of no protocol that a port accepts.
         UnknownProtocol = "unknown_protocol": Client, INFO, Farewell(Reason::ProtocolError);
+        /// The client began with a hello of SSL 2.0; TLS 1.2 is the oldest version that is accepted.
+        OldSsl = "old_ssl": Client, INFO, ALERT_VERSION;
         /// The PROXY header is missing or wrong, or its sender is not in `listeners.proxy_protocol_from`.
         ProxyHeader = "proxy_header": Client, INFO, Nothing;
         /// The TLS handshake failed.
@@ -264,7 +268,7 @@ outcomes! {
         HeadTooLong = "head_too_long": Client, INFO, Status(431);
         /// The method is CONNECT, TRACE or TRACK, which are not passed on to the web server.
         Method = "method": Client, INFO, Status(405);
-        /// The target is neither a path nor `http://host/path`.
+        /// The target is neither a path nor `http://host/path`, or has a character that no target may have.
         Target = "target": Client, INFO, Status(400);
         /// The request does not have exactly one Host of legal characters.
         Host = "host": Client, INFO, Status(400);

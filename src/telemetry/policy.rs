@@ -54,6 +54,25 @@ impl fmt::Display for Ends {
     }
 }
 
+/// A fatal alert of TLS (RFC 8446, section 6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsAlert {
+    /// The version that the client offers is not accepted.
+    ProtocolVersion = 70,
+    /// The server can't serve the client now.
+    InternalError = 80,
+}
+
+/// As the document shows it.
+impl fmt::Display for TlsAlert {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ProtocolVersion => "protocol version",
+            Self::InternalError => "internal error",
+        })
+    }
+}
+
 /// What the client is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
@@ -67,6 +86,8 @@ pub enum Sent {
     LastBytes,
     /// An HTTP response with this status.
     Status(u16),
+    /// This alert of TLS.
+    TlsAlert(TlsAlert),
 }
 
 /// What follows from an outcome.
@@ -85,7 +106,7 @@ impl Policy {
     pub fn farewell(self) -> Option<Reason> {
         match self.sent {
             Sent::Farewell(reason) => Some(reason),
-            Sent::Nothing | Sent::LinkFailure | Sent::LastBytes | Sent::Status(_) => None,
+            Sent::Nothing | Sent::LinkFailure | Sent::LastBytes | Sent::Status(_) | Sent::TlsAlert(_) => None,
         }
     }
 }
@@ -113,6 +134,7 @@ impl fmt::Display for Sent {
             Self::LinkFailure => f.write_str("the reason of the failed link"),
             Self::LastBytes => f.write_str("the last bytes of the Community"),
             Self::Status(status) => write!(f, "HTTP {status}"),
+            Self::TlsAlert(alert) => write!(f, "TLS alert: {alert}"),
         }
     }
 }

@@ -106,6 +106,9 @@ fn check(length: u32, limit: u32) -> Result<(), FrameError> {
 /// | boundary | 0 | 0 |
 /// | head | 1 to 11 | 0 |
 /// | body | 0 | 1 or more |
+///
+/// Whether a frame is valid is known when its length is whole. Who relays the bytes holds the length back until then: see
+/// [`Scanner::held_back`] and [`Relayable`].
 #[derive(Debug, Default, Clone)]
 pub struct Scanner {
     /// Bytes of the current frame's body that have not been read yet.
@@ -125,6 +128,22 @@ impl Scanner {
     #[inline]
     pub fn at_boundary(&self) -> bool {
         self.body_left == 0 && self.head_len == 0
+    }
+
+    /// The bytes of a length that is not whole.
+    #[inline]
+    pub fn held_back(&self) -> HeldBack {
+        let [b0, b1, b2, ..] = self.head;
+        let len = if usize::from(self.head_len) < LENGTH { self.head_len } else { 0 };
+        HeldBack { bytes: [b0, b1, b2], len }
+    }
+
+    /// Forgets a frame whose length is not whole, or is that of an invalid frame: the bytes end where it begins. Nothing
+    /// that comes after this may be relayed.
+    pub fn forget_held_back(&mut self) {
+        if usize::from(self.head_len) <= LENGTH {
+            self.head_len = 0;
+        }
     }
 
     /// Follows `bytes` and calls `on_head` once for each frame whose head is complete.
@@ -186,6 +205,51 @@ impl Scanner {
             }
         }
         Ok(())
+    }
+}
+
+/// The bytes of a length that is not whole: up to three.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeldBack {
+    bytes: [u8; LENGTH - 1],
+    len: u8,
+}
+
+impl HeldBack {
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+}
+
+impl AsRef<[u8]> for HeldBack {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+/// What may be relayed when a read was scanned: everything up to an invalid frame, and up to a length that is not whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relayable<'a> {
+    /// Bytes that were held back before the read, and come first.
+    pub before: HeldBack,
+    /// Bytes of the read.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Relayable<'a> {
+    /// `before` is what `scanner` held back before it scanned `bytes`, and `scanned` what [`Scanner::scan`] returned.
+    #[inline]
+    pub fn new(before: HeldBack, bytes: &'a [u8], scanned: Result<(), (usize, FrameError)>, scanner: &Scanner) -> Self {
+        let held_back = scanner.held_back();
+        let valid = match scanned {
+            Ok(()) => bytes.len().saturating_sub(usize::from(held_back.len)),
+            Err((at, _)) => at,
+        };
+        // If nothing of the read may be relayed, neither may what is in front of it.
+        let before = if valid == 0 { HeldBack::default() } else { before };
+        Self { before, bytes: &bytes[..valid] }
     }
 }
 
@@ -280,6 +344,22 @@ mod tests {
         assert_eq!(fault, (0, FrameError::TooLong { length: 101, limit: 100 }));
     }
 
+    /// What is relayed of a stream that comes in these pieces, up to an invalid frame.
+    fn relayed<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: u32) -> (Vec<u8>, bool) {
+        let (mut scanner, mut relayed) = (Scanner::new(), Vec::new());
+        for piece in pieces {
+            let before = scanner.held_back();
+            let scanned = scanner.scan(piece, limit, |_| ());
+            let relayable = Relayable::new(before, piece, scanned, &scanner);
+            relayed.extend_from_slice(relayable.before.as_ref());
+            relayed.extend_from_slice(relayable.bytes);
+            if scanned.is_err() {
+                return (relayed, true);
+            }
+        }
+        (relayed, false)
+    }
+
     #[test]
     fn the_first_frame_is_found_behind_keep_alives() {
         let mut bytes = vec![KEEP_ALIVE];
@@ -313,6 +393,33 @@ mod tests {
             }
             prop_assert_eq!(seen, whole);
             prop_assert!(scanner.at_boundary());
+        }
+
+        // However the stream is cut, everything is relayed up to the frame that is invalid or whose length is not whole.
+        #[test]
+        fn any_fragmentation_relays_the_same_bytes(
+            frames in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..20), 0usize..3), 0..6),
+            last in proptest::collection::vec(0..=1u8, 0..14),
+            cuts in proptest::collection::vec(1usize..7, 1..60),
+        ) {
+            let mut stream = Vec::new();
+            for (body, keep_alives) in &frames {
+                stream.extend(std::iter::repeat_n(KEEP_ALIVE, *keep_alives));
+                stream.extend(build(1, 0, body));
+            }
+            let is_valid = last.first_chunk().is_some_and(|length| check(u32::from_be_bytes(*length), 300).is_ok());
+            let expected = if is_valid { [&stream[..], &last].concat() } else { stream.clone() };
+            stream.extend(&last);
+            let (mut pieces, mut rest) = (Vec::new(), &stream[..]);
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() { break }
+                let (now, later) = rest.split_at((*cut).min(rest.len()));
+                pieces.push(now);
+                rest = later;
+            }
+            let (relayed, is_invalid) = relayed(pieces.into_iter(), 300);
+            prop_assert_eq!(relayed, expected);
+            prop_assert_eq!(is_invalid, !is_valid && last.len() >= LENGTH);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Lines about connections, clients and requests on the ports.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use crate::{
         client::{Client, Transport},
         frames,
         http::{self, exchange, post},
+        in_time,
         peer::free_address,
         program::{Setup, local},
         tunnel::{Kind, Session},
@@ -29,7 +31,7 @@ async fn flood_and_count(settings: &str, bytes: Vec<u8>, what: &str, metric: &st
     let to = local(setup.raw);
     let (program, start) = (setup.start(), Instant::now());
     flood(to, bytes.clone()).await;
-    assert_throttled_and_counted(&program, what, metric, start, send_and_leave(to, &bytes)).await;
+    assert_throttled_and_counted(&program, what, metric, start, async || send_and_leave(to, &bytes).await).await;
 }
 
 fn dropped(reason: &str) -> (String, String) {
@@ -59,7 +61,7 @@ async fn connections_over_a_limit_cause_few_lines() {
     let (program, start) = (setup.start(), Instant::now());
     let handshake = frames::handshake().bytes();
     flood(to, handshake.clone()).await;
-    let provoke = at_once(to, &handshake, 100);
+    let provoke = async || at_once(to, &handshake, 100).await;
     assert_throttled_and_counted(&program, &what, &metric, start, provoke).await;
 }
 
@@ -79,12 +81,12 @@ async fn at_once(to: SocketAddr, bytes: &[u8], connections: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_have_to_wait_cause_few_lines() {
     let metric = "sametime_mux_connections_delayed_total";
-    let setup = Setup::new("[limits]\nconnection_rate = 1000\n");
+    let setup = Setup::new("[limits]\nconnection_rate = 500\n");
     let to = local(setup.raw);
     let (program, start) = (setup.start(), Instant::now());
     let what = "more connections than limits.connection_rate";
     flood(to, b"\x05\x01\0".to_vec()).await;
-    let provoke = at_once(to, b"\x05\x01\0", 1500);
+    let provoke = async || at_once(to, b"\x05\x01\0", 1500).await;
     assert_throttled_and_counted(&program, what, metric, start, provoke).await;
 }
 
@@ -98,7 +100,10 @@ async fn clients_that_are_refused_cause_few_lines() {
     let handshake = frames::handshake().bytes();
     flood(to, handshake.clone()).await;
     let metric = "sametime_mux_sessions_refused_total{reason=\"capacity\"}";
-    assert_throttled_and_counted(&program, "client refused", metric, start, send_and_leave(to, &handshake)).await;
+    assert_throttled_and_counted(&program, "client refused", metric, start, async || {
+        send_and_leave(to, &handshake).await
+    })
+    .await;
 }
 
 /// A connection that is used for many requests.
@@ -137,7 +142,10 @@ async fn tunnel_sessions_that_are_refused_cause_few_lines() {
     let request = post(&session.path(), &session.opening());
     flood_with_requests(to, &request).await;
     let metric = "sametime_mux_sessions_refused_total{reason=\"tunnel_sessions\"}";
-    assert_throttled_and_counted(&program, "client refused", metric, start, send_requests(to, request, 1)).await;
+    assert_throttled_and_counted(&program, "client refused", metric, start, async || {
+        send_requests(to, request.clone(), 1).await
+    })
+    .await;
     drop(client);
 }
 
@@ -167,7 +175,7 @@ async fn guesses_of_tunnel_sessions_cause_few_lines() {
     };
     send(TIMES).await;
     let metric = "sametime_mux_tunnel_guesses_delayed_total";
-    assert_throttled_and_counted(&program, "very many requests", metric, start, send(200)).await;
+    assert_throttled_and_counted(&program, "very many requests", metric, start, async || send(200).await).await;
 }
 
 /// A web server that reads a request and gives `response`.
@@ -190,7 +198,7 @@ async fn requests_that_the_web_server_does_not_answer_cause_few_lines() {
     let switches = web_server(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n").await;
     let not_http = web_server(b"What do you want?\r\n").await;
     for (web_server, reason) in
-        [(free_address(), "no_response"), (not_http, "no_response"), (switches, "switched_protocols")]
+        [(free_address(), "unreachable"), (not_http, "no_response"), (switches, "switched_protocols")]
     {
         let setup = Setup::new(&format!("[http_backend]\nurl = \"http://{web_server}\"\n"));
         let to = local(setup.http);
@@ -198,8 +206,11 @@ async fn requests_that_the_web_server_does_not_answer_cause_few_lines() {
         let request = b"GET / HTTP/1.1\r\nHost: chat.example\r\n\r\n".to_vec();
         flood_with_requests(to, &request).await;
         let metric = format!("sametime_mux_http_backend_errors_total{{reason=\"{reason}\"}}");
-        let what = "web back end: no response";
-        assert_throttled_and_counted(&program, what, &metric, start, send_requests(to, request, 1)).await;
+        let what = format!("reason=\"{reason}\"");
+        assert_throttled_and_counted(&program, &what, &metric, start, async || {
+            send_requests(to, request.clone(), 1).await
+        })
+        .await;
     }
 }
 
@@ -226,4 +237,28 @@ async fn sessions_that_are_idle_cause_few_lines() {
     crate::assert_throttled(&program, "idle for too long", 1, start);
     crate::assert_throttled(&program, "session closed", 1, start);
     assert!(program.metric("sametime_mux_sessions_closed_total{reason=\"idle\"}").await > TIMES as f64 / 2.0);
+}
+
+/// Connections to the admin endpoint that send nothing. There are always more of them than it has places.
+async fn idle_connections(to: SocketAddr, times: usize) {
+    let mut held = VecDeque::new();
+    for _ in 0..times {
+        held.push_back(http::tcp(to).await);
+        // The one that has waited the longest is closed for another one.
+        if held.len() > 100 {
+            let mut first = held.pop_front().unwrap();
+            let _ = in_time("the end", first.read(&mut [0])).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_the_admin_endpoint_cause_few_lines() {
+    let setup = Setup::new("");
+    let to = local(setup.admin);
+    let (program, start) = (setup.start(), Instant::now());
+    idle_connections(to, TIMES).await;
+    let metric = "sametime_mux_admin_connections_closed_total{reason=\"evicted\"}";
+    let what = "admin: a connection was closed";
+    assert_throttled_and_counted(&program, what, metric, start, async || idle_connections(to, 100).await).await;
 }

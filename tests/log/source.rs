@@ -6,11 +6,12 @@ use std::{fs, path::Path};
 const OF_THE_ADMIN: [&str; 3] = ["server", "cli", "load"];
 
 /// Lines of the other rooms that are not throttled, and why nobody outside can cause many of them.
-const OTHERS: [(&str, &str); 5] = [
+const OTHERS: [(&str, &str); 6] = [
     ("lines of the log are missing here", "comes once for each 16 MiB of lines"),
     ("has no socket of its own on the port", "when a port is opened"),
     ("limits.vanished_timeout is not in force", "when a port is opened, and at a reload"),
     ("no session tickets can be made", "at the start, and at a reload"),
+    ("the system has no random numbers", "at the start"),
     ("a self-signed one was made", "at a first start"),
 ];
 

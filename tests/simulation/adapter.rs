@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use sametime_mux::{
     ingress::tunnel::{Service, TunnelResponse, TunnelSettings},
+    limits::budget::{HeldBytes, LITTLE},
     mux::{Mux, MuxSettings},
     stream::{Arrival, Community as LinkSource, Core, Lease, Link, Linking, MoreFromClient, Stream, Via},
     telemetry::{
@@ -72,6 +73,18 @@ impl From<TunnelResponse> for Response {
             (503, _) => Self::Unavailable,
             (_, other) => Self::Error(format!("{other:?}")),
         }
+    }
+}
+
+/// A request's body, which counts until the tunnel has taken it.
+struct CountedBody {
+    bytes: Vec<u8>,
+    _held: HeldBytes,
+}
+
+impl AsRef<[u8]> for CountedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -141,8 +154,22 @@ impl Program {
         name: SessionName,
         body: Vec<u8>,
     ) -> impl Future<Output = Response> + Send + 'static {
-        let service = Arc::clone(&self.service);
-        async move { service.request(tunnel_kind(way), name, body, CLIENT.ip()).await.into() }
+        let (service, kind, mut held) = (Arc::clone(&self.service), tunnel_kind(way), self.held());
+        async move {
+            // As the HTTP server counts a long body.
+            if body.len() > LITTLE && !held.grow(body.len()) {
+                let Some(exception) = service.exception(kind, &name) else { return Response::Unavailable };
+                held.except(exception);
+                if !held.grow(body.len()) {
+                    return Response::Unavailable;
+                }
+            }
+            service.request(kind, name, CountedBody { bytes: body, _held: held }, CLIENT.ip()).await.into()
+        }
+    }
+
+    fn held(&self) -> HeldBytes {
+        HeldBytes::none(&self.mux.budget(), CLIENT.ip())
     }
 
     /// Bytes that are held for slow receivers.

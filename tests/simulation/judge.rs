@@ -55,7 +55,9 @@ impl Judge {
         let taken = if world.script.way == Way::Raw { 0 } else { world.ledger.lock().missing(To::Server) };
         let limit = match world.script.held_bytes {
             0 => windows + taken,
-            limit => (windows + taken).min(limit + 2 * payload + BESIDE),
+            // While there is payload for the client, the limit of its address gives way.
+            _ if world.ledger.lock().sent(To::Client) > 0 => windows + taken,
+            limit => (windows + taken).min(limit + 2 * payload + 4 * world.script.window + BESIDE),
         };
         if held > limit {
             world.ledger.lock().fails(Kind::Memory, format!("{held} bytes are held, {limit} may be"));

@@ -33,14 +33,11 @@ use super::{
     hyper_path::{self, AfterHyper},
     response::{PortResponse, Reuse},
     streaming,
-    tunnel_request::{self, HeldBody},
+    tunnel_request::{self, BodyRoom, HeldBody},
 };
 use crate::{
     ingress::Origin,
-    limits::{
-        budget::{HeldBytes, LITTLE},
-        tally::Permit,
-    },
+    limits::{budget::LITTLE, tally::Permit},
     net::address::lies_in,
     runtime::scratch,
     stream::{ClosingBounds, Replayed, StreamError, close_in_stages},
@@ -220,7 +217,7 @@ where
         Some(line) => client_of(&context.settings.load().trusted_proxies, iter::once(&line[..]), origin.client),
     };
     drop(forwarded);
-    let Some(body) = HeldBody::new(body, HeldBytes::none(&context.budget, client.ip())) else {
+    let Some(body) = HeldBody::new(body, BodyRoom::new(context, &call, client.ip())) else {
         let refused = tunnel_request::refuse_body(context, call, TunnelOutcome::HeldBytes);
         write_response(context, stream, &refused.with_reuse(reuse)).await?;
         return Ok(reuse);

@@ -5,7 +5,8 @@
 //! socket, keeps no request, and reports only where the first error is.
 //!
 //! These are the values of `FramingState`. An arrow without a word is taken at the first byte that belongs to the next
-//! state. A byte without an arrow is an error, and nothing is followed after it.
+//! state. A byte without an arrow is an error, and nothing is followed after it. `Target` stands for two states: behind a
+//! `?`, it is `Query`.
 //!
 //! ```text
 //!  Between ─▶ Method ─▶ Target ─▶ Version ─▶ RequestLineLf ─▶ HeaderStart ─▶ HeaderName ─▶ HeaderValue ─▶ HeaderLf
@@ -34,13 +35,15 @@ mod words;
 
 use FramingState::*;
 pub use words::MAX_WORD;
-use words::{LengthHeader, ShortWord, TARGET, TOKEN, VALUE, unimportant_line};
+use words::{LengthHeader, NOT_IN_PATH, NOT_IN_TARGET, PATH, QUERY, ShortWord, TOKEN, VALUE, unimportant_line};
 
 /// What is wrong with a request. The client's fault; the connection ends with a 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FramingError {
     /// The first line is not `method SP target SP HTTP/1.0|1.1`, each of visible ASCII.
     RequestLine,
+    /// The target has a character that no target may have.
+    Target,
     /// A line does not end with CR LF.
     LineEnd,
     /// A name is not a token, or there is a space before a colon, a folded line or a control character.
@@ -62,6 +65,7 @@ impl FramingError {
     pub fn refusal(self) -> RequestRefusal {
         match self {
             Self::RequestLine => RequestRefusal::RequestLine,
+            Self::Target => RequestRefusal::Target,
             Self::LineEnd => RequestRefusal::LineEnd,
             Self::Header => RequestRefusal::Header,
             Self::ContentLength => RequestRefusal::ContentLength,
@@ -94,6 +98,8 @@ enum FramingState {
     Target {
         is_empty: bool,
     },
+    /// Behind the `?` of a target.
+    Query,
     /// So many bytes of `HTTP/1.x` were read. `0 <= n <= 8`.
     Version(usize),
     RequestLineLf,
@@ -188,7 +194,8 @@ impl Framing {
             Body(n) => usize::try_from(n).unwrap_or(usize::MAX).min(left.len()),
             ChunkData(n) => (n as usize).min(left.len()),
             Method | HeaderName | TrailerName => TOKEN.run(left),
-            Target { .. } => TARGET.run(left),
+            Target { .. } => PATH.run(left),
+            Query => QUERY.run(left),
             Version(0) if left.starts_with(VERSION) => VERSION.len(),
             HeaderStart => unimportant_line(left),
             HeaderValue(LengthHeader::Other) | TrailerValue => VALUE.run(left),
@@ -229,6 +236,13 @@ impl Framing {
             },
             Target { is_empty } => match byte {
                 b' ' if !is_empty => Version(0),
+                b'?' if !is_empty => Query,
+                _ if NOT_IN_TARGET.contains(&byte) || NOT_IN_PATH.contains(&byte) => return Err(FramingError::Target),
+                _ => return Err(FramingError::RequestLine),
+            },
+            Query => match byte {
+                b' ' => Version(0),
+                _ if NOT_IN_TARGET.contains(&byte) => return Err(FramingError::Target),
                 _ => return Err(FramingError::RequestLine),
             },
             Version(n) => match (VERSION_START.get(n), byte) {
@@ -388,6 +402,8 @@ mod tests {
         for (requests, bytes) in [
             (1, &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..]),
             (1, b"GET / HTTP/1.0\r\n\r\n"),
+            (1, b"GET /a|[b]{c}^?d?[]{}|\\^` HTTP/1.1\r\n\r\n"),
+            (1, b"GET /? HTTP/1.1\r\n\r\n"),
             (1, b"\r\nPOST /a?b HTTP/1.1\r\nContent-Length:  3 \r\nX:\r\nY: \t\xE9\r\n\r\nabc"),
             (2, b"POST / HTTP/1.1\r\ncontent-length: 0\r\n\r\nGET / HTTP/1.1\r\n\r\n"),
             (1, b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n3;a=\"b\"\r\n\r\n\n\r\n00\r\nX: y\r\n\r\n"),
@@ -412,6 +428,13 @@ mod tests {
             (b"GET /a b HTTP/1.1\r\n".to_vec(), RequestLine),
             (b"GET /\xC3 HTTP/1.1\r\n".to_vec(), RequestLine),
             (b"G\0T / HTTP/1.1\r\n".to_vec(), RequestLine),
+            (b"GET /a#b HTTP/1.1\r\n".to_vec(), Target),
+            (b"GET /a?b#c HTTP/1.1\r\n".to_vec(), Target),
+            (b"GET /a\"b HTTP/1.1\r\n".to_vec(), Target),
+            (b"GET /a\\b HTTP/1.1\r\n".to_vec(), Target),
+            (b"GET http://x<y/ HTTP/1.1\r\n".to_vec(), Target),
+            (b"GET ?a HTTP/1.1\r\n".to_vec(), Target),
+            (b"GET /a?b\x7F HTTP/1.1\r\n".to_vec(), RequestLine),
             (b" GET / HTTP/1.1\r\n".to_vec(), RequestLine),
             (b"GET / HTTP/1.1\n".to_vec(), LineEnd),
             (b"GET / HTTP/1.1\r\r\n".to_vec(), LineEnd),

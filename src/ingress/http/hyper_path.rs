@@ -34,11 +34,10 @@ use super::{
     guard::{Guarded, HyperProgress},
     response::PortResponse,
     route::{Destination, PortPage, StreamSigns, route},
-    tunnel_request::{self, HeldBody},
+    tunnel_request::{self, BodyRoom, HeldBody},
 };
 use crate::{
     ingress::Origin,
-    limits::budget::HeldBytes,
     net::address::lies_in,
     stream::{ClosingBounds, Replayed, close_in_stages},
     telemetry::outcome::RequestRefusal,
@@ -193,8 +192,8 @@ async fn respond(
         // Without signs, no request opens a stream.
         Destination::OpenStream => return encode(PortPage::NoSuchTunnel.into()),
     };
-    let held = HeldBytes::none(&context.budget, client.ip());
-    encode(match HeldBody::read(request.into_body(), &settings, held).await {
+    let room = BodyRoom::new(context, &call, client.ip());
+    encode(match HeldBody::read(request.into_body(), &settings, room).await {
         Ok(body) => tunnel_request::serve(context, call, body, client, origin.port).await,
         // The rest of the body is not read.
         Err(outcome) => tunnel_request::refuse_body(context, call, outcome).closing(),

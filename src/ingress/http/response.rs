@@ -87,7 +87,7 @@ const HEAD_ROOM: usize = 256;
 pub(super) fn status_of(outcome: impl Outcome) -> StatusCode {
     let status = match outcome.policy().sent {
         Sent::Status(status) => StatusCode::from_u16(status).ok(),
-        Sent::Nothing | Sent::Farewell(_) | Sent::LinkFailure | Sent::LastBytes => None,
+        Sent::Nothing | Sent::Farewell(_) | Sent::LinkFailure | Sent::LastBytes | Sent::TlsAlert(_) => None,
     };
     // Outcomes of requests all have one; a test of this room walks them.
     status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)

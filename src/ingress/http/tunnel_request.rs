@@ -1,7 +1,7 @@
 //! Requests of the tunnel, from either path: their bodies, what the tunnel makes of them, and the response.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,11 @@ use crate::{
     telemetry::outcome::{Outcome, TunnelOutcome},
     wire::{
         Transport,
-        tunnel::{name::UrlName, stream},
+        tunnel::{
+            envelope::TunnelKind,
+            name::{SessionName, UrlName},
+            stream,
+        },
     },
 };
 
@@ -35,6 +39,38 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// The slowest rate, in bytes per second. No body takes longer than the longest one does at this rate, and one pause.
 const SLOWEST_RATE: u64 = 1024;
 
+/// The room for a request's body.
+pub(super) struct BodyRoom<'a> {
+    held: HeldBytes,
+    /// The session that the request is for, if its URL names one.
+    session: Option<(&'a Service, TunnelKind, &'a SessionName)>,
+}
+
+impl<'a> BodyRoom<'a> {
+    /// For a request of `client`.
+    pub(super) fn new(context: &'a HttpContext, call: &'a TunnelCall, client: IpAddr) -> Self {
+        let session = match call {
+            TunnelCall::Named(kind, UrlName::Session(name)) => Some((&*context.tunnel, *kind, name)),
+            // A streaming client receives without sending, so its room does not depend on its requests.
+            TunnelCall::Named(..) | TunnelCall::Upload => None,
+        };
+        Self { held: HeldBytes::none(&context.budget, client), session }
+    }
+
+    /// Counts `n` more bytes, if there is room for them.
+    fn grow(&mut self, n: usize) -> bool {
+        if self.held.grow(n) {
+            return true;
+        }
+        // This is rare. It may be the session's own bytes that use the limit of its address up.
+        let exception = self.session.take().and_then(|(service, kind, name)| service.exception(kind, name));
+        exception.is_some_and(|exception| {
+            self.held.except(exception);
+            self.held.grow(n)
+        })
+    }
+}
+
 /// A request's body. Its bytes count in the budget until it is dropped.
 pub(super) struct HeldBody {
     bytes: Vec<u8>,
@@ -43,8 +79,8 @@ pub(super) struct HeldBody {
 
 impl HeldBody {
     /// A body that was read already; `None` when it is long and the budget has no room for it.
-    pub(super) fn new(bytes: Vec<u8>, mut held: HeldBytes) -> Option<Self> {
-        (bytes.len() <= LITTLE || held.grow(bytes.len())).then_some(Self { bytes, held })
+    pub(super) fn new(bytes: Vec<u8>, mut room: BodyRoom<'_>) -> Option<Self> {
+        (bytes.len() <= LITTLE || room.grow(bytes.len())).then_some(Self { bytes, held: room.held })
     }
 
     /// Reads a body, which has a bound in bytes, for its pauses, and for all of its time: see [`longest_time`].
@@ -54,7 +90,7 @@ impl HeldBody {
     pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
         mut body: B,
         settings: &HttpSettings,
-        mut held: HeldBytes,
+        mut room: BodyRoom<'_>,
     ) -> Result<Self, TunnelOutcome> {
         let limit = settings.max_tunnel_request;
         if body.size_hint().lower() > limit as u64 {
@@ -69,12 +105,12 @@ impl HeldBody {
                     return Err(TunnelOutcome::TooLarge);
                 }
                 // Short bodies are always read, so that sessions continue and what they hold becomes less.
-                if bytes.len() + piece.len() > LITTLE && !held.grow(piece.len()) {
+                if bytes.len() + piece.len() > LITTLE && !room.grow(piece.len()) {
                     return Err(TunnelOutcome::HeldBytes);
                 }
                 bytes.extend_from_slice(&piece);
             }
-            Ok(Self { bytes, held })
+            Ok(Self { bytes, held: room.held })
         };
         timeout(longest_time(pause, limit), reading).await.unwrap_or(Err(TunnelOutcome::TooSlow))
     }
@@ -247,7 +283,9 @@ mod tests {
         };
         let held = HeldBytes::none(&Budget::new(1 << 20, 0, &[]), [127, 0, 0, 1].into());
         let began = Clock::now();
-        let read = HeldBody::read(Drip(interval, Box::pin(sleep(interval))), &settings, held).await;
+        let read =
+            HeldBody::read(Drip(interval, Box::pin(sleep(interval))), &settings, BodyRoom { held, session: None })
+                .await;
         (read.err(), began.elapsed())
     }
 

@@ -83,7 +83,7 @@ mod tests {
         let name = ServerName::try_from("localhost").expect("a name");
         let (client, server) =
             tokio::join!(TlsConnector::from(Arc::new(config)).connect(name, far), acceptor.accept(near));
-        (client.expect("connected"), server.expect("accepted"))
+        (client.expect("connected"), server.map_err(|(error, _)| error).expect("accepted"))
     }
 
     #[tokio::test]

@@ -126,7 +126,10 @@ impl SessionHandle {
                 Ok(Received::Held(request)) => break request,
                 Ok(Received::Response(response)) => return Ok(response),
                 Ok(Received::NoRoom) => {
-                    if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + settings.hold) {
+                    // Its client may have sent another request meanwhile, and not expect a response to this one. Then its
+                    // payload is lost if it is refused, and no later one can be taken.
+                    let longest = settings.hold.max(settings.session_timeout);
+                    if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + longest) {
                         return Ok(TunnelResponse::Failed(TunnelOutcome::Busy));
                     }
                     sleep(ROOM_CHECK).await;

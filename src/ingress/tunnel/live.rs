@@ -37,8 +37,14 @@
 //! client. Otherwise it waits until the inbox has room: that slows the client down while the Community is slow. Only
 //! when `limits.held_bytes` has no room at all is a payload not taken. Then the request, and those behind it, wait in
 //! the order of their arrival, and nothing of them was taken when their client gets 503.
+//!
+//! **Payload for the client is carried down in any case.** Only the response to the newest request brings it, and this
+//! request may have a payload of its own. If it had to wait for room until the Community reads, and the Community reads
+//! no further before the client has taken what was written, both would wait for ever. So while there is payload for the
+//! client, a second payload passes, and the limit of an address gives way: to eight payloads for each acknowledgement
+//! of the client. The total limit never does.
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
 use tokio::io::ReadBuf;
@@ -52,7 +58,7 @@ use super::{
 };
 use crate::{
     limits::{
-        budget::{HeldBytes, LITTLE},
+        budget::{Exception, Exceptions, HeldBytes, LITTLE},
         tally::Permit,
     },
     stream::StreamError,
@@ -67,6 +73,13 @@ use crate::{
 const DATA_RESPONSE: Duration = Duration::from_millis(900);
 /// Bytes that a piece in the inbox takes in addition to its data.
 const PIECE: usize = 64;
+/// How many pieces may be in the inbox when the budget has no room, while there is payload for the client.
+const MOST_PIECES: usize = 2;
+/// How many payloads may exceed the limit of their address until the client acknowledges something. A client that has not
+/// received a response sends a further payload about once a second.
+const MOST_BEYOND: u8 = 8;
+/// By how many windows the bodies of a session's requests may exceed the limit of their address while they wait.
+const EXCEPTED_WINDOWS: usize = 4;
 
 /// The state of a live session; see the module's page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,6 +189,10 @@ pub(super) struct LiveSession {
     inbox: VecDeque<Bytes>,
     /// The number of these bytes.
     inbox_len: usize,
+    /// How many payloads have exceeded the limit of their address since the client last acknowledged bytes.
+    beyond: u8,
+    /// By how much the bodies of its requests may exceed the limit of their address; made when it is first needed.
+    exceptions: Option<Arc<Exceptions>>,
     /// Requests whose payload had no room, in the order of their arrival. No other payload is taken before theirs.
     without_room: VecDeque<RequestDigest>,
     /// The number of the newest request.
@@ -202,6 +219,8 @@ impl LiveSession {
             wakes: Wakes::default(),
             inbox: VecDeque::new(),
             inbox_len: 0,
+            beyond: 0,
+            exceptions: None,
             without_room: VecDeque::new(),
             newest: 0,
             in_flight: 0,
@@ -250,6 +269,12 @@ impl LiveSession {
         self.inbox_len + PIECE * self.inbox.len()
     }
 
+    /// For the body of a request that has no room: all of them together may exceed the limit of their address by
+    /// [`EXCEPTED_WINDOWS`], and one alone by its length.
+    pub(super) fn exception(&mut self) -> Exception {
+        self.exceptions.get_or_insert_with(|| Exceptions::new(EXCEPTED_WINDOWS * self.window)).none()
+    }
+
     /// Counts the bytes that wait at present.
     fn settle(&mut self) {
         self.held.set(self.session.unacknowledged() + self.inbox_size());
@@ -274,12 +299,23 @@ impl LiveSession {
     /// # Errors
     /// When the request is not one of this session's client. Nothing has changed then.
     pub(super) fn receive(&mut self, body: &[u8], settings: &TunnelSettings) -> Result<Received, RequestError> {
-        let (inbox, held, first) = (self.inbox_size(), &self.held, self.without_room.front());
-        let accepted = self.session.accept_if(body, |digest, length| {
-            let is_next = first.is_none_or(|first| *first == digest);
-            // One payload passes, and a little more, so that sessions go on and less is held.
-            is_next && (inbox == 0 || inbox + length <= LITTLE || !held.lacks(length))
+        let (pieces, inbox, beyond) = (self.inbox.len(), self.inbox_size(), self.beyond);
+        let (held, first, mut is_beyond) = (&self.held, self.without_room.front(), false);
+        let before = self.session.unacknowledged();
+        let accepted = self.session.accept_if(body, |digest, length, unacknowledged| {
+            let has_payload = unacknowledged > 0;
+            // One payload passes, whatever its length, and a little more, so that the session goes on and less is held.
+            let passes = pieces == 0 || inbox + length <= LITTLE || has_payload && pieces < MOST_PIECES;
+            is_beyond = !passes && held.lacks(length);
+            let may_be_beyond = has_payload && beyond < MOST_BEYOND && !held.lacks_in_total(length);
+            (!is_beyond || may_be_beyond) && first.is_none_or(|first| *first == digest)
         })?;
+        if self.session.unacknowledged() < before {
+            self.beyond = 0;
+        }
+        if is_beyond && matches!(accepted, Accepted::New(_)) {
+            self.beyond += 1;
+        }
         let (data, is_retry, has_room) = match accepted {
             Accepted::New(data) => (data, false, true),
             Accepted::Again => (Vec::new(), true, true),
@@ -296,6 +332,8 @@ impl LiveSession {
         };
         self.follow(Event::Acknowledged);
         if self.state == TunnelState::Over {
+            // What it has acknowledged is not held any more.
+            self.settle();
             self.wakes.add(Waiter::Reader);
             // A retry of the request that acknowledged the last byte gets a response once more.
             if !is_retry {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     limits::{
-        budget::{Budget, HeldBytes},
+        budget::{Budget, Exception, HeldBytes},
         tally::{Permit, Tally},
     },
     net::{
@@ -132,7 +132,15 @@ impl Service {
         TunnelResponse::Body(body.into(), TunnelOutcome::Opened)
     }
 
-    /// Passes a later request of `client` to its session, and waits for the response.
+    /// What a request of this session may have when its body has no room in the budget; `None`: there is no such session.
+    /// Without it, a session whose own bytes use up the limit of its address would stand still.
+    pub fn exception(&self, kind: TunnelKind, name: &SessionName) -> Option<Exception> {
+        let session = self.registry.get(name).filter(|session| session.kind() == kind)?;
+        Some(session.change(LiveSession::exception))
+    }
+
+    /// Passes a later request of `client` to its session, and waits for the response. A body of more than
+    /// [`LITTLE`](crate::limits::budget::LITTLE) bytes must be counted in the budget.
     pub async fn request(
         &self,
         kind: TunnelKind,

@@ -150,18 +150,19 @@ impl TunnelSession {
     /// # Errors
     /// Why the request is refused. Nothing has changed then.
     pub fn accept(&mut self, body: &[u8]) -> Result<Accepted, RequestError> {
-        self.accept_if(body, |_, _| true)
+        self.accept_if(body, |_, _, _| true)
     }
 
     /// As [`Self::accept`]. Whether the payload of a new request may be taken now is decided by `takes`, which gets the
-    /// request's digest and the length of its payload in bytes. The acknowledgement counts in any case.
+    /// request's digest, the length of its payload in bytes, and the number of bytes that its client has not acknowledged
+    /// by it. The acknowledgement counts in any case.
     ///
     /// # Errors
     /// As [`Self::accept`].
     pub fn accept_if(
         &mut self,
         body: &[u8],
-        takes: impl FnOnce(RequestDigest, usize) -> bool,
+        takes: impl FnOnce(RequestDigest, usize, usize) -> bool,
     ) -> Result<Accepted, RequestError> {
         let envelope::LaterRequest { acknowledgement, payload } =
             envelope::later(body).map_err(RequestError::Envelope)?;
@@ -182,7 +183,10 @@ impl TunnelSession {
             let late = self.older.contains(&Some(acknowledgement));
             return if late { Ok(Accepted::Stale) } else { Err(RequestError::Acknowledgement) };
         };
-        let data = if payload.is_empty() || takes(digest, payload.len()) { Some(self.decode(payload)?) } else { None };
+        let acknowledged = received.flatten().map_or(0, |at| self.issued[at].end);
+        let left = self.outbound.len() - acknowledged;
+        let is_taken = payload.is_empty() || takes(digest, payload.len(), left);
+        let data = if is_taken { Some(self.decode(payload)?) } else { None };
         if let Some(received) = received {
             self.begin_epoch(acknowledgement, received);
         }

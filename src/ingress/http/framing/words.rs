@@ -76,8 +76,17 @@ pub(super) static TOKEN: ByteClass = {
     }
     ByteClass(class)
 };
-/// Bytes of a target: visible ASCII.
-pub(super) static TARGET: ByteClass = ByteClass::between(0x21, 0x7E);
+/// Bytes that no target may have: browsers encode them in paths and in queries (the query percent-encode set of the URL
+/// Standard), and `#` would begin a fragment, which is not sent.
+pub(super) const NOT_IN_TARGET: &[u8] = b"\"#<>";
+/// Bytes of a target's query: visible ASCII without those. RFC 3986 does not allow all of them, but browsers send them
+/// as they are: `[ ] { } | \ ^` and the backtick.
+pub(super) static QUERY: ByteClass = ByteClass::between(0x21, 0x7E).without(NOT_IN_TARGET);
+/// Bytes of a target in front of its query. Browsers turn the backslash into a slash, as some web servers do, and encode
+/// the backtick.
+pub(super) static PATH: ByteClass = QUERY.without(NOT_IN_PATH);
+/// Bytes that a target may have in its query only.
+pub(super) const NOT_IN_PATH: &[u8] = b"?\\`";
 /// Bytes of a header's value: all but control characters, and the tab.
 pub(super) static VALUE: ByteClass = {
     let ByteClass(mut class) = ByteClass::between(0x20, 0xFF);
@@ -93,6 +102,15 @@ impl ByteClass {
         while byte <= last as usize {
             class[byte] = true;
             byte += 1;
+        }
+        Self(class)
+    }
+
+    const fn without(&self, bytes: &[u8]) -> Self {
+        let (mut class, mut i) = (self.0, 0);
+        while i < bytes.len() {
+            class[bytes[i] as usize] = false;
+            i += 1;
         }
         Self(class)
     }

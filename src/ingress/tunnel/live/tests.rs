@@ -361,6 +361,78 @@ fn a_payload_without_room_in_the_budget_is_not_taken_and_none_overtakes_it() {
 }
 
 #[test]
+fn while_there_is_payload_for_the_client_a_second_payload_passes_and_no_third_one() {
+    let budget = Budget::new(2 * WINDOW, 0, &[]);
+    let mut world = world_of(TunnelKind::Hybrid, &budget);
+    let mut another = HeldBytes::none(&budget, [127, 0, 0, 2].into());
+    another.set(2 * WINDOW);
+    assert_eq!(world.live.write(b"for the client"), Some(Ok(14)));
+    for n in [1, 2] {
+        let body = world.body(&[n; WINDOW]);
+        let request = world.held(&body);
+        let response = world.respond(&request, false);
+        assert_eq!(world.take(response).0, TunnelOutcome::Payload);
+        assert_eq!(world.live.write(b"more"), Some(Ok(4)));
+    }
+    let third = world.body(b"a third one");
+    assert!(matches!(world.arrive(&third), Received::NoRoom));
+    world.read().expect("two payloads").expect("open");
+    world.held(&third);
+}
+
+#[test]
+fn the_limit_of_an_address_gives_way_to_eight_payloads_for_each_acknowledgement() {
+    let budget = Budget::new(1 << 20, LITTLE, &[]);
+    let mut world = world_of(TunnelKind::Hybrid, &budget);
+    let first = world.body(&[0; WINDOW]);
+    world.held(&first);
+    let acknowledgement = first[8..16].to_vec();
+    let beside = |world: &World, n: u8| world.same_epoch(&acknowledgement, &[n; WINDOW]);
+    let early = beside(&world, 100);
+    assert!(matches!(world.arrive(&early), Received::NoRoom), "the client waits for nothing");
+    assert_eq!(world.live.write(&[7; WINDOW]), Some(Ok(LITTLE)), "the little that each session has");
+    // The second one of all has room in any case.
+    world.held(&early);
+    for n in 0..MOST_BEYOND {
+        let body = beside(&world, n + 1);
+        let request = world.held(&body);
+        let response = world.respond(&request, false);
+        assert_eq!(world.take(response).1.len(), LITTLE);
+    }
+    let ninth = beside(&world, 200);
+    assert!(matches!(world.arrive(&ninth), Received::NoRoom));
+    // The client acknowledges what it has received, and so the Community may write more.
+    let tenth = world.body(&[9; WINDOW]);
+    assert!(matches!(world.arrive(&tenth), Received::NoRoom), "it is behind the ninth");
+    assert_eq!(world.live.write(&[7; WINDOW]), Some(Ok(LITTLE)));
+    assert!(matches!(world.arrive(&tenth), Received::NoRoom), "it is behind the ninth");
+    world.live.without_room.clear();
+    world.held(&tenth);
+    // The total limit gives way to nothing.
+    let mut another = HeldBytes::none(&budget, [127, 0, 0, 2].into());
+    another.set(1 << 20);
+    let acknowledgement = tenth[8..16].to_vec();
+    let eleventh = world.same_epoch(&acknowledgement, b"little");
+    assert!(matches!(world.arrive(&eleventh), Received::NoRoom));
+}
+
+#[test]
+fn a_request_that_gets_gone_gives_back_what_it_acknowledges() {
+    let budget = Budget::new(1 << 20, 0, &[]);
+    let mut world = world_of(TunnelKind::Polling, &budget);
+    world.live.write(b"the last bytes");
+    world.live.shut_down();
+    let body = world.body(b"");
+    let request = world.held(&body);
+    let response = world.respond(&request, false);
+    assert_eq!((world.take(response).1.len(), budget.held()), (14, 14));
+    let body = world.body(b"");
+    let response = world.arrive(&body);
+    assert!(matches!(response, Received::Response(TunnelResponse::Failed(TunnelOutcome::Gone))), "{response:?}");
+    assert_eq!(budget.held(), 0);
+}
+
+#[test]
 fn the_window_bounds_what_the_core_may_write_until_the_client_acknowledges_it() {
     let mut world = world(TunnelKind::Polling);
     assert_eq!(world.live.write(&[1; 2 * WINDOW]), Some(Ok(WINDOW)));
