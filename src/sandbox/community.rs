@@ -103,6 +103,18 @@ impl MessageQueue {
         self.queued.lock().is_over
     }
 
+    /// Drops what waits about a user who is not watched any more. It would be out of date if the session watches the user
+    /// again.
+    fn drop_presence(&self, of: &[u8]) {
+        let mut queued = self.queued.lock();
+        let QueuedMessages { messages, bytes, .. } = &mut *queued;
+        messages.retain(|message| {
+            let drops = matches!(message, PeerMessage::PresenceChanged { name, .. } if name == of);
+            *bytes -= if drops { message.size() } else { 0 };
+            !drops
+        });
+    }
+
     /// Adds a message. Returns whether the queue is half full.
     fn put(&self, message: PeerMessage) -> bool {
         let mut queued = self.queued.lock();
@@ -224,6 +236,9 @@ impl SandboxCommunity {
                 state.watchers.remove(name);
             }
         }
+        if let Some(queue) = state.queues.get(&session) {
+            queue.drop_presence(name);
+        }
     }
 
     /// Puts a message into the queue of a session. A session that has left gets none. Returns whether the queue is half
@@ -277,6 +292,20 @@ mod tests {
             assert!(queue.take().is_some());
         }
         assert!(!queue.is_over() && queue.bytes() == 0);
+    }
+
+    #[test]
+    fn what_waits_about_a_user_is_dropped_with_the_watch() {
+        let community = SandboxCommunity::default();
+        let (session, queue) = community.join();
+        community.watch(session, b"ann");
+        community.watch(session, b"bob");
+        for name in [&b"ann"[..], b"bob"] {
+            community.set_user(9, &User::new(name, b"login id", 0, 0));
+        }
+        community.unwatch(session, b"ann");
+        assert!(matches!(queue.take(), Some(PeerMessage::PresenceChanged { name, user: Some(_) }) if name == b"bob"));
+        assert!(queue.take().is_none() && queue.bytes() == 0);
     }
 
     #[test]

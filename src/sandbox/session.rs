@@ -648,7 +648,7 @@ mod tests {
         assert_eq!((&snapshot[..2], snapshot[6..10].to_vec()), (&[1, 0xF4][..], vec![0, 0, 0, 2]));
 
         let mut bob = logged_in(&community, "bob");
-        let mut seen = |ann: &mut SandboxSession, status: Option<(u16, &[u8])>| {
+        let seen = |ann: &mut SandboxSession, status: Option<(u16, &[u8])>| {
             ann.take_peer_messages(1 << 20);
             let mut expected = Writer::new();
             expected.marked(|entry| {
