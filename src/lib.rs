@@ -64,6 +64,9 @@
 //! | the first bytes decide on the protocol | [`ingress::detect`], asked by [`ingress::identify`] for [`ingress::connection`](ingress) |
 //! | the form of an HTTP request is checked | [`ingress::http::guard`](ingress::http), by the rules of [`ingress::http::framing`](ingress::http) |
 //! | an HTTP request goes to the tunnel, to the web server, or gets a 404 | [`ingress::http::route`](ingress::http) |
+//! | the headers that tell the web server who asked | [`ingress::http::backend`](ingress::http), in `origin_headers` |
+//! | a request that comes back to this program is cut | [`net::loop_guard`], asked by [`ingress::http::backend`](ingress::http) |
+//! | a connection is closed so that its last bytes arrive | [`stream::close_in_stages`] |
 //! | a tunnel request gets a 404 | [`ingress::tunnel::service`](ingress::tunnel); [`ingress::http::tunnel_request`](ingress::http) sends it late |
 //! | the order of a tunnel session's requests, and what waits | [`ingress::tunnel::live`](ingress::tunnel) |
 //! | the tunnel's acknowledgement is checked | [`ingress::tunnel::session`] |

@@ -27,6 +27,10 @@ const TARGETS: [Target; 8] = [
             b"\x16\x03",
             b"P",
             b"\x80",
+            b"\x80\x2E\x01\x03\x01",
+            b"\x80\x2E\x01\0\x02",
+            b"\r\n",
+            b"GET /",
         ],
     },
     Target {
@@ -46,6 +50,8 @@ const TARGETS: [Target; 8] = [
         words: &[
             b"GET / HTTP/1.1\r\n",
             b"POST / HTTP/1.0\r\n",
+            b"GET /a?b[]=\\ HTTP/1.1\r\n",
+            b"GET /#",
             b"Host: x\r\n",
             b"Content-Length: 3\r\n",
             b"Transfer-Encoding: chunked\r\n",

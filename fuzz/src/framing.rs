@@ -27,6 +27,13 @@ fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
+/// Whether `target` has only characters that a target may have.
+fn is_target(target: &[u8]) -> bool {
+    let path = target.split(|&b| b == b'?').next().unwrap_or_default();
+    let is_legal = |b: &u8| b.is_ascii_graphic() && !b"\"#<>".contains(b);
+    !path.is_empty() && target.iter().all(is_legal) && !path.iter().any(|b| b"\\`".contains(b))
+}
+
 fn headers(rest: &mut &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
     let mut headers = Vec::new();
     loop {
@@ -62,7 +69,7 @@ pub fn request(bytes: &mut &[u8]) -> Option<Request> {
         b"HTTP/1.1" => false,
         _ => return None,
     };
-    if !is_token(method) || target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
+    if !is_token(method) || !is_target(target) {
         return None;
     }
     let headers = headers(&mut rest)?;

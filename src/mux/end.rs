@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::admission::SessionOrder;
 use crate::{
+    net::shortage::is_shortage,
     stream::{LinkError, LinkFailure, StreamError},
     telemetry::outcome::{Outcome, Sent, SessionEnd},
     wire::{frame::FrameError, reason::Reason},
@@ -45,6 +46,8 @@ pub(super) enum End {
     Community(CommunityFault),
     /// No link was opened: the fault of all servers, of this machine, or of the configuration.
     NoLink(LinkError),
+    /// A stream failed, because this machine lacks descriptors or memory.
+    Shortage(io::Error),
     /// A limit of this program.
     Limit(LimitReached),
     /// An order from outside the session.
@@ -140,6 +143,7 @@ impl End {
             Self::Community(CommunityFault::Frame(_)) => SessionEnd::CommunityFault,
             Self::Community(CommunityFault::TooSlow) => SessionEnd::CommunityTooSlow,
             Self::NoLink(LinkError { failure: LinkFailure::Loop, .. }) => SessionEnd::Loop,
+            Self::NoLink(LinkError { failure: LinkFailure::System, .. }) | Self::Shortage(_) => SessionEnd::Shortage,
             Self::NoLink(_) => SessionEnd::NoCommunity,
             Self::Limit(LimitReached::HeldBytes) => SessionEnd::HeldBytes,
             Self::Ordered(SessionOrder::Idle) => SessionEnd::Idle,
@@ -167,6 +171,7 @@ impl End {
     /// The end of a session whose stream on `side` failed.
     pub(super) fn broken(side: Side, error: io::Error) -> Self {
         match side {
+            _ if is_shortage(&error) => Self::Shortage(error),
             // The client's stream knows how long the client has waited.
             Side::Client if StreamError::of(&error) == Some(StreamError::CommunityTooSlow) => {
                 Self::Community(CommunityFault::TooSlow)
@@ -189,7 +194,11 @@ impl End {
         match self {
             Self::Client(_) | Self::Orderly(OrderlyEnd::LogOut | OrderlyEnd::ClientClosed) => Some(Side::Client),
             Self::Community(_) | Self::Orderly(OrderlyEnd::CommunityClosed) => Some(Side::Community),
-            Self::Orderly(OrderlyEnd::HalfClosed) | Self::NoLink(_) | Self::Limit(_) | Self::Ordered(_) => None,
+            Self::Orderly(OrderlyEnd::HalfClosed)
+            | Self::NoLink(_)
+            | Self::Shortage(_)
+            | Self::Limit(_)
+            | Self::Ordered(_) => None,
         }
     }
 
@@ -206,7 +215,9 @@ impl End {
     /// For the log: the details of the cause, if it has any.
     pub(super) fn detail(&self) -> Option<&dyn fmt::Display> {
         match self {
-            Self::Client(ClientFault::Broken(error)) | Self::Community(CommunityFault::Broken(error)) => Some(error),
+            Self::Client(ClientFault::Broken(error))
+            | Self::Community(CommunityFault::Broken(error))
+            | Self::Shortage(error) => Some(error),
             Self::Client(ClientFault::Frame(error)) | Self::Community(CommunityFault::Frame(error)) => Some(error),
             Self::Client(fault @ ClientFault::NotAHandshake(_)) => Some(fault),
             Self::NoLink(error) => Some(&error.detail),
@@ -264,6 +275,7 @@ mod tests {
         causes.extend(client.map(|fault| (End::Client(fault), Blame::Client)));
         causes.extend(community.map(|fault| (End::Community(fault), Blame::Server)));
         causes.push((End::NoLink(no_link), Blame::Server));
+        causes.push((End::Shortage(Errno::NOBUFS.into()), Blame::System));
         let came_back = LinkError { failure: LinkFailure::Loop, detail: "a:1533".to_owned() };
         causes.push((End::NoLink(came_back), Blame::Configuration));
         causes.push((End::Limit(LimitReached::HeldBytes), Blame::Limit));
@@ -293,6 +305,7 @@ mod tests {
         ] {
             let end = End::NoLink(LinkError { failure, detail: String::new() });
             assert_eq!(end.farewell(), Some(reason));
+            assert_eq!(end.outcome() == SessionEnd::Shortage, failure == LinkFailure::System);
         }
         assert_eq!(End::Orderly(OrderlyEnd::LogOut).farewell(), None);
         assert_eq!(End::Client(ClientFault::SessionTimeout).farewell(), None);
@@ -306,6 +319,9 @@ mod tests {
         assert!(matches!(ClientFault::of_stream(StreamError::SessionTimeout.into()), ClientFault::SessionTimeout));
         let slow = End::broken(Side::Client, StreamError::CommunityTooSlow.into());
         assert!(matches!(slow, End::Community(CommunityFault::TooSlow)));
+        for side in [Side::Client, Side::Community] {
+            assert!(matches!(End::broken(side, Errno::NOBUFS.into()), End::Shortage(_)), "nobody's fault");
+        }
         // TCP's own time-out is a broken connection.
         let tcp = Errno::TIMEDOUT.into();
         assert!(matches!(ClientFault::of_stream(tcp), ClientFault::Broken(_)));

@@ -160,6 +160,8 @@ outcomes! {
         NotLoggedIn = "not_logged_in": Client, INFO, Farewell(Reason::TimedOut);
         /// No Community server accepted the client or answered its Handshake.
         NoCommunity = "no_community": Server, WARN, LinkFailure;
+        /// This machine has no descriptors, or no memory, for a link to a Community server.
+        Shortage = "shortage": System, WARN, Farewell(Reason::ServerFull);
         /// The connection is one of this multiplexer's own links, which came back: a Community server leads back to it.
         Loop = "loop": Configuration, WARN, Farewell(Reason::CannotConnect);
         /// The client's first frame is not a Handshake.
@@ -206,6 +208,8 @@ outcomes! {
         HalfClosed = "half_closed": None, INFO, Nothing;
         /// No Community server accepted the client or answered its Handshake.
         NoCommunity = "no_community": Server, WARN, LinkFailure;
+        /// This machine has no descriptors, or no memory, for a link to a Community server, or for one of the connections.
+        Shortage = "shortage": System, WARN, Farewell(Reason::ServerFull);
         /// The connection is one of this multiplexer's own links, which came back: a Community server leads back to it.
         Loop = "loop": Configuration, WARN, Farewell(Reason::CannotConnect);
         /// The client's first frame is longer than 4 KiB, and `limits.held_bytes` leaves no room to collect it.
@@ -444,6 +448,7 @@ impl SessionEnd {
     pub fn refusal(self) -> Option<Refusal> {
         match self {
             Self::NoCommunity => Some(Refusal::NoCommunity),
+            Self::Shortage => Some(Refusal::Shortage),
             Self::Loop => Some(Refusal::Loop),
             Self::NotAHandshake => Some(Refusal::NotAHandshake),
             Self::LoginTimeout => Some(Refusal::LoginTimeout),
