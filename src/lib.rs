@@ -70,7 +70,8 @@
 //! | a tunnel request gets a 404 | [`ingress::tunnel::service`](ingress::tunnel); [`ingress::http::tunnel_request`](ingress::http) sends it late |
 //! | the order of a tunnel session's requests, and what waits | [`ingress::tunnel::live`](ingress::tunnel) |
 //! | the tunnel's acknowledgement is checked | [`ingress::tunnel::session`] |
-//! | the bytes of a tunnel request are read and written | [`wire::tunnel::envelope`]; encryption: [`wire::tunnel::cipher`] |
+//! | a streaming client's GET request becomes a session | [`ingress::http::streaming`](ingress::http); the session is [`ingress::tunnel::streaming`](ingress::tunnel) |
+//! | the bytes of a tunnel request are read and written | [`wire::tunnel::envelope`], streaming: [`wire::tunnel::stream`]; encryption: [`wire::tunnel::cipher`] |
 //! | a client is counted, or refused | [`mux::admission`](mux) |
 //! | a connection that is not a client yet is counted | [`ingress::connection_limits`](ingress) |
 //! | the client's address is written into the Handshake | [`wire::message::stamp_client_address`], called by [`mux::opening`](mux) |

@@ -42,6 +42,8 @@ const NOT_RESPONDING: u32 = 0x8000_020C;
 const CANNOT_CONNECT: u32 = 0x8000_020D;
 const BROKEN: u32 = 0x8000_0221;
 const TIMES: u32 = 3;
+/// One client over each transport.
+const CLIENTS: u32 = Transport::ALL.len() as u32;
 
 /// A configuration with short time-outs. `more` may begin with keys of `[community]`.
 fn settings(servers: &[SocketAddr], more: &str) -> String {
@@ -128,10 +130,10 @@ async fn a_community_server_that_is_killed_costs_its_clients_a_log_in() {
     wait_for_sessions(&program, 0).await;
     row(
         "Community server killed",
-        &format!("{TIMES} times, 6 clients on it, another server up"),
+        &format!("{TIMES} times, {CLIENTS} clients on it, another server up"),
         "the end of the connection, or 0x80000221; a new log-in goes to the other server",
-        &none_answered_lost(messages, TIMES * 6),
-        &format!("{} for six log-ins; the server, once back, is up in {}", seconds(&times), seconds(&back)),
+        &none_answered_lost(messages, TIMES * CLIENTS),
+        &format!("{} for eight log-ins; the server, once back, is up in {}", seconds(&times), seconds(&back)),
     );
 }
 
@@ -166,10 +168,10 @@ async fn a_community_server_that_hangs_is_skipped_and_its_clients_continue_when_
     wait_for_sessions(&alone, 0).await;
     row(
         "Community server hangs (SIGSTOP)",
-        &format!("{TIMES} times, 6 clients on it, `community.handshake_timeout` of 0.5 s"),
+        &format!("{TIMES} times, {CLIENTS} clients on it, `community.handshake_timeout` of 0.5 s"),
         "present clients wait, and continue with it; new ones wait for the time-out, then get the other server, or 0x8000020C where there is none",
         &none_lost(messages),
-        &format!("{} for six log-ins; up in {} once it continues", seconds(&times), seconds(&back)),
+        &format!("{} for eight log-ins; up in {} once it continues", seconds(&times), seconds(&back)),
     );
 }
 
@@ -204,7 +206,7 @@ async fn a_slow_community_server_only_delays_its_clients() {
     wait_for_sessions(&program, 0).await;
     row(
         "Community server slow",
-        "6 clients; each answer 150 ms late, in pieces of 7 bytes",
+        &format!("{CLIENTS} clients; each answer 150 ms late, in pieces of 7 bytes"),
         "the delay",
         &none_lost(messages),
         "once the server is fast again",
@@ -228,10 +230,10 @@ async fn a_community_server_that_refuses_is_not_noticed_if_there_is_another() {
     wait_for_sessions(&program, 0).await;
     row(
         "Community server refuses",
-        "6 clients with another server, 6 without",
+        &format!("{CLIENTS} clients with another server, {CLIENTS} without"),
         "nothing; without another server 0x8000020D at once",
         &none_lost(messages),
-        &format!("up in {} once it listens, six log-ins in {}", seconds(&[back]), seconds(&[first])),
+        &format!("up in {} once it listens, eight log-ins in {}", seconds(&[back]), seconds(&[first])),
     );
 }
 
@@ -284,7 +286,7 @@ async fn a_reset_in_the_middle_of_a_frame_ends_that_session_and_no_other() {
         &format!("{resets} sessions"),
         "the received part of the frame, then the end (a reason code cannot be sent inside a frame)",
         &none_answered_lost(messages, resets),
-        &format!("{} for six log-ins", seconds(&times)),
+        &format!("{} for eight log-ins", seconds(&times)),
     );
 }
 
@@ -321,7 +323,7 @@ async fn a_community_server_that_half_closes_still_receives_from_its_client() {
         "Community server closes half",
         &format!("{tried} sessions"),
         "its last message, then the end; what raw and TLS clients send after that still arrives, as long as the server accepts it, for up to 5 min",
-        &format!("0 of {tried} last messages, 0 of {} that followed", tried / 3),
+        &format!("0 of {tried} last messages, 0 of {} that followed", tried * 2 / CLIENTS),
         "at once",
     );
 }
@@ -350,9 +352,9 @@ async fn all_community_servers_may_stop_and_start_again() {
     wait_for_sessions(&program, 0).await;
     row(
         "all Community servers down, and back",
-        &format!("{TIMES} times, 6 clients"),
+        &format!("{TIMES} times, {CLIENTS} clients"),
         "the end of the connection, or 0x80000221; new clients 0x8000020D; /readyz returns 503",
-        &none_answered_lost(messages, TIMES * 6),
+        &none_answered_lost(messages, TIMES * CLIENTS),
         &format!("{} after they are back (at most 5 s until they are checked again)", seconds(&times)),
     );
 }
@@ -410,11 +412,11 @@ async fn a_host_name_that_changes_is_followed_and_one_that_fails_keeps_its_addre
     messages += stop_all(clients).await;
     row(
         "DNS name changes (the server moves)",
-        "once with the old address gone, once with both served; 6 clients",
+        &format!("once with the old address gone, once with both served; {CLIENTS} clients"),
         "where the old address is gone, the end of the connection, and a new log-in goes to the new one; else nothing",
-        &none_answered_lost(messages, 6),
+        &none_answered_lost(messages, CLIENTS),
         &format!(
-            "{} for six log-ins; with both served, new clients follow the name after {} (10 s at the most)",
+            "{} for eight log-ins; with both served, new clients follow the name after {} (10 s at the most)",
             seconds(&[moved]),
             seconds(&[followed_after])
         ),
@@ -441,7 +443,7 @@ async fn a_host_name_that_changes_is_followed_and_one_that_fails_keeps_its_addre
     wait_for_sessions(&program, 0).await;
     row(
         "DNS name fails (server failure; no answer at all)",
-        &format!("13 s each, 6 clients, {log_ins} log-ins"),
+        &format!("13 s each, {CLIENTS} clients, {log_ins} log-ins"),
         "nothing: the last addresses stay in force",
         &none_lost(messages),
         "no interruption",
@@ -476,7 +478,7 @@ async fn a_proxy_that_is_killed_in_the_middle_of_a_poll_loses_nothing() {
     let community = Sandbox::start().await;
     let (program, to) = start(&[community.address], "");
     let folder = tempfile::tempdir().unwrap();
-    let (mut kills, mut messages, mut times, mut names) = (0, 0, Vec::new(), Vec::new());
+    let (mut kills, mut messages, mut streamed, mut times, mut names) = (0, 0, 0, Vec::new(), Vec::new());
     for (name, package, start) in proxies {
         if !has(name, package) {
             continue;
@@ -495,8 +497,13 @@ async fn a_proxy_that_is_killed_in_the_middle_of_a_poll_loses_nothing() {
             clients.push(ChatClient::start_through(transport, &route).await);
         }
         for _ in 0..5 {
+            let streaming = ChatClient::start_through(Transport::Streaming, &route).await;
             all_continue(&clients).await;
             drop(proxy);
+            // Its response without an end has ended with the proxy, and its session with it.
+            let (ended, answered) = streaming.ended().await;
+            assert_eq!(ended, ChatEnd::Closed);
+            streamed += answered;
             kills += 1;
             let since = Instant::now();
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -512,9 +519,12 @@ async fn a_proxy_that_is_killed_in_the_middle_of_a_poll_loses_nothing() {
     wait_for_sessions(&program, 0).await;
     row(
         "proxy killed mid-poll",
-        &format!("{kills} times ({}), 4 tunnel clients each, back 0.1 s later", names.join(", ")),
-        "a request without a response, which they send again: the same session continues",
-        &none_lost(messages),
+        &format!(
+            "{kills} times ({}), 4 polling and hybrid clients and a streaming client each, back 0.1 s later",
+            names.join(", ")
+        ),
+        "polling and hybrid: a request without a response, which they send again, and the same session continues; streaming: the end, and a new log-in",
+        &format!("0 of {messages} messages; streaming: 0 of {streamed} messages that were answered"),
         &format!("{}, from the kill until all clients get echoes again", seconds(&times)),
     );
 }
@@ -567,7 +577,7 @@ async fn a_client_that_vanishes_without_closing_is_detected() {
         "others: nothing",
         &format!("0 of {messages} messages of 2 others"),
         &format!(
-            "all detected after {}, raw and TLS as `client_broken`, tunnels as `session_timeout`; six log-ins in {}",
+            "all detected after {}, raw and TLS as `client_broken`, tunnels as `session_timeout`; eight log-ins in {}",
             seconds(&[noticed]),
             seconds(&[well])
         ),
@@ -656,7 +666,7 @@ async fn without_descriptors_present_clients_continue_and_new_ones_wait_or_are_r
             refused.load(Relaxed)
         ),
         &none_lost(messages),
-        &format!("{} for six log-ins, once there are descriptors", seconds(&[well])),
+        &format!("{} for eight log-ins, once there are descriptors", seconds(&[well])),
     );
 }
 
@@ -695,7 +705,7 @@ async fn a_log_that_cannot_be_written_delays_no_client() {
     wait_for_sessions(&program, 0).await;
     // There is room again: all lines of the time between are written now, with one line for each session.
     namespaces::run(&format!("mount -o remount,size=64m {}", disk.display()));
-    let sessions = of_clients + (rounds + TIMES as usize) * 6;
+    let sessions = of_clients + (rounds + TIMES as usize) * Transport::ALL.len();
     in_time("all lines", async {
         while fs::read_to_string(&log).unwrap_or_default().matches("session closed ").count() < sessions {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -706,7 +716,7 @@ async fn a_log_that_cannot_be_written_delays_no_client() {
     assert!(text.lines().all(|line| line.starts_with("20")), "no line is cut");
     row(
         "disk full for the log",
-        &format!("once, 6 clients, {} log-ins while it was full", TIMES * 6),
+        &format!("once, {CLIENTS} clients, {} log-ins while it was full", TIMES * CLIENTS),
         "nothing",
         &none_lost(messages),
         "every line is written once there is room (up to 16 MiB are kept, and further lines are counted)",
@@ -754,7 +764,10 @@ async fn a_clock_that_jumps_ends_no_session() {
     assert!(!text(program.log.lock().as_bytes()).contains("panicked"));
     row(
         "clock jumps",
-        &format!("{} times, 400 days back to 20 years ahead, 6 clients, with an idle time-out of 1 h", jumps.len()),
+        &format!(
+            "{} times, 400 days back to 20 years ahead, {CLIENTS} clients, with an idle time-out of 1 h",
+            jumps.len()
+        ),
         "nothing: no time-out uses the wall clock",
         &none_lost(messages),
         "no interruption",

@@ -16,7 +16,7 @@ struct Target {
     words: &'static [&'static [u8]],
 }
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     Target {
         name: "detect",
         check: invariants::detect::check,
@@ -80,6 +80,11 @@ const TARGETS: [Target; 8] = [
     },
     Target { name: "session", check: invariants::session::check, words: &[] },
     Target { name: "tunnel", check: invariants::tunnel::check, words: &[] },
+    Target {
+        name: "streaming",
+        check: invariants::streaming::check,
+        words: &[b"\xFF\0\x20", b"0123456789abcdef0123456789abcdef", b"\0\x10", b"\x02\x3b", b"\x07\x0b", b"\x04\x20"],
+    },
     Target {
         name: "proxy_protocol",
         check: invariants::proxy_protocol::check,
@@ -165,6 +170,11 @@ fn a_tunnel_session_loses_nothing() {
 #[test]
 fn the_tunnel_service_loses_nothing() {
     check_target("tunnel", 60, 300);
+}
+
+#[test]
+fn the_streaming_tunnel_loses_nothing() {
+    check_target("streaming", 400, 300);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use support::{
     in_time,
     mux::{self, Mux},
     program::{Setup, local},
-    record,
+    record, streaming,
     tunnel::{Kind, Session},
     wait_until,
 };
@@ -441,6 +441,38 @@ async fn ask_and_never_read(to: SocketAddr, source: String) {
     }
 }
 
+/// Logs in over the streaming tunnel, reads nothing of its response, and sends long requests on several connections.
+async fn stream_and_never_read(to: SocketAddr, source: String) {
+    loop {
+        let streamed = async {
+            let stream: http::Stream = Box::new(try_connect_from(&source, to).await?);
+            let (from, mut into) = tokio::io::split(stream);
+            into.write_all(&streaming::get("")).await?;
+            let down = streaming::Down::begin(from).await?;
+            let logged_in = [frames::handshake().bytes(), frames::login("bob", "secret").bytes()].concat();
+            let mut tcp = try_connect_from(&source, to).await?;
+            let response = exchange(&mut tcp, &streaming::post("", &streaming::body(&down.name, &logged_in))).await?;
+            if response.status != 200 {
+                return Err(std::io::ErrorKind::Other.into());
+            }
+            let long = frames::message(1, &vec![0; 60_000]).bytes().repeat(10);
+            let request = streaming::post("", &streaming::body(&down.name, &long));
+            let mut unread = Vec::new();
+            for _ in 0..6 {
+                let mut tcp = try_connect_from(&source, to).await?;
+                let sent = tokio::time::timeout(Duration::from_millis(200), tcp.write_all(&request)).await;
+                unread.push((tcp, sent.is_ok()));
+            }
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            drop((down, into));
+            std::io::Result::Ok(())
+        };
+        if streamed.await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
 /// Starts a web server that responds to every request with 64 MB.
 async fn start_web_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -544,6 +576,7 @@ async fn memory_stays_below_its_ceiling_under_attack_and_a_present_client_stays(
     let mut attackers = tokio::task::JoinSet::new();
     for n in 0..80 {
         attackers.spawn(ask_and_never_read(raw, format!("127.0.1.{}", n % 8)));
+        attackers.spawn(stream_and_never_read(raw, format!("127.0.1.{}", n % 8)));
     }
     for (bytes, tls, count) in attacks {
         let bytes = Arc::new(bytes.to_vec());

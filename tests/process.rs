@@ -262,11 +262,13 @@ async fn the_drain_ends_at_its_deadline_and_a_second_signal_ends_it_at_once() {
     raw_client.log_in("bob").await;
     let mut hybrid = Client::connect(Transport::Hybrid, local(raw)).await;
     hybrid.log_in("ann").await;
+    let mut streaming = Client::connect(Transport::Streaming, local(raw)).await;
+    streaming.log_in("eve").await;
     program.signal("INT");
-    for client in [&mut raw_client, &mut hybrid] {
+    for client in [&mut raw_client, &mut hybrid, &mut streaming] {
         assert_eq!(client.recv().await.expect("a DestroyCnl").kind, frames::DESTROY);
     }
-    drop((raw_client, hybrid));
+    drop((raw_client, hybrid, streaming));
     assert_eq!(program.exit_code(), Some(0));
     program.wait_for_log("sessions were ended at the deadline");
 
@@ -292,19 +294,20 @@ async fn status_and_metrics_report_sessions() {
         (Transport::Tls, raw),
         (Transport::Polling, http_port),
         (Transport::HybridTls, http_port),
+        (Transport::StreamingTls, http_port),
     ] {
         let mut client = Client::connect(transport, local(port)).await;
         client.log_in("bob").await;
         clients.push(client);
     }
     let status = program.status().await;
-    assert_eq!(status["sessions"]["total"], 4);
-    for transport in ["raw", "tls", "http_polling", "http_hybrid"] {
+    assert_eq!(status["sessions"]["total"], 5);
+    for transport in ["raw", "tls", "http_polling", "http_hybrid", "http_streaming"] {
         assert_eq!(status["sessions"]["by_transport"][transport], 1, "{transport}");
     }
     assert_eq!(status["community"][0]["address"], "sandbox");
     assert_eq!(status["community"][0]["state"], "up");
-    assert_eq!(status["community"][0]["sessions"], 4);
+    assert_eq!(status["community"][0]["sessions"], 5);
     for field in ["version", "uptime_seconds", "draining", "refused"] {
         assert!(!status[field].is_null(), "{field}");
     }
@@ -314,8 +317,8 @@ async fn status_and_metrics_report_sessions() {
     let metrics = text(&program.request("GET /metrics").await.body);
     for line in [
         format!("sametime_mux_sessions{{port=\"{http_port}\",transport=\"http_hybrid\"}} 1"),
-        "sametime_mux_login_seconds_count 4".to_owned(),
-        "sametime_mux_community_sessions{server=\"sandbox\"} 4".to_owned(),
+        "sametime_mux_login_seconds_count 5".to_owned(),
+        "sametime_mux_community_sessions{server=\"sandbox\"} 5".to_owned(),
     ] {
         assert!(metrics.contains(&line), "{line} in\n{metrics}");
     }
@@ -326,7 +329,7 @@ async fn status_and_metrics_report_sessions() {
     let shown = Command::new(PROGRAM).args(["status", "--admin", &url]).output().unwrap();
     assert_eq!(shown.status.code(), Some(0), "{}", text(&shown.stderr));
     let shown = text(&shown.stdout);
-    assert!(shown.contains("http_hybrid") && shown.contains("4 of 20000"), "{shown}");
+    assert!(shown.contains("http_streaming") && shown.contains("5 of 20000"), "{shown}");
     let nobody = Command::new(PROGRAM).args(["status", "--admin", "http://127.0.0.1:1"]).output().unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     assert!(text(&nobody.stderr).contains("Is the server running"));

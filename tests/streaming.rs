@@ -535,3 +535,25 @@ async fn the_client_behind_a_trusted_proxy_is_known() {
     let (mut refused, _keep) = connect("10.0.0.2", "").await;
     assert_eq!(read_rest(&mut refused).await.len(), 20, "a farewell message");
 }
+
+/// A proxy that repeats a request on its own, because the connection ended before the response: nothing tells the copy
+/// from a new message with the same text, see `docs/notes/streaming.md`.
+#[tokio::test]
+async fn a_request_that_a_proxy_repeats_arrives_twice() {
+    let community = Community::start_echo().await;
+    let mux = mux::start(&community.setting()).await;
+    let (mut down, _keep) = open(&mux).await;
+    let (hello, answer) = log_in();
+    let name = down.name.clone();
+    upload(&mux, &name, &hello).await;
+    read(&mut down, answer).await;
+    let message = frames::message(7, b"once or twice").bytes();
+    let mut lost = http::connect(mux.raw(), false).await;
+    lost.write_all(&streaming::post("", &body(&name, &message))).await.unwrap();
+    wait_until("the first copy", || community.received(0).ends_with(&message)).await;
+    drop(lost);
+    assert_taken(&upload(&mux, &name, &message).await, &name);
+    wait_until("the second", || community.received(0).ends_with(&[&message[..], &message].concat())).await;
+    assert_eq!(read(&mut down, 2 * message.len()).await, [&message[..], &message].concat());
+    assert_eq!(mux.server.sessions(), 1, "the session continues");
+}

@@ -9,10 +9,11 @@ use sametime_mux::wire::{
     },
 };
 
-use super::Choices;
+use super::{Choices, streaming::check_post};
 
-/// The first byte chooses how the rest is read.
+/// The first byte chooses how the rest is read; a body of the streaming tunnel begins with its own.
 pub fn check(input: &[u8]) {
+    check_post(input);
     let mut choices = Choices(input);
     match choices.below(6) {
         0 => path(&String::from_utf8_lossy(choices.0)),

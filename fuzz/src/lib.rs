@@ -9,6 +9,7 @@ pub mod frames;
 pub mod framing;
 pub mod proxy_protocol;
 pub mod session;
+pub mod streaming;
 pub mod tunnel;
 
 /// Reads choices from the beginning of the input. Numbers are 0 when the input has run out.

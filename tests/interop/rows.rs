@@ -7,14 +7,17 @@ use crate::support::{
     route::{Hop, Route},
 };
 
-/// The time in seconds after which each proxy closes an idle connection. Held requests (one second here) and the
-/// clients' keep-alives are more frequent, as they are with the usual time-outs of minutes.
+/// The time in seconds after which each proxy closes an idle connection. Held requests (one second here), the keep-alives
+/// of a streaming session (half a second) and the clients' keep-alives are more frequent, as they are with the usual
+/// time-outs of minutes.
 const TIMEOUT: u32 = 2;
 
-pub const PLAIN: &[Transport] = &[Transport::Raw, Transport::Polling, Transport::Hybrid];
-pub const TLS: &[Transport] = &[Transport::Tls, Transport::PollingTls, Transport::HybridTls];
-const TUNNEL: &[Transport] = &[Transport::Polling, Transport::Hybrid];
-const TUNNEL_TLS: &[Transport] = &[Transport::PollingTls, Transport::HybridTls];
+pub const PLAIN: &[Transport] = &[Transport::Raw, Transport::Streaming, Transport::Polling, Transport::Hybrid];
+pub const TLS: &[Transport] = &[Transport::Tls, Transport::StreamingTls, Transport::PollingTls, Transport::HybridTls];
+const TUNNEL: &[Transport] = &[Transport::Streaming, Transport::Polling, Transport::Hybrid];
+const TUNNEL_TLS: &[Transport] = &[Transport::StreamingTls, Transport::PollingTls, Transport::HybridTls];
+/// Those of a proxy that holds responses back until they are complete.
+const TUNNEL_HELD_BACK: &[Transport] = &[Transport::Polling, Transport::Hybrid];
 
 /// The addresses and files of a row while it runs.
 pub struct Place<'a> {
@@ -47,6 +50,8 @@ pub struct Row {
     pub command: Box<dyn Fn(&Place) -> Command + Send + Sync>,
     pub route: fn(&Place) -> Route,
     pub transports: &'static [Transport],
+    /// Whether the proxy holds responses back until they are complete.
+    pub holds_back: bool,
     /// Lines of the multiplexer's configuration.
     pub settings: &'static str,
     /// libmeanwhile's option for the proxy, which may be empty; `None`: libmeanwhile does not run.
@@ -109,6 +114,7 @@ fn row(
         command,
         route,
         transports,
+        holds_back: false,
         settings: "",
         meanwhile: None,
         curl: &[],
@@ -127,6 +133,10 @@ impl Row {
 
     fn openssl(self, arguments: Option<&'static [&'static str]>) -> Self {
         Self { openssl: arguments, ..self }
+    }
+
+    fn holds_back(self) -> Self {
+        Self { holds_back: true, ..self }
     }
 
     fn settings(self, settings: &'static str) -> Self {
@@ -216,10 +226,33 @@ fn socks() -> Vec<Row> {
     ]
 }
 
+/// The recipe of `docs/interop.md` for this program, with the addresses and the time-out of the test.
+fn recipe(place: &Place, program: &str, changes: &[(&str, &str)]) -> String {
+    let document = fs::read_to_string(crate::DOCUMENT).unwrap();
+    let begin = format!("```{program}\n");
+    let mut recipe = document.split_once(&begin).unwrap().1.split_once("```").unwrap().0.to_owned();
+    let mux = place.mux.to_string();
+    for (of_recipe, of_test) in [("192.0.2.10:8082", &mux[..]), ("192.0.2.10", "127.0.0.1")].iter().chain(changes) {
+        let of_test = of_test
+            .replace("{at}", &place.at.to_string())
+            .replace("{port}", &place.mux.port().to_string())
+            .replace("{timeout}", &TIMEOUT.to_string());
+        recipe = recipe.replace(of_recipe, &of_test);
+    }
+    recipe
+}
+
+fn squid_with(place: &Place, configuration: &str) -> Command {
+    let file = place.write("squid.conf", configuration);
+    let mut command = Command::new("squid");
+    command.args(["-N", "-f", &file]);
+    command
+}
+
 fn http_proxies() -> Vec<Row> {
     let squid = |place: &Place| {
-        let file = place.write(
-            "squid.conf",
+        squid_with(
+            place,
             &format!(
                 "http_port {}\nhttp_access allow all\npid_filename none\naccess_log none\ncache_log /dev/null\n\
                  cache deny all\ncache_mem 1 MB\nshutdown_lifetime 0 seconds\npinger_enable off\n\
@@ -227,10 +260,7 @@ fn http_proxies() -> Vec<Row> {
                  server_idle_pconn_timeout {TIMEOUT} seconds\n",
                 place.at
             ),
-        );
-        let mut command = Command::new("squid");
-        command.args(["-N", "-f", &file]);
-        command
+        )
     };
     let tinyproxy = |place: &Place| {
         let file = place.write(
@@ -247,6 +277,28 @@ fn http_proxies() -> Vec<Row> {
         row("squid", "CONNECT", SQUID, squid, connect, PLAIN).meanwhile("--connect").curl(tunnelled),
         row("squid", "CONNECT, TLS inside", SQUID, squid, connect, TLS).openssl(OPENSSL_CONNECT),
         row("squid", "plain HTTP", SQUID, squid, absolute, TUNNEL).curl(proxied),
+        row(
+            "squid",
+            "plain HTTP, the recipe below",
+            SQUID,
+            |place| {
+                let recipe = recipe(
+                    place,
+                    "squid",
+                    &[
+                        ("3128", "{at}"),
+                        ("10.0.0.0/8", "127.0.0.0/8"),
+                        ("15 minutes", "{timeout} seconds"),
+                        ("8082", "8082 {port}"),
+                    ],
+                );
+                let of_test = "pid_filename none\naccess_log none\ncache_log /dev/null\ncache_mem 1 MB\n\
+                               shutdown_lifetime 0 seconds\npinger_enable off\nvisible_hostname localhost\n";
+                squid_with(place, &(recipe + of_test))
+            },
+            absolute,
+            TUNNEL,
+        ),
         row("tinyproxy", "CONNECT", TINYPROXY, tinyproxy, connect, PLAIN).meanwhile("--connect").curl(tunnelled),
         row("tinyproxy", "CONNECT, TLS inside", TINYPROXY, tinyproxy, connect, TLS).openssl(OPENSSL_CONNECT),
         row("tinyproxy", "plain HTTP", TINYPROXY, tinyproxy, absolute, TUNNEL).curl(proxied),
@@ -272,18 +324,28 @@ fn nginx_with(place: &Place, body: &str) -> Command {
     command
 }
 
-fn nginx_http(place: &Place, server: &str, location: &str) -> Command {
-    let (path, at, mux) = (place.folder.display(), place.at, place.mux);
-    let ssl = if server.contains("ssl_certificate") { " ssl" } else { "" };
+/// nginx with `body` as the configuration of its HTTP part.
+fn nginx_http_with(place: &Place, body: &str) -> Command {
+    let path = place.folder.display();
     nginx_with(
         place,
         &format!(
             "http {{ access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;\n\
-             fastcgi_temp_path {path}/fastcgi; uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;\n\
-             upstream mux {{ server {mux}; keepalive 8; }}\n\
+             fastcgi_temp_path {path}/fastcgi; uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi;\n{body} }}\n"
+        ),
+    )
+}
+
+fn nginx_http(place: &Place, server: &str, location: &str) -> Command {
+    let (at, mux) = (place.at, place.mux);
+    let ssl = if server.contains("ssl_certificate") { " ssl" } else { "" };
+    nginx_http_with(
+        place,
+        &format!(
+            "upstream mux {{ server {mux}; keepalive 8; }}\n\
              keepalive_timeout {TIMEOUT}s;\n\
              server {{ listen {at}{ssl}; {server}\n\
-             location /st01/ {{ proxy_pass http://mux; proxy_read_timeout {TIMEOUT}s; {location} }} }} }}\n"
+             location /st01/ {{ proxy_pass http://mux; proxy_read_timeout {TIMEOUT}s; {location} }} }}"
         ),
     )
 }
@@ -314,6 +376,16 @@ fn nginx() -> Vec<Row> {
         .curl(CURL_PREFIX),
         row(
             "nginx",
+            "prefix, response buffering forced (`proxy_ignore_headers X-Accel-Buffering`)",
+            NGINX,
+            |place| nginx_http(place, "", "proxy_ignore_headers X-Accel-Buffering;"),
+            under_prefix,
+            TUNNEL_HELD_BACK,
+        )
+        .holds_back()
+        .curl(CURL_PREFIX),
+        row(
+            "nginx",
             "prefix, HTTP/1.1 kept alive upstream, no buffering",
             NGINX,
             move |place| nginx_http(place, "", &format!("{kept} proxy_buffering off; proxy_request_buffering off;")),
@@ -340,6 +412,17 @@ fn nginx() -> Vec<Row> {
         )
         .curl(CURL_PREFIX_TLS)
         .openssl(OPENSSL),
+        row(
+            "nginx",
+            "prefix, the recipe below",
+            NGINX,
+            |place| {
+                nginx_http_with(place, &recipe(place, "nginx", &[("listen 80", "listen {at}"), ("75s", "{timeout}s")]))
+            },
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
         row("nginx", "stream", NGINX, |place| nginx_stream(place, ""), direct, PLAIN).meanwhile("").curl(CURL_DIRECT),
         row("nginx", "stream, TLS passed through", NGINX, |place| nginx_stream(place, ""), direct, TLS)
             .curl(CURL_TLS)
@@ -447,7 +530,12 @@ fn haproxy() -> Vec<Row> {
 }
 
 fn apache_with(place: &Place, more: &str) -> Command {
-    let (path, at, mux) = (place.folder.display(), place.at, place.mux);
+    apache_with_all(place, &format!("{more}\nProxyPass /st01/ http://{}/st01/", place.mux))
+}
+
+/// Apache with `more` at the end of its configuration.
+fn apache_with_all(place: &Place, more: &str) -> Command {
+    let (path, at) = (place.folder.display(), place.at);
     let names = ["mpm_event", "authz_core", "env", "proxy", "proxy_http", "ssl"];
     let load: String = names.iter().fold(String::new(), |load, name| {
         load + &format!("LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so\n")
@@ -457,7 +545,7 @@ fn apache_with(place: &Place, more: &str) -> Command {
         &format!(
             "ServerRoot {path}\nServerName localhost\nPidFile {path}/pid\nErrorLog {path}/error.log\nListen {at}\n{load}\
              DefaultRuntimeDir {path}\nMutex sem\nThreadsPerChild 32\nMaxRequestWorkers 32\nTimeout {TIMEOUT}\nKeepAliveTimeout {TIMEOUT}\n\
-             {more}\nProxyPass /st01/ http://{mux}/st01/\n"
+             {more}\n"
         ),
     );
     let mut command = Command::new("apache2");
@@ -482,6 +570,15 @@ fn apache() -> Vec<Row> {
             "prefix, HTTP/1.0 upstream",
             APACHE,
             |place| apache_with(place, "SetEnv force-proxy-request-1.0 1"),
+            under_prefix,
+            TUNNEL,
+        )
+        .curl(CURL_PREFIX),
+        row(
+            "Apache",
+            "prefix, the recipe below",
+            APACHE,
+            |place| apache_with_all(place, &recipe(place, "apache", &[("75", "{timeout}")])),
             under_prefix,
             TUNNEL,
         )
