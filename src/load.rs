@@ -32,6 +32,7 @@ mod report;
 mod run;
 mod scenario;
 mod setup;
+mod streaming;
 mod tunnel;
 mod worker;
 

@@ -105,7 +105,7 @@ const INSIDE: &[(&str, &[&str])] = &[
             "worker",
             "client hostile",
             "frame_connection pending",
-            "tunnel setup messages",
+            "tunnel streaming setup messages",
             "connect figures random",
             "scenario",
         ],

@@ -48,11 +48,26 @@ const SHORT: &[&str] = &["--ramp-up", "500ms", "--duration", "4s", "--think-time
 async fn all_transports_deliver_everything_from_several_processes() {
     let mux = mux::start("").await;
     let page = mux.folder.path().join("report.html");
-    let more = ["--clients", "60", "--workers", "2", "--raw", "1", "--tls", "1", "--polling", "1", "--hybrid", "1"];
+    let more = [
+        "--clients",
+        "75",
+        "--workers",
+        "2",
+        "--raw",
+        "1",
+        "--tls",
+        "1",
+        "--polling",
+        "1",
+        "--hybrid",
+        "1",
+        "--streaming",
+        "1",
+    ];
     let output = load(mux.raw(), &[SHORT, &more, &["--html", page.to_str().unwrap()]].concat()).await;
     let outcome = outcome(&output);
     assert_eq!(output.status.code(), Some(0), "{}\n{outcome:#}", text(&output.stderr));
-    for transport in ["raw", "tls", "polling", "hybrid"] {
+    for transport in ["raw", "tls", "polling", "hybrid", "streaming"] {
         let figures = &outcome["total"]["ways"][transport];
         assert_eq!((figures["log_ins"].as_u64(), figures["attempts"].as_u64()), (Some(15), Some(15)), "{transport}");
         let (sent, echoed) = (figures["sent"].as_u64().unwrap(), figures["echoed"].as_u64().unwrap());
@@ -67,7 +82,7 @@ async fn all_transports_deliver_everything_from_several_processes() {
     }
     assert_eq!(page.matches("<svg").count(), 5);
     assert!(!page.contains("http://") && !page.contains("https://") && !page.contains("NaN"), "nothing from outside");
-    assert!((mux.metric(r#"sametime_mux_sessions_closed_total{reason="log_out"}"#).await - 60.0).abs() < 0.5);
+    assert!((mux.metric(r#"sametime_mux_sessions_closed_total{reason="log_out"}"#).await - 75.0).abs() < 0.5);
 }
 
 /// Echoes, but drops every tenth message, repeats every eleventh and changes every 13th.
@@ -173,7 +188,7 @@ async fn clients_that_were_cut_off_come_back() {
     let mux = mux::start("").await;
     let scenario = mux.folder.path().join("cut.toml");
     fs::write(&scenario, "clients = 24\n[cut]\nat = \"2s\"\nshare = 1.0\n").unwrap();
-    let more = ["--duration", "12s", "--raw", "1", "--polling", "1", "--hybrid", "1", "--scenario"];
+    let more = ["--duration", "12s", "--raw", "1", "--polling", "1", "--hybrid", "1", "--streaming", "1", "--scenario"];
     let output = load(mux.raw(), &[SHORT, &more, &[scenario.to_str().unwrap()]].concat()).await;
     let outcome = outcome(&output);
     assert_eq!(output.status.code(), Some(0), "{}\n{outcome:#}", text(&output.stderr));
@@ -209,10 +224,10 @@ async fn clients_go_through_proxies() {
         support::wait_until("the proxy", || std::net::TcpStream::connect(proxy).is_ok()).await;
     }
     let (http, socks) = (http.to_string(), socks.to_string());
-    let tunnels = ["--clients", "10", "--polling", "1", "--hybrid", "1", "--http-proxy", &http];
+    let tunnels = ["--clients", "10", "--polling", "1", "--hybrid", "1", "--streaming", "1", "--http-proxy", &http];
     let connect = ["--clients", "10", "--raw", "1", "--tls", "1", "--https-proxy", &http];
     let socks = ["--clients", "10", "--raw", "1", "--tls", "1", "--socks5", &socks];
-    for more in [&tunnels, &connect, &socks] {
+    for more in [&tunnels[..], &connect, &socks] {
         let output = load(mux.raw(), &[SHORT, more].concat()).await;
         let outcome = outcome(&output);
         assert_eq!(output.status.code(), Some(0), "{more:?}\n{}\n{outcome:#}", text(&output.stderr));

@@ -76,7 +76,7 @@ pub fn community() {
 
 /// Opens a listener with a listen queue for thousands of connections, prints its port, and ends the process when the
 /// parent process is gone.
-fn listen() -> TcpListener {
+pub fn listen() -> TcpListener {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
     let listener = socket.listen(4096).unwrap();
@@ -138,7 +138,7 @@ async fn read_and_answer(
     .await
 }
 
-async fn write_all(into: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<()> {
+pub async fn write_all(into: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         into.writable().await?;
         match into.try_write(bytes) {
@@ -167,7 +167,7 @@ async fn wake_all(asker: u64, clients: Clients, pause: Duration) {
 
 /// Follows a client's frames: acknowledges the first two, and echoes the others byte by byte.
 #[derive(Default)]
-struct Frames {
+pub struct Frames {
     /// The head of a frame, until it is complete.
     head: Vec<u8>,
     /// Bytes of the frame's body that are still to come.
@@ -180,7 +180,7 @@ struct Frames {
 
 impl Frames {
     /// Takes bytes of the client and adds the response to `out`. Returns the pause of a [`WAKE_ALL`] frame.
-    fn take(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Option<Duration> {
+    pub fn take(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Option<Duration> {
         let mut wake = None;
         while let Some(&first) = bytes.first() {
             if self.left > 0 {

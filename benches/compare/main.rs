@@ -17,6 +17,7 @@ mod growth;
 mod load;
 mod proxies;
 mod report;
+mod streaming;
 mod svg;
 mod tunnel;
 
@@ -78,6 +79,10 @@ fn main() -> ExitCode {
     match arguments[..] {
         ["--role", "community"] => {
             echo::community();
+            return ExitCode::SUCCESS;
+        }
+        ["--role", "streaming"] => {
+            streaming::server();
             return ExitCode::SUCCESS;
         }
         ["--role", "hyper"] => {
@@ -200,6 +205,15 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
             };
             vec![("idle-hybrid", memory_of(IDLE_OTHER, &running, held).await)]
         }
+        "idle-streaming" => {
+            let running = start(contender, Workload::Streaming, folder);
+            let bytes = memory_of(IDLE_OTHER, &running, streaming::clients(IDLE_OTHER, running.address)).await;
+            vec![("idle-streaming", bytes)]
+        }
+        "messages-streaming" => {
+            let running = start(contender, Workload::Streaming, folder);
+            message_figures(scenario, &streaming::messages(&running, 64, plan.window).await)
+        }
         "messages-1" | "messages-64" | "messages-1000" => {
             let running = start(contender, Workload::Raw, folder);
             let clients = scenario.trim_start_matches("messages-").parse().unwrap();
@@ -248,6 +262,12 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
                 figures.push(("wake-up hybrid p50", load::percentile(&hybrid, 50.0) / 1e3));
                 figures.push(("wake-up hybrid p99", p99));
                 figures.push(("wake-up more", p99 - load::percentile(&raw, 99.0) / 1e3));
+                let running = start(contender, Workload::Streaming, folder);
+                let streaming = streaming::wake_up(&running, WAKE_UP_CLIENTS, plan.sweeps, pause).await;
+                let p99 = load::percentile(&streaming, 99.0) / 1e3;
+                figures.push(("wake-up streaming p50", load::percentile(&streaming, 50.0) / 1e3));
+                figures.push(("wake-up streaming p99", p99));
+                figures.push(("wake-up streaming more", p99 - load::percentile(&raw, 99.0) / 1e3));
             }
             figures
         }
@@ -279,6 +299,9 @@ fn message_figures(scenario: &str, busy: &Busy) -> Figures {
         "messages-1" => ["1 rate", "1 cpu", "1 p50", "1 p99", "1 p99.9"],
         "messages-64" => ["64 rate", "64 cpu", "64 p50", "64 p99", "64 p99.9"],
         "messages-1000" => ["1000 rate", "1000 cpu", "1000 p50", "1000 p99", "1000 p99.9"],
+        "messages-streaming" => {
+            ["streaming rate", "streaming cpu", "streaming p50", "streaming p99", "streaming p99.9"]
+        }
         _ => ["tls rate", "tls cpu", "tls p50", "tls p99", "tls p99.9"],
     };
     let percentiles = [50.0, 99.0, 99.9].map(|percent| busy.percentile(percent));

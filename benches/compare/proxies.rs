@@ -76,6 +76,8 @@ pub enum Workload {
     Quiet,
     Tls,
     Http,
+    /// The streaming tunnel. HAProxy passes it on as HTTP, to a server that ends the tunnel.
+    Streaming,
 }
 
 pub const MUX: &str = env!("CARGO_BIN_EXE_sametime-mux");
@@ -216,7 +218,8 @@ impl Running {
 
 /// Starts `contender` for `workload`, and an echo server. Returns when the contender accepts connections.
 pub fn start(contender: Contender, workload: Workload, folder: &Folder) -> Running {
-    let (community_process, community) = Process::role("community");
+    let ends_tunnel = workload == Workload::Streaming && contender == Contender::HaProxy;
+    let (community_process, community) = Process::role(if ends_tunnel { "streaming" } else { "community" });
     let (proxy, address, started_in) = match contender {
         Contender::Nothing => (None, community, Duration::ZERO),
         Contender::Hyper => {
@@ -318,8 +321,10 @@ fn command(contender: Contender, workload: Workload, folder: &Folder, port: u16,
         }
         Contender::HaProxy => {
             let tls = if workload == Workload::Tls { format!(" ssl crt {here}both.pem") } else { String::new() };
+            // A request on each connection: the connections to the server are kept and shared.
+            let mode = if workload == Workload::Streaming { "http\n http-reuse always" } else { "tcp" };
             let text = format!(
-                "global\n nbthread 2\n maxconn 9900\ndefaults\n mode tcp\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n\
+                "global\n nbthread 2\n maxconn 9900\ndefaults\n mode {mode}\n timeout connect 5s\n timeout client 1h\n timeout server 1h\n\
                  frontend clients\n bind 127.0.0.1:{port} backlog 4096{tls}\n default_backend community\n\
                  backend community\n server one {community}\n"
             );
@@ -371,7 +376,7 @@ fn nginx_configuration(here: &str, workload: Workload, port: u16, community: Soc
              add_header Cache-Control \"no-cache, no-store\";\n add_header Pragma no-cache;\n return 200 \"{}\";\n }}\n}}\n",
             String::from_utf8_lossy(&super::echo::POLL_ANSWER)
         ),
-        Workload::Raw | Workload::Quiet | Workload::Tls => {
+        Workload::Raw | Workload::Quiet | Workload::Tls | Workload::Streaming => {
             let (ssl, pair) = if workload == Workload::Tls {
                 let pair = format!(" ssl_certificate {here}server.pem;\n ssl_certificate_key {here}server.key;\n");
                 (" ssl", pair)

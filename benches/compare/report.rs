@@ -16,8 +16,8 @@ const COLUMNS: [Contender; 6] = [Nothing, Mux, Before, HaProxy, Nginx, Hyper];
 
 /// The plots: file, title, and figures, which all have the same unit.
 const PLOTS: &[(&str, &str, &[&str])] = &[
-    ("memory", "Memory of an idle client", &["idle-raw", "idle-tls", "idle-polling", "idle-hybrid"]),
-    ("cpu", "CPU of a million messages", &["1 cpu", "64 cpu", "1000 cpu", "tls cpu", "polls cpu"]),
+    ("memory", "Memory of an idle client", &["idle-raw", "idle-tls", "idle-polling", "idle-hybrid", "idle-streaming"]),
+    ("cpu", "CPU of a million messages", &["1 cpu", "64 cpu", "1000 cpu", "tls cpu", "streaming cpu", "polls cpu"]),
     ("latency", "Latency of messages, 64 busy clients", &["64 p50", "64 p99", "64 p99.9"]),
     ("latency-1000", "Latency of messages, 1,000 busy clients", &["1000 p50", "1000 p99", "1000 p99.9"]),
     ("rates", "Work each second", &["log-ins rate", "handshakes rate", "polls rate", "64 rate", "1000 rate"]),
@@ -25,7 +25,14 @@ const PLOTS: &[(&str, &str, &[&str])] = &[
     (
         "wake-up",
         "From the Community to one of 1,000 clients",
-        &["wake-up raw p50", "wake-up hybrid p50", "wake-up raw p99", "wake-up hybrid p99"],
+        &[
+            "wake-up raw p50",
+            "wake-up streaming p50",
+            "wake-up hybrid p50",
+            "wake-up raw p99",
+            "wake-up streaming p99",
+            "wake-up hybrid p99",
+        ],
     ),
 ];
 
@@ -67,7 +74,9 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
          - A message is a frame of 104 bytes that is sent, echoed and received before the next one is sent.\n\
          - \"CPU of clients in turn\" without a proxy is the CPU time of the echo server: the cost of so many sockets, one for\n  \
            each client, without any other work.\n\
-         - HAProxy runs `mode tcp` with two threads. nginx runs `stream` (for polls `return 200`) with two workers. The\n  \
+         - A streaming client sends each message with a POST request on a connection of its own, and gets the echo in the\n  \
+           endless response. HAProxy passes this on in `mode http`, with kept connections, to a server that ends the tunnel.\n\
+         - HAProxy runs `mode tcp` with two threads otherwise. nginx runs `stream` (for polls `return 200`) with two workers. The\n  \
            multiplexer runs with its default settings. With `log.level = \"warn\"` it writes no log line for each session,\n  \
            as the other proxies do.\n\
          - There is no trunk in this version, so it has no rows.\n\n\

@@ -60,6 +60,9 @@ pub(super) struct Arguments {
     /// The weight of hybrid clients
     #[arg(long, value_name = "WEIGHT")]
     hybrid: Option<u32>,
+    /// The weight of streaming clients
+    #[arg(long, value_name = "WEIGHT")]
+    streaming: Option<u32>,
     /// The number of hostile clients, in addition to the others
     #[arg(long)]
     hostile: Option<u32>,
@@ -141,10 +144,10 @@ fn plan(arguments: &Arguments) -> Result<LoadPlan, String> {
         ($($name:ident),*) => { $(if let Some(value) = arguments.$name { scenario.$name = value; })* };
     }
     given!(clients, ramp_up, duration, think_time, stay, hostile, stop_p99_login);
-    let weights = [arguments.raw, arguments.tls, arguments.polling, arguments.hybrid];
+    let weights = [arguments.raw, arguments.tls, arguments.polling, arguments.hybrid, arguments.streaming];
     if weights.iter().any(Option::is_some) {
-        let [raw, tls, polling, hybrid] = weights.map(Option::unwrap_or_default);
-        scenario.mix = load::TransportMix { raw, tls, polling, hybrid };
+        let [raw, tls, polling, hybrid, streaming] = weights.map(Option::unwrap_or_default);
+        scenario.mix = load::TransportMix { raw, tls, polling, hybrid, streaming };
     }
     scenario.check()?;
     let target = resolve(&arguments.target)?;

@@ -4,7 +4,7 @@ use std::{future::poll_fn, io, sync::Arc};
 
 use tokio::{io::AsyncWriteExt, task::JoinHandle};
 
-use super::{connect::connect_failure, scenario::LoadTransport, setup::WorkerSetup, tunnel};
+use super::{connect::connect_failure, scenario::LoadTransport, setup::WorkerSetup, streaming, tunnel};
 use crate::{
     runtime::scratch,
     stream::Stream,
@@ -54,6 +54,11 @@ impl FrameConnection {
                 let kind = if transport == LoadTransport::Polling { TunnelKind::Polling } else { TunnelKind::Hybrid };
                 let (near, far) = tokio::io::duplex(PIPE);
                 let tunnel = tokio::spawn(tunnel::drive(kind, Arc::clone(&setup.route), setup.scenario.poll, far));
+                (Stream::other(near), Some(tunnel))
+            }
+            LoadTransport::Streaming => {
+                let (near, far) = tokio::io::duplex(PIPE);
+                let tunnel = tokio::spawn(streaming::drive(Arc::clone(&setup.route), far));
                 (Stream::other(near), Some(tunnel))
             }
         };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// The transport of a simulated client.
 ///
 /// The variants are those of `wire::Transport`. The names differ: scenario files, arguments and the JSON report
-/// say `polling` and `hybrid`.
+/// say `polling`, `hybrid` and `streaming`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LoadTransport {
@@ -19,11 +19,13 @@ pub enum LoadTransport {
     Polling,
     /// The HTTP tunnel of hybrid (long-polling) clients.
     Hybrid,
+    /// The HTTP tunnel of streaming clients.
+    Streaming,
 }
 
 impl LoadTransport {
     /// Every transport, in the order of the report's tables.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Tls, Self::Polling, Self::Hybrid];
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Tls, Self::Polling, Self::Hybrid, Self::Streaming];
 
     /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
@@ -32,12 +34,13 @@ impl LoadTransport {
             Self::Tls => "tls",
             Self::Polling => "polling",
             Self::Hybrid => "hybrid",
+            Self::Streaming => "streaming",
         }
     }
 }
 
-/// How the clients are spread over the transports, as weights: of 100 clients with the weights 60, 10, 15 and
-/// 15, 60 are raw.
+/// How the clients are spread over the transports, as weights: of 100 clients with the weights 50, 10, 15, 15 and 10, 50
+/// are raw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransportMix {
@@ -49,21 +52,25 @@ pub struct TransportMix {
     pub polling: u32,
     /// The weight of hybrid clients.
     pub hybrid: u32,
+    /// The weight of streaming clients; 0 in a file that has other weights and not this one.
+    #[serde(default)]
+    pub streaming: u32,
 }
 
 impl Default for TransportMix {
     fn default() -> Self {
-        Self { raw: 60, tls: 10, polling: 15, hybrid: 15 }
+        Self { raw: 50, tls: 10, polling: 15, hybrid: 15, streaming: 10 }
     }
 }
 
 impl TransportMix {
-    fn weights(self) -> [(LoadTransport, u64); 4] {
+    fn weights(self) -> [(LoadTransport, u64); 5] {
         [
             (LoadTransport::Raw, self.raw.into()),
             (LoadTransport::Tls, self.tls.into()),
             (LoadTransport::Polling, self.polling.into()),
             (LoadTransport::Hybrid, self.hybrid.into()),
+            (LoadTransport::Streaming, self.streaming.into()),
         ]
     }
 
@@ -209,7 +216,7 @@ impl Scenario {
             return Err(format!("clients: {} is out of bounds (1 to {MOST_CLIENTS})", self.clients));
         }
         if self.mix.total() == 0 {
-            return Err("mix: every weight is 0 (give one of raw, tls, polling, hybrid)".to_owned());
+            return Err("mix: every weight is 0 (give one of raw, tls, polling, hybrid, streaming)".to_owned());
         }
         check_bounds("ramp_up", self.ramp_up, Duration::ZERO)?;
         check_bounds("duration", self.duration, Duration::ZERO)?;
@@ -255,14 +262,14 @@ mod tests {
 
     #[test]
     fn transports_are_spread_evenly() {
-        let mix = TransportMix { raw: 60, tls: 10, polling: 15, hybrid: 15 };
+        let mix = TransportMix { raw: 55, tls: 10, polling: 15, hybrid: 15, streaming: 5 };
         for start in [0, 17, 1000] {
             let count = |transport| (start..start + 100).filter(|n| mix.transport_of(*n) == transport).count();
-            assert_eq!(LoadTransport::ALL.map(count), [60, 10, 15, 15]);
+            assert_eq!(LoadTransport::ALL.map(count), [55, 10, 15, 15, 5]);
             let early = (start..start + 20).filter(|n| mix.transport_of(*n) == LoadTransport::Raw).count();
             assert!((8..=16).contains(&early), "{early} of the first 20 are raw");
         }
-        let hybrid_only = TransportMix { raw: 0, tls: 0, polling: 0, hybrid: 1 };
+        let hybrid_only = TransportMix { raw: 0, tls: 0, polling: 0, hybrid: 1, streaming: 0 };
         assert!((0..10).all(|n| hybrid_only.transport_of(n) == LoadTransport::Hybrid));
     }
 
@@ -272,7 +279,7 @@ mod tests {
             ("client = 3", "unknown field `client`"),
             ("clients = 0", "clients: 0 is out of bounds"),
             ("ramp_up = \"soon\"", "\"soon\" is no duration"),
-            ("[mix]\nraw = 0\ntls = 0\npolling = 0\nhybrid = 0", "every weight is 0"),
+            ("[mix]\nraw = 0\ntls = 0\npolling = 0\nhybrid = 0\nstreaming = 0", "every weight is 0"),
             ("[sizes]\nmedian = 10\np99 = 5", "must hold"),
             ("[cut]\nat = \"1s\"\nshare = 2.0", "cut.share: 2 is out of bounds"),
         ] {

@@ -13,9 +13,9 @@ use crate::load::{
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--bg:#fbfaf8;--card:#fff;--ink:#1d1f23;--soft:#666a73;--grid:#e4e2dd;--good:#1a7f4b;--bad:#b3261e;
---c0:#2f6fb3;--c1:#d9822b;--c2:#3f9c6b;--c3:#8e5bb5}
+--c0:#2f6fb3;--c1:#d9822b;--c2:#3f9c6b;--c3:#8e5bb5;--c4:#b8476a}
 @media(prefers-color-scheme:dark){:root{--bg:#15171b;--card:#1d2025;--ink:#e8e6e1;--soft:#9a9ea8;--grid:#2e3239;--good:#5cc792;--bad:#f2857c;
---c0:#6ba6e3;--c1:#eda35c;--c2:#6cc598;--c3:#bb8fde}}
+--c0:#6ba6e3;--c1:#eda35c;--c2:#6cc598;--c3:#bb8fde;--c4:#e88aa6}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1100px;margin:0 auto;padding:32px 20px 64px}h1{font-size:26px;margin:0 0 4px}h2{font-size:16px;margin:0 0 10px}
 p{margin:0 0 8px}.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}
@@ -25,9 +25,10 @@ p{margin:0 0 8px}.soft{color:var(--soft)}.good{color:var(--good)}.bad{color:var(
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:16px}
 svg{width:100%;height:auto;display:block}.grid{stroke:var(--grid)}.tick{fill:var(--soft);font-size:11px}
 .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}.area{opacity:.85}
-.line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.line.c3{stroke:var(--c3)}
+.line.c0{stroke:var(--c0)}.line.c1{stroke:var(--c1)}.line.c2{stroke:var(--c2)}.line.c3{stroke:var(--c3)}.line.c4{stroke:var(--c4)}
 .area.c0,.k0{fill:var(--c0);background:var(--c0)}.area.c1,.k1{fill:var(--c1);background:var(--c1)}
 .area.c2,.k2{fill:var(--c2);background:var(--c2)}.area.c3,.k3{fill:var(--c3);background:var(--c3)}
+.area.c4,.k4{fill:var(--c4);background:var(--c4)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:14px;margin:8px 0 0;padding:0;color:var(--soft);font-size:13px}
 .legend i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px}
 .bars{display:grid;grid-template-columns:minmax(120px,auto) 1fr auto;gap:6px 12px;align-items:center}
@@ -59,7 +60,7 @@ fn plan(result: &LoadResult) -> String {
     let s = &result.scenario;
     let mix = s.mix;
     format!(
-        "{} clients of {} processes against {}: raw {}, TLS {}, polling {}, hybrid {}; log-ins spread over {}, then {}; a message each {} on average, {} bytes in the median. Latencies count from the planned time.",
+        "{} clients of {} processes against {}: raw {}, TLS {}, polling {}, hybrid {}, streaming {}; log-ins spread over {}, then {}; a message each {} on average, {} bytes in the median. Latencies count from the planned time.",
         s.clients,
         result.workers,
         result.route.raw,
@@ -67,6 +68,7 @@ fn plan(result: &LoadResult) -> String {
         mix.tls,
         mix.polling,
         mix.hybrid,
+        mix.streaming,
         humantime::format_duration(s.ramp_up),
         humantime::format_duration(s.duration),
         humantime::format_duration(s.think_time),
