@@ -1,8 +1,14 @@
 //! The sandbox: a small Community server, for trying the multiplexer out and for its tests.
 //!
 //! It implements enough for a real client to log in and chat. Any name may log in; only the password `wrong` is
-//! refused. Users that are online chat with each other. The user `echo` is always online and sends every instant
-//! message back. Awareness shows who is online, and names are resolved. Every other service is declined.
+//! refused. Users that are on line chat with each other. The user `echo` is always on line and sends every instant
+//! message back. Awareness shows who is on line, and with which status; there are no groups. Every other service is
+//! declined.
+//!
+//! A name that a client looks up means the user who has it, or else the users whose names begin with it: one match,
+//! none, or several. Those are found who are on line, and `ann`, `bea`, `bob` and `echo` always.
+//!
+//! Its layouts are those that Java clients (toolkits 7.0 and 9.0) and libmeanwhile all take.
 //!
 //! ```text
 //!  connection ── session ── community ── session ── connection
@@ -14,7 +20,8 @@
 //! | `connection` | the socket of one client |
 //! | `session` | one client's side of the protocol: frames to frames, without a socket |
 //! | `community` | what all sessions share |
-//! | `bodies` | the bodies of messages |
+//! | `awareness`, `directory` | the bodies of messages about who is on line, and about names that are looked up |
+//! | `bodies` | the bodies of other messages |
 //! | `limits` | how much one client, and all of them, may have |
 //!
 //! The sandbox sends no keep-alives and ignores those of clients.
@@ -33,9 +40,11 @@ use crate::{
     wire::reason::Reason,
 };
 
+mod awareness;
 mod bodies;
 mod community;
 mod connection;
+mod directory;
 mod limits;
 mod session;
 

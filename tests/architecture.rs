@@ -111,7 +111,7 @@ const INSIDE: &[(&str, &[&str])] = &[
         ],
     ),
     ("load/report", &["html", "plot"]),
-    ("sandbox", &["connection", "session", "community", "bodies limits"]),
+    ("sandbox", &["connection", "session", "community awareness directory", "bodies limits"]),
 ];
 
 const LONGEST: usize = 500;

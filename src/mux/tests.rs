@@ -561,8 +561,9 @@ async fn an_order_ends_a_session_in_seconds_although_nobody_reads() {
         };
         sleep(SECOND).await;
         let since = Instant::now();
+        assert!(!program.mux.is_draining());
         let drained = program.mux.drain().await;
-        assert_eq!((drained.ended, drained.left), (1, 0));
+        assert_eq!((drained.ended, drained.left, program.mux.is_draining()), (1, 0, true));
         assert!(since.elapsed() < FAREWELL_TIMEOUT);
         program.ends_as(SessionEnd::Drained).await;
         let received = read_to_end(&mut client).await;

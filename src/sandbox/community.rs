@@ -1,7 +1,8 @@
 //! What the sandbox's sessions share: who is online, who watches whom, and a message queue for each session.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
+    ops::Bound::{Included, Unbounded},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -14,8 +15,11 @@ use parking_lot::Mutex;
 use super::{
     ECHO,
     bodies::User,
-    limits::{MAX_QUEUED, MAX_QUEUED_BYTES},
+    limits::{MAX_QUEUED, MAX_QUEUED_BYTES, MAX_SEVERAL},
 };
+
+/// The users that are found although they are not on line. `echo` always is.
+const PEOPLE: [&[u8]; 4] = [b"ann", b"bea", b"bob", ECHO];
 
 /// A message from one session to another. A channel between two clients has one id on each side.
 #[derive(Debug, Clone)]
@@ -23,13 +27,13 @@ pub(super) enum PeerMessage {
     /// The session `from` opens a channel, which has the id `from_channel` on its side.
     CreateChannel { from: u64, from_channel: u32, offer: Arc<ChannelOffer> },
     /// The peer accepted the receiver's `channel`, which has the id `peer_channel` on the peer's side.
-    AcceptChannel { channel: u32, peer_channel: u32, body: Vec<u8> },
+    AcceptChannel { channel: u32, peer_channel: u32, is_encrypted: bool, body: Vec<u8> },
     /// Data for the receiver's `channel`.
     Data { channel: u32, options: u16, body: Vec<u8> },
     /// The receiver's `channel` has ended.
     DestroyChannel { channel: u32, body: Vec<u8> },
-    /// A user with this name, whom the receiver watches, came, went or changed status.
-    PresenceChanged(Vec<u8>),
+    /// The user with this name, whom the receiver watches, came, went or changed status; `None`: it is off line now.
+    PresenceChanged { name: Vec<u8>, user: Option<Arc<User>> },
 }
 
 /// What a CreateCnl offers. The receiver's CreateCnl is made of it.
@@ -53,7 +57,7 @@ impl PeerMessage {
             Self::AcceptChannel { body, .. } | Self::Data { body, .. } | Self::DestroyChannel { body, .. } => {
                 body.len()
             }
-            Self::PresenceChanged(name) => name.len(),
+            Self::PresenceChanged { name, user } => name.len() + user.as_ref().map_or(0, |user| user.size()),
         }
     }
 }
@@ -99,6 +103,18 @@ impl MessageQueue {
         self.queued.lock().is_over
     }
 
+    /// Drops what waits about a user who is not watched any more. It would be out of date if the session watches the user
+    /// again.
+    fn drop_presence(&self, of: &[u8]) {
+        let mut queued = self.queued.lock();
+        let QueuedMessages { messages, bytes, .. } = &mut *queued;
+        messages.retain(|message| {
+            let drops = matches!(message, PeerMessage::PresenceChanged { name, .. } if name == of);
+            *bytes -= if drops { message.size() } else { 0 };
+            !drops
+        });
+    }
+
     /// Adds a message. Returns whether the queue is half full.
     fn put(&self, message: PeerMessage) -> bool {
         let mut queued = self.queued.lock();
@@ -120,7 +136,7 @@ struct SandboxState {
     /// The queue of each session.
     queues: HashMap<u64, Arc<MessageQueue>>,
     /// The log-ins of each user name, the newest last: the session, and its user with the status set last.
-    users: HashMap<Vec<u8>, Vec<(u64, User)>>,
+    users: BTreeMap<Vec<u8>, Vec<(u64, User)>>,
     /// The sessions that watch each user name.
     watchers: HashMap<Vec<u8>, Vec<u64>>,
 }
@@ -178,10 +194,28 @@ impl SandboxCommunity {
     /// `echo` has no session.
     pub(super) fn find(&self, name: &[u8]) -> Option<(Option<u64>, User)> {
         if name == ECHO {
-            return Some((None, User::new(ECHO, ECHO, 0)));
+            return Some((None, User::echo()));
         }
         let state = self.state.lock();
         state.users.get(name).and_then(|log_ins| log_ins.last()).map(|(session, user)| (Some(*session), user.clone()))
+    }
+
+    /// The users whom a name that somebody looks up means, in order. It means the user who has it; if there is none, the
+    /// users whose names begin with it. Those who are on line are found, and a few others.
+    pub(super) fn look_up(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        let state = self.state.lock();
+        if PEOPLE.contains(&name) || state.users.contains_key(name) {
+            return vec![name.to_vec()];
+        }
+        if name.is_empty() {
+            return Vec::new();
+        }
+        let on_line = state.users.range::<[u8], _>((Included(name), Unbounded)).map(|(user, _)| user.as_slice());
+        let on_line = on_line.take_while(|user| user.starts_with(name)).filter(|user| !PEOPLE.contains(user));
+        let people = PEOPLE.into_iter().filter(|user| user.starts_with(name));
+        let mut found: Vec<_> = people.chain(on_line).take(MAX_SEVERAL).map(<[u8]>::to_vec).collect();
+        found.sort();
+        found
     }
 
     /// From now on the session is notified when the user with this name comes, goes or changes status.
@@ -202,6 +236,9 @@ impl SandboxCommunity {
                 state.watchers.remove(name);
             }
         }
+        if let Some(queue) = state.queues.get(&session) {
+            queue.drop_presence(name);
+        }
     }
 
     /// Puts a message into the queue of a session. A session that has left gets none. Returns whether the queue is half
@@ -214,9 +251,11 @@ impl SandboxCommunity {
 
 impl SandboxState {
     fn notify_watchers(&self, name: &[u8]) {
-        for session in self.watchers.get(name).into_iter().flatten() {
+        let Some(watchers) = self.watchers.get(name) else { return };
+        let user = self.users.get(name).and_then(|log_ins| log_ins.last()).map(|(_, user)| Arc::new(user.clone()));
+        for session in watchers {
             if let Some(queue) = self.queues.get(session) {
-                queue.put(PeerMessage::PresenceChanged(name.to_vec()));
+                queue.put(PeerMessage::PresenceChanged { name: name.to_vec(), user: user.clone() });
             }
         }
     }
@@ -253,6 +292,45 @@ mod tests {
             assert!(queue.take().is_some());
         }
         assert!(!queue.is_over() && queue.bytes() == 0);
+    }
+
+    #[test]
+    fn what_waits_about_a_user_is_dropped_with_the_watch() {
+        let community = SandboxCommunity::default();
+        let (session, queue) = community.join();
+        community.watch(session, b"ann");
+        community.watch(session, b"bob");
+        for name in [&b"ann"[..], b"bob"] {
+            community.set_user(9, &User::new(name, b"login id", 0, 0));
+        }
+        community.unwatch(session, b"ann");
+        assert!(matches!(queue.take(), Some(PeerMessage::PresenceChanged { name, user: Some(_) }) if name == b"bob"));
+        assert!(queue.take().is_none() && queue.bytes() == 0);
+    }
+
+    #[test]
+    fn a_name_means_its_user_or_those_whose_names_begin_with_it() {
+        let community = SandboxCommunity::default();
+        for (session, name) in [(1, &b"zoe"[..]), (2, b"zoe-2"), (3, b"annette"), (4, b"bob"), (5, b"Zo")] {
+            community.set_user(session, &User::new(name, b"login id", 0, 0));
+        }
+        for (name, users) in [
+            (&b"zoe"[..], &[&b"zoe"[..]][..]),
+            (b"ann", &[b"ann"]),
+            (b"zo", &[b"zoe", b"zoe-2"]),
+            (b"b", &[b"bea", b"bob"]),
+            (b"anne", &[b"annette"]),
+            (b"an", &[b"ann", b"annette"]),
+            (b"nobody", &[]),
+            (b"", &[]),
+            (b"echo", &[b"echo"]),
+        ] {
+            assert_eq!(community.look_up(name), users, "{:?}", name.escape_ascii().to_string());
+        }
+        for n in 10..200 {
+            community.set_user(n, &User::new(format!("many-{n}").as_bytes(), b"login id", 0, 0));
+        }
+        assert_eq!(community.look_up(b"many").len(), MAX_SEVERAL);
     }
 
     #[test]

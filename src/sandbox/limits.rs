@@ -5,7 +5,7 @@
 //! | [`MAX_CLIENTS`] | all clients | server is full |
 //! | [`MAX_HELD`] | all clients; only a client that holds more than [`FREE`] is concerned | server is full |
 //! | [`MAX_FRAME`], before the log-in [`MAX_BEFORE_LOGIN`](crate::wire::frame::MAX_BEFORE_LOGIN) | a frame | message too large |
-//! | [`MAX_NAME`], [`MAX_STATUS`], [`MAX_OFFER`], [`MAX_ASKED`] | a name, a status, a channel message, a request | message too large |
+//! | [`MAX_NAME`], [`MAX_STATUS`], [`MAX_OFFER`], [`MAX_PRIVACY`], [`MAX_ASKED`] | a name, a status, a channel message, a privacy list, a look-up | message too large |
 //! | [`MAX_WATCHED`], [`MAX_CHANNELS`] | a client | server is full |
 //! | [`MAX_QUEUED`], [`MAX_QUEUED_BYTES`] | messages for a client that does not read | timed out |
 
@@ -23,8 +23,14 @@ pub(super) const MAX_NAME: usize = 1024;
 pub(super) const MAX_STATUS: usize = 4096;
 /// The longest message that opens, accepts or ends a channel, in bytes.
 pub(super) const MAX_OFFER: usize = 64 * 1024;
-/// Names in one request to resolve names.
+/// The longest privacy list, in bytes. The client gets it back.
+pub(super) const MAX_PRIVACY: usize = 64 * 1024;
+/// Names in one request to look up names.
 pub(super) const MAX_ASKED: usize = 2000;
+/// Matches that are listed for a name, if there are several. More are not listed.
+pub(super) const MAX_SEVERAL: usize = 20;
+/// Matches that one answer lists, for all names that have several. Then only the fact that there are several is told.
+pub(super) const MAX_MATCHES: usize = 4000;
 /// Names that one client watches, over all its channels.
 pub(super) const MAX_WATCHED: usize = 2000;
 /// Channels that one client has open, those that others have opened to it among them.

@@ -28,6 +28,8 @@ pub mod kind {
     pub const SET_PRIVACY_LIST: u16 = 0x000b;
     /// Asks for a notification when a service is available.
     pub const SENSE_SERVICE: u16 = 0x0011;
+    /// The user's own name, as others are to see it.
+    pub const SET_USER_NAME: u16 = 0x001e;
     /// The answer to a Handshake.
     pub const HANDSHAKE_ACK: u16 = 0x8000;
     /// The log-in succeeded.
@@ -186,6 +188,19 @@ impl Writer {
     pub fn opaque(&mut self, v: &[u8]) -> &mut Self {
         self.u32(u32::try_from(v.len()).expect("an opaque under 4 GiB")).raw(v)
     }
+
+    /// A block of fields with its mark in front: the offset at which the block ends, counted from the first byte of
+    /// this writer. Readers skip by it what they do not know.
+    ///
+    /// # Panics
+    /// When it ends beyond 4 GiB.
+    pub fn marked(&mut self, write: impl FnOnce(&mut Self)) -> &mut Self {
+        let at = self.0.len();
+        write(self.u32(0));
+        let end = u32::try_from(self.0.len()).expect("a block under 4 GiB");
+        self.0[at..at + 4].copy_from_slice(&end.to_be_bytes());
+        self
+    }
 }
 
 #[cfg(test)]
@@ -239,6 +254,15 @@ mod tests {
         let mut short = frame::build(kind::HANDSHAKE, 0, &[0; 4]);
         stamp_client_address(&mut short, client);
         assert_eq!(short, frame::build(kind::HANDSHAKE, 0, &[0; 4]));
+    }
+
+    #[test]
+    fn a_mark_is_the_offset_of_the_end_of_its_block() {
+        let mut data = Writer::new();
+        data.u16(7).marked(|outer| {
+            outer.u8(1).marked(|inner| _ = inner.u8(2)).marked(|_| ());
+        });
+        assert_eq!(data.0, [0, 7, 0, 0, 0, 16, 1, 0, 0, 0, 12, 2, 0, 0, 0, 16]);
     }
 
     #[test]

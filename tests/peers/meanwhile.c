@@ -6,6 +6,8 @@
  * Steps:  say USER TEXT     opens a conversation if there is none, sends TEXT and waits for an answer
  *         wait N            waits until N messages arrived, and answers each with its own text
  *         aware USER        waits until USER is online
+ *         sees USER STATUS  waits until USER has the status (a number, or 0 for off line)
+ *         status N TEXT     sets the own status
  *         resolve NAME      asks the directory for NAME and waits for the response
  *         idle SECONDS      keeps the session open, with libmeanwhile's keep-alives
  *
@@ -35,6 +37,7 @@
 static int fd = -1;
 static int heard, answers, on_line, resolved, stopped, answering;
 static const char *watched;
+static long seen = -1;
 
 static void die(const char *what) {
     printf("failed: %s\n", what);
@@ -153,7 +156,10 @@ static void on_message(struct mwConversation *c, enum mwImSendType type, gconstp
 static void on_aware(struct mwAwareList *list, struct mwAwareSnapshot *of) {
     (void)list;
     printf("aware %s %s\n", of->id.user, of->online ? "on line" : "off line");
-    if (watched && strcmp(watched, of->id.user) == 0) on_line = of->online;
+    if (watched && strcmp(watched, of->id.user) == 0) {
+        on_line = of->online;
+        seen = of->online ? of->status.status : 0;
+    }
 }
 
 static void on_attribute(struct mwAwareList *list, struct mwAwareIdBlock *id, struct mwAwareAttribute *a) {
@@ -274,6 +280,24 @@ int main(int argc, char **argv) {
             mwAwareList_addAware(list, ids);
             until(s, &on_line, 1, STEP_TIMEOUT, "not on line");
             on_line = 0;
+        } else if (strcmp(step, "sees") == 0 && at + 2 < argc) {
+            const char *user = argv[++at];
+            long status = strtol(argv[++at], NULL, 0);
+            if (!watched || strcmp(watched, user) != 0) {
+                struct mwAwareIdBlock id = {mwAware_USER, (char *)user, NULL};
+                watched = user;
+                seen = -1;
+                mwAwareList_addAware(mwAwareList_new(aware, &others), g_list_append(NULL, &id));
+            }
+            for (time_t end = time(NULL) + STEP_TIMEOUT; seen != status;) {
+                int never = 0;
+                until(s, &never, 1, 0, NULL);
+                if (time(NULL) > end) die("not seen");
+            }
+        } else if (strcmp(step, "status") == 0 && at + 2 < argc) {
+            struct mwUserStatus own = {.status = (guint16)strtol(argv[at + 1], NULL, 0), .desc = argv[at + 2]};
+            mwSession_setUserStatus(s, &own);
+            at += 2;
         } else if (strcmp(step, "resolve") == 0 && at + 1 < argc) {
             resolved = 0;
             GList *names = g_list_append(NULL, argv[++at]);
