@@ -520,6 +520,49 @@ async fn requests_keep_the_order_of_their_arrival() {
     assert!(received.ends_with(&[&filler[..], &later].concat()));
 }
 
+/// Its own messages, and those of others behind the same proxy, make a client wait and never fail.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_used_up_its_addresss_limit_goes_on() {
+    let community = Community::start_echo().await;
+    let mux = mux::start(&format!("{}[limits]\nheld_bytes_per_address = 65536\n", community.setting())).await;
+    for tls in [false, true] {
+        let request = format!("GET /communityCBR/ HTTP/1.1\r\n{HEADERS}\r\n").into_bytes();
+        let (mut down, _keep) = open_with(http::connect(mux.raw(), tls).await, &request).await;
+        let (hello, answer) = log_in();
+        let name = down.name.clone();
+        upload(&mux, &name, &hello).await;
+        read(&mut down, answer).await;
+        // Another request, whose body is on its way, leaves little of the limit.
+        let begun = body(&name, &[7; 60_000]);
+        let head = format!("POST /communityCBR/ HTTP/1.1\r\n{HEADERS}Content-Length: 99999\r\n\r\n");
+        let mut other = http::connect(mux.raw(), tls).await;
+        other.write_all(&[head.as_bytes(), &begun].concat()).await.unwrap();
+        other.flush().await.unwrap();
+        in_time("the other body", async {
+            while mux.metric("sametime_mux_held_bytes").await < 50_000.0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        // More than is left, and more than the limit, on the path without hyper and on that with it.
+        for size in [30_000, 140_000] {
+            let message = frames::message(1, &vec![7; size]).bytes();
+            let (response, echo) = tokio::join!(upload(&mux, &name, &message), read(&mut down, message.len()));
+            assert_taken(&response, &name);
+            assert!(echo == message);
+            let request = body(&name, &message);
+            let head = format!("POST /communityCBR/ HTTP/1.1\r\n{HEADERS}Transfer-Encoding: chunked\r\n\r\n");
+            let chunk = format!("{:x}\r\n", request.len());
+            let post = [head.as_bytes(), chunk.as_bytes(), &request, b"\r\n0\r\n\r\n"].concat();
+            let mut connection = http::connect(mux.raw(), tls).await;
+            let exchange = in_time("a response", http::exchange(&mut connection, &post));
+            let (response, echo) = tokio::join!(exchange, read(&mut down, message.len()));
+            assert_taken(&response.unwrap(), &name);
+            assert!(echo == message);
+        }
+    }
+}
+
 /// A client behind trusted proxies is known by X-Forwarded-For, on both paths.
 #[tokio::test]
 async fn the_client_behind_a_trusted_proxy_is_known() {

@@ -22,11 +22,7 @@ use crate::{
     telemetry::outcome::{Outcome, TunnelOutcome},
     wire::{
         Transport,
-        tunnel::{
-            envelope::TunnelKind,
-            name::{SessionName, UrlName},
-            stream,
-        },
+        tunnel::{name::UrlName, stream},
     },
 };
 
@@ -42,28 +38,32 @@ const SLOWEST_RATE: u64 = 1024;
 /// The room for a request's body.
 pub(super) struct BodyRoom<'a> {
     held: HeldBytes,
-    /// The session that the request is for, if its URL names one.
-    session: Option<(&'a Service, TunnelKind, &'a SessionName)>,
+    /// Where the session is asked for an exception; `None`: it was asked.
+    tunnel: Option<&'a Service>,
+    call: &'a TunnelCall,
 }
 
 impl<'a> BodyRoom<'a> {
     /// For a request of `client`.
     pub(super) fn new(context: &'a HttpContext, call: &'a TunnelCall, client: IpAddr) -> Self {
-        let session = match call {
-            TunnelCall::Named(kind, UrlName::Session(name)) => Some((&*context.tunnel, *kind, name)),
-            // A streaming client receives without sending, so its room does not depend on its requests.
-            TunnelCall::Named(..) | TunnelCall::Upload => None,
-        };
-        Self { held: HeldBytes::none(&context.budget, client), session }
+        Self { held: HeldBytes::none(&context.budget, client), tunnel: Some(&context.tunnel), call }
     }
 
-    /// Counts `n` more bytes, if there is room for them.
-    fn grow(&mut self, n: usize) -> bool {
+    /// Counts `n` more bytes, if there is room for them. `begun` is the body so far.
+    fn grow(&mut self, n: usize, begun: &[u8]) -> bool {
         if self.held.grow(n) {
             return true;
         }
-        // This is rare. It may be the session's own bytes that use the limit of its address up.
-        let exception = self.session.take().and_then(|(service, kind, name)| service.exception(kind, name));
+        // This is rare. It may be the session's own bytes that use the limit of its address up, or those of other clients
+        // behind the same proxy. A streaming client gives up when it is refused.
+        let exception = self.tunnel.take().and_then(|tunnel| match self.call {
+            TunnelCall::Named(kind, UrlName::Session(name)) => tunnel.exception(*kind, name),
+            TunnelCall::Named(..) => None,
+            TunnelCall::Upload => match stream::post(begun)?.name {
+                UrlName::Session(name) => tunnel.upload_exception(&name),
+                UrlName::Empty | UrlName::NotAName { .. } => None,
+            },
+        });
         exception.is_some_and(|exception| {
             self.held.except(exception);
             self.held.grow(n)
@@ -80,7 +80,7 @@ pub(super) struct HeldBody {
 impl HeldBody {
     /// A body that was read already; `None` when it is long and the budget has no room for it.
     pub(super) fn new(bytes: Vec<u8>, mut room: BodyRoom<'_>) -> Option<Self> {
-        (bytes.len() <= LITTLE || room.grow(bytes.len())).then_some(Self { bytes, held: room.held })
+        (bytes.len() <= LITTLE || room.grow(bytes.len(), &bytes)).then_some(Self { bytes, held: room.held })
     }
 
     /// Reads a body, which has a bound in bytes, for its pauses, and for all of its time: see [`longest_time`].
@@ -105,7 +105,9 @@ impl HeldBody {
                     return Err(TunnelOutcome::TooLarge);
                 }
                 // Short bodies are always read, so that sessions continue and what they hold becomes less.
-                if bytes.len() + piece.len() > LITTLE && !room.grow(piece.len()) {
+                if bytes.len() + piece.len() > LITTLE
+                    && !room.grow(piece.len(), if bytes.is_empty() { &piece } else { &bytes })
+                {
                     return Err(TunnelOutcome::HeldBytes);
                 }
                 bytes.extend_from_slice(&piece);
@@ -283,9 +285,12 @@ mod tests {
         };
         let held = HeldBytes::none(&Budget::new(1 << 20, 0, &[]), [127, 0, 0, 1].into());
         let began = Clock::now();
-        let read =
-            HeldBody::read(Drip(interval, Box::pin(sleep(interval))), &settings, BodyRoom { held, session: None })
-                .await;
+        let read = HeldBody::read(
+            Drip(interval, Box::pin(sleep(interval))),
+            &settings,
+            BodyRoom { held, tunnel: None, call: &TunnelCall::Upload },
+        )
+        .await;
         (read.err(), began.elapsed())
     }
 

@@ -139,6 +139,11 @@ impl Service {
         Some(session.change(LiveSession::exception))
     }
 
+    /// As [`Self::exception`], for a request of a streaming session: one body at a time may exceed the limit of its address.
+    pub fn upload_exception(&self, name: &SessionName) -> Option<Exception> {
+        Some(self.streaming.get(name)?.exception())
+    }
+
     /// Passes a later request of `client` to its session, and waits for the response. A body of more than
     /// [`LITTLE`](crate::limits::budget::LITTLE) bytes must be counted in the budget.
     pub async fn request(

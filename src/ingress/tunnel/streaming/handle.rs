@@ -5,7 +5,7 @@ use std::{
     mem,
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -16,7 +16,13 @@ use parking_lot::Mutex;
 use tokio::{io::ReadBuf, time::Instant};
 
 use super::inbox::{Inbox, InboxRead, Upload};
-use crate::{limits::tally::Permit, telemetry::outcome::TunnelOutcome};
+use crate::{
+    limits::{
+        budget::{Exception, Exceptions},
+        tally::Permit,
+    },
+    telemetry::outcome::TunnelOutcome,
+};
 
 /// The times that the sweep checks.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +43,8 @@ pub(in crate::ingress::tunnel) struct StreamingHandle {
     /// Whether the sweep has found something, see [`Attention`].
     needs_attention: AtomicBool,
     client: IpAddr,
+    /// By how much the bodies of its requests may exceed the limit of their address; made when it is first needed.
+    exceptions: OnceLock<Arc<Exceptions>>,
     /// Counts the session until nobody can ask for it. `None`: it is refused.
     _place: Option<Permit>,
 }
@@ -82,6 +90,7 @@ impl StreamingHandle {
             has_written: AtomicBool::new(false),
             needs_attention: AtomicBool::new(false),
             client,
+            exceptions: OnceLock::new(),
             _place: place,
         })
     }
@@ -89,6 +98,12 @@ impl StreamingHandle {
     /// The address that the GET request came from.
     pub(in crate::ingress::tunnel) fn client(&self) -> IpAddr {
         self.client
+    }
+
+    /// What a request may have whose body has no room in the budget: it may exceed the limit of its address as the only
+    /// one of its session.
+    pub(in crate::ingress::tunnel) fn exception(&self) -> Exception {
+        self.exceptions.get_or_init(|| Exceptions::new(0)).none()
     }
 
     /// Takes the bytes of a request, and waits until the core has read them or the session has ended. The bytes stay
