@@ -29,6 +29,8 @@ mod random;
 mod script;
 #[path = "simulation/server.rs"]
 mod server;
+#[path = "simulation/streaming.rs"]
+mod streaming;
 #[path = "simulation/world.rs"]
 mod world;
 

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use sametime_mux::{
-    ingress::tunnel::{Service, TunnelResponse, TunnelSettings},
+    ingress::tunnel::{Service, StreamOpening, TunnelResponse, TunnelSettings},
     limits::budget::{HeldBytes, LITTLE},
     mux::{Mux, MuxSettings},
     stream::{Arrival, Community as LinkSource, Core, Lease, Link, Linking, MoreFromClient, Stream, Via},
@@ -19,7 +19,7 @@ use sametime_mux::{
     wire::{
         Transport, frame,
         message::{self, kind as message_kind},
-        tunnel::envelope::TunnelKind,
+        tunnel::{envelope::TunnelKind, stream},
     },
 };
 
@@ -136,6 +136,30 @@ impl Program {
             accepted: tokio::time::Instant::now().into_std(),
         };
         self.mux.take(Arrival { stream: Stream::other(stream), first: Bytes::new(), via }).expect("there is room");
+    }
+
+    /// A streaming client's GET request arrives on `stream`.
+    pub fn open_stream(&self, stream: Pipe) -> SessionName {
+        let name = SessionName::random().expect("random numbers");
+        let opening = StreamOpening { name, head: Vec::new(), is_chunked: false, client: CLIENT, port: PORT.into() };
+        assert!(self.service.open_stream(stream, opening).is_ok(), "there is room");
+        name
+    }
+
+    /// A streaming client's POST request.
+    pub async fn upload(&self, name: SessionName, data: &[u8]) -> Response {
+        let mut body = stream::post_response(&name);
+        let at = body.len();
+        body.extend_from_slice(data);
+        let mut held = self.held();
+        if body.len() > LITTLE && !held.grow(body.len()) {
+            let Some(exception) = self.service.upload_exception(&name) else { return Response::Unavailable };
+            held.except(exception);
+            if !held.grow(body.len()) {
+                return Response::Unavailable;
+            }
+        }
+        self.service.upload(name, body, at, held).await.into()
     }
 
     /// The first request of a tunnel's client: the client's own codec, and the session's name.

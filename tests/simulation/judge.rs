@@ -95,7 +95,7 @@ impl Judge {
         };
         let up = ledger.missing(To::Server) > 0 && client_sends && server.wants_to_read();
         // A tunnel's response waits for room for what its request brought.
-        let waits = world.script.way != Way::Raw && server_stopped && ledger.missing(To::Server) > 0;
+        let waits = world.script.way.acknowledges() && server_stopped && ledger.missing(To::Server) > 0;
         let down = ledger.missing(To::Client) > 0 && client_reads && server_there && !waits;
         for (to, may) in [(To::Server, up), (To::Client, down)] {
             let since = &mut self.since[to as usize];
@@ -133,6 +133,11 @@ impl Judge {
                 return;
             }
             let ends: Vec<&str> = world.program.ends().iter().map(|(name, _)| *name).collect();
+            // A server that takes nothing of a streaming client's request for so long ends the session.
+            self.gave_up = world.script.way == Way::Streaming && ends == ["community_too_slow"];
+            if self.gave_up {
+                return;
+            }
             ledger.fails(Kind::Ended, format!("the session ended by itself: {over:?}, {ends:?}"));
         }
     }
@@ -145,6 +150,9 @@ impl Judge {
             ledger.fails(Kind::Leftover, format!("{held} bytes are still held"));
         }
         let ends = world.program.ends();
+        if self.gave_up && world.script.way == Way::Streaming {
+            return;
+        }
         let [(end, farewell)] = &ends[..] else {
             return ledger.fails(Kind::Outcome, format!("not one end: {ends:?}"));
         };
@@ -200,7 +208,7 @@ impl Judge {
 
 /// The ends that are right where only one side had a hand in it.
 fn right_ends(world: &World, client: Option<Step>, server: Option<Step>) -> Option<&'static [&'static str]> {
-    let is_raw = world.script.way == Way::Raw;
+    let is_raw = !world.script.way.acknowledges();
     let gave_up = match &world.client {
         AnyClient::Raw(..) => false,
         AnyClient::Tunnel(client) => client.control.lock().over.is_some_and(|(over, _)| over == Over::GaveUp),
@@ -220,6 +228,10 @@ fn right_ends(world: &World, client: Option<Step>, server: Option<Step>) -> Opti
         (Some(Step::ClientCloses), None) if is_raw => Some(&["client_closed", "half_closed"]),
         (Some(Step::ClientVanishes), None) if world.ending.half_by_client => {
             Some(&["client_closed", "client_broken", "half_closed", "no_handshake"])
+        }
+        // It may close the connection of its GET request behind a request that was answered.
+        (Some(Step::ClientVanishes | Step::ClientCloses), None) if world.script.way == Way::Streaming => {
+            Some(&["client_broken", "client_closed", "half_closed", "no_handshake"])
         }
         (Some(Step::ClientVanishes), None) if is_raw => Some(&["client_broken", "no_handshake"]),
         (Some(Step::ClientCloses), None) => Some(&["session_timeout"]),

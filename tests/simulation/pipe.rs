@@ -78,6 +78,27 @@ impl Watch {
     }
 }
 
+/// Ends a connection whose end is in use elsewhere.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    incoming: Arc<Mutex<Direction>>,
+    outgoing: Arc<Mutex<Direction>>,
+}
+
+impl Remote {
+    /// As [`Pipe::close_now`].
+    pub fn close_now(&self) {
+        self.outgoing.lock().end();
+        self.incoming.lock().deafen();
+    }
+
+    /// As [`Pipe::reset_now`].
+    pub fn reset_now(&self) {
+        self.outgoing.lock().destroy();
+        self.incoming.lock().destroy();
+    }
+}
+
 /// A connection with `capacity` bytes of buffer in each direction.
 pub fn pipe(capacity: usize) -> (Pipe, Pipe) {
     let direction = || Arc::new(Mutex::new(Direction { capacity: capacity.max(1), ..Direction::default() }));
@@ -86,6 +107,11 @@ pub fn pipe(capacity: usize) -> (Pipe, Pipe) {
 }
 
 impl Pipe {
+    /// Ends the connection from elsewhere.
+    pub fn remote(&self) -> Remote {
+        Remote { incoming: Arc::clone(&self.incoming), outgoing: Arc::clone(&self.outgoing) }
+    }
+
     /// Looks at what comes in.
     pub fn watch(&self) -> Watch {
         Watch(Arc::clone(&self.incoming))
@@ -98,14 +124,12 @@ impl Pipe {
 
     /// Neither writes nor reads any more. What was written arrives.
     pub fn close_now(&self) {
-        self.outgoing.lock().end();
-        self.incoming.lock().deafen();
+        self.remote().close_now();
     }
 
     /// Destroys what is on the way, in both directions.
     pub fn reset_now(&self) {
-        self.outgoing.lock().destroy();
-        self.incoming.lock().destroy();
+        self.remote().reset_now();
     }
 }
 

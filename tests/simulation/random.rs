@@ -90,7 +90,7 @@ fn beside(random: &mut Random, window: usize) -> Vec<Step> {
 /// The script of a seed.
 pub fn script(seed: u64) -> Script {
     let random = &mut Random::new(seed);
-    let way = random.of(&[Way::Raw, Way::Polling, Way::Hybrid, Way::Polling, Way::Hybrid]);
+    let way = random.of(&[Way::Raw, Way::Polling, Way::Hybrid, Way::Polling, Way::Hybrid, Way::Streaming]);
     let repeats = random.below(12) == 0;
     let mut script = Script {
         way,
@@ -122,7 +122,7 @@ pub fn script(seed: u64) -> Script {
                 Step::ServerReads(n, every)
             }
             14 if slow > 0 => random.of(&[Step::ServerStops, Step::ServerGoes]),
-            15 if slow > 0 && way == Way::Raw => {
+            15 if slow > 0 && !way.acknowledges() => {
                 let (n, every) = random.pace();
                 Step::ClientReads(n, every)
             }

@@ -8,6 +8,14 @@ pub enum Way {
     Raw,
     Polling,
     Hybrid,
+    Streaming,
+}
+
+impl Way {
+    /// Whether the client acknowledges what it receives by requests, which are sent again when they are lost.
+    pub fn acknowledges(self) -> bool {
+        matches!(self, Self::Polling | Self::Hybrid)
+    }
 }
 
 /// What the network does to a request of a tunnel's client. Times are in milliseconds.

@@ -31,7 +31,7 @@ const ARRIVAL: Duration = Duration::from_secs(3000);
 /// How long the end of a session may take, until nothing is left of it: the idle time-out, and all that follows.
 const END: Duration = Duration::from_secs(600);
 
-/// A client of any transport.
+/// A client of any transport. A streaming client is a raw one for the script: its requests are made for it.
 pub enum AnyClient {
     Raw(Peer, Watch),
     Tunnel(Client),
@@ -127,6 +127,17 @@ impl World {
             let watch = theirs.watch();
             tokio::spawn(client.clone().live(theirs));
             program.take(ours);
+            AnyClient::Raw(client, watch)
+        } else if script.way == Way::Streaming {
+            let (ours, theirs) = pipe(script.buffer);
+            let client = Peer::new(To::Client, false, Arc::clone(&ledger));
+            client.first_words(&super::adapter::handshake());
+            let watch = theirs.watch();
+            tokio::spawn(client.clone().live(theirs));
+            let (get, get_of_program) = pipe(script.buffer);
+            let name = program.open_stream(get_of_program);
+            let (program, fates) = (Arc::clone(&program), Arc::clone(&fates));
+            tokio::spawn(super::streaming::live(program, name, ours, get, fates, Arc::clone(&ledger)));
             AnyClient::Raw(client, watch)
         } else {
             let client = Client::new(Arc::clone(&ledger));
@@ -254,6 +265,8 @@ impl World {
             self.ending.half_by_client |= is_half;
             note_end(&mut self.ending.by_client, whole, is_ending);
         }
+        let step =
+            if step == Step::ClientHalfCloses && self.script.way != Way::Raw { Step::ClientCloses } else { step };
         match &self.client {
             AnyClient::Raw(client, _) => match step {
                 Step::ClientSays(n) => client.say(To::Server, Some(n)),

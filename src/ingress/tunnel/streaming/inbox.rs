@@ -7,7 +7,7 @@
 //!     └──────────────── the core lets the session go ─────────┴──────▶ over ── 15 s ──▶ forgotten
 //! ```
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, mem, time::Duration};
 
 use tokio::{io::ReadBuf, time::Instant};
 
@@ -63,12 +63,20 @@ pub(super) struct Inbox {
     waiting: VecDeque<WaitingUpload>,
     arrived: UploadNumber,
     taken: UploadNumber,
+    /// Whether the core has read something since the last check.
+    progresses: bool,
     state: InboxState,
 }
 
 impl Inbox {
     pub(super) fn new() -> Self {
-        Self { waiting: VecDeque::new(), arrived: UploadNumber(0), taken: UploadNumber(0), state: InboxState::Open }
+        Self {
+            waiting: VecDeque::new(),
+            arrived: UploadNumber(0),
+            taken: UploadNumber(0),
+            progresses: false,
+            state: InboxState::Open,
+        }
     }
 
     /// Takes the bytes of a request, which keep the place of their arrival.
@@ -107,6 +115,7 @@ impl Inbox {
         let n = left.len().min(buf.remaining());
         buf.put_slice(&left[..n]);
         upload.at += n;
+        self.progresses = true;
         let is_whole = upload.at == upload.body.len();
         if is_whole {
             self.waiting.pop_front();
@@ -135,8 +144,12 @@ impl Inbox {
         self.waiting = VecDeque::new();
     }
 
-    /// Marks the session as overdue if a request has waited for `timeout`. Returns whether that has just happened.
+    /// Marks the session as overdue if a request has waited for `timeout`, and nothing was read of it. Returns whether
+    /// that has just happened. The time of a request that is read bit by bit begins anew with each check.
     pub(super) fn check(&mut self, now: Instant, timeout: Duration) -> bool {
+        if let (true, Some(first)) = (mem::take(&mut self.progresses), self.waiting.front_mut()) {
+            first.since = now;
+        }
         let is_late = |first: &WaitingUpload| now.duration_since(first.since) >= timeout;
         let becomes_overdue = self.state == InboxState::Open && self.waiting.front().is_some_and(is_late);
         if becomes_overdue {
@@ -203,6 +216,11 @@ mod tests {
         assert!(!inbox.check(now + 2 * TIMEOUT, TIMEOUT), "nothing waits");
         let number = inbox.arrive(upload(b"x"), now).expect("room");
         assert!(!inbox.check(now + TIMEOUT / 2, TIMEOUT));
+        let later = inbox.arrive(upload(b"y"), now).expect("room");
+        read(&mut inbox, 1);
+        assert!(!inbox.check(now + TIMEOUT, TIMEOUT), "the first one was read, and the second one is the first now");
+        assert_eq!((inbox.outcome(number), inbox.outcome(later)), (Some(TunnelOutcome::Taken), None));
+        let (number, now) = (later, now + TIMEOUT);
         assert!(inbox.check(now + TIMEOUT, TIMEOUT));
         assert!(!inbox.check(now + TIMEOUT, TIMEOUT), "once");
         assert_eq!(inbox.outcome(number), Some(TunnelOutcome::Busy));
