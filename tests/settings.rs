@@ -162,6 +162,7 @@ fn setting(settings: &Settings, key: &str) -> Option<String> {
         "tunnel.hold" => ms(tunnel.hold),
         "tunnel.reply_wait" => ms(tunnel.reply_wait),
         "tunnel.session_timeout" => ms(tunnel.session_timeout),
+        "tunnel.stream_keep_alive" => ms_or_never(tunnel.stream_keep_alive),
         "tunnel.version" => tunnel.version.to_string(),
         "tunnel.same_address" => tunnel.same_address.to_string(),
         "tunnel.window" => tunnel.window.to_string(),
