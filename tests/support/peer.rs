@@ -10,9 +10,10 @@ use std::{
         OnceLock,
         atomic::{AtomicU16, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use super::{has, in_time, skip, wait_until};
+use super::{has, skip, wait_until};
 
 /// A process that is killed when this value is dropped, together with the processes that it started.
 pub struct Process(pub Child);
@@ -45,10 +46,14 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// The longest time of a program. testssl takes half a minute on two idle cores, and a minute on busy ones.
+const PROGRAM: Duration = Duration::from_secs(300);
+
 /// Runs a program to its end.
 pub async fn run(command: &mut Command) -> Output {
     let mut command = tokio::process::Command::from(std::mem::replace(command, Command::new("true")));
-    in_time("the program's end", command.kill_on_drop(true).output()).await.unwrap()
+    let output = tokio::time::timeout(PROGRAM, command.kill_on_drop(true).output()).await;
+    output.expect("the program's end").unwrap()
 }
 
 /// An address on loopback where no program listens now, a different one each time. Its port is below those that the
