@@ -391,10 +391,12 @@ async fn the_end_of_the_get_request_ends_the_session_and_so_does_the_communitys(
     let name = down.name.clone();
     upload(&mux, &name, &hello).await;
     read(&mut down, answer).await;
-    assert_eq!(mux.metric("sametime_mux_sessions{port=\"0\",transport=\"http_streaming\"}").await, 0.0);
+    let sessions = format!("sametime_mux_sessions{{port=\"{}\",transport=\"http_streaming\"}}", mux.raw().port());
+    assert_eq!(mux.metric(&sessions).await, 1.0);
     assert_eq!(mux.server.sessions(), 1);
     drop((down, keep));
     wait_until("the end", || mux.server.sessions() == 0).await;
+    assert_eq!(mux.metric(&sessions).await, 0.0);
     // The Community's farewell message comes to the client, and then the end of the response.
     let leaving = Community::start(|mut connection: Connection| async move {
         connection.accept_login().await;
@@ -547,8 +549,8 @@ async fn a_client_that_has_used_up_its_addresss_limit_goes_on() {
         // More than is left, and more than the limit, on the path without hyper and on that with it.
         for size in [30_000, 140_000] {
             let message = frames::message(1, &vec![7; size]).bytes();
-            let (response, echo) = tokio::join!(upload(&mux, &name, &message), read(&mut down, message.len()));
-            assert_taken(&response, &name);
+            let taken = async { assert_taken(&upload(&mux, &name, &message).await, &name) };
+            let ((), echo) = tokio::join!(taken, read(&mut down, message.len()));
             assert!(echo == message);
             let request = body(&name, &message);
             let head = format!("POST /communityCBR/ HTTP/1.1\r\n{HEADERS}Transfer-Encoding: chunked\r\n\r\n");
@@ -556,8 +558,8 @@ async fn a_client_that_has_used_up_its_addresss_limit_goes_on() {
             let post = [head.as_bytes(), chunk.as_bytes(), &request, b"\r\n0\r\n\r\n"].concat();
             let mut connection = http::connect(mux.raw(), tls).await;
             let exchange = in_time("a response", http::exchange(&mut connection, &post));
-            let (response, echo) = tokio::join!(exchange, read(&mut down, message.len()));
-            assert_taken(&response.unwrap(), &name);
+            let taken = async { assert_taken(&exchange.await.unwrap(), &name) };
+            let ((), echo) = tokio::join!(taken, read(&mut down, message.len()));
             assert!(echo == message);
         }
     }

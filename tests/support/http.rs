@@ -94,7 +94,7 @@ pub async fn read_response(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<
     Ok(response)
 }
 
-async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
+pub async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
         line.push(stream.read_u8().await?);

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
 use super::{
     http::{self, Response, Stream},
@@ -85,10 +85,10 @@ impl Down {
             return self.stream.read(buffer).await;
         }
         if self.chunk_left == 0 {
-            let line = read_line(&mut self.stream).await?;
+            let line = http::read_line(&mut self.stream).await?;
             self.chunk_left = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
             if self.chunk_left == 0 {
-                read_line(&mut self.stream).await?;
+                http::read_line(&mut self.stream).await?;
                 return Ok(0);
             }
         }
@@ -96,18 +96,10 @@ impl Down {
         let n = self.stream.read(&mut buffer[..most]).await?;
         self.chunk_left -= n;
         if self.chunk_left == 0 {
-            read_line(&mut self.stream).await?;
+            http::read_line(&mut self.stream).await?;
         }
         Ok(n)
     }
-}
-
-async fn read_line(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<String> {
-    let mut line = Vec::new();
-    while !line.ends_with(b"\n") {
-        line.push(stream.read_u8().await?);
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 /// Opens a session. The second value keeps the connection open.

@@ -176,7 +176,7 @@ fn path_of(target: &str) -> Option<&str> {
 }
 
 /// Lines of one header as one line. `None`: there are none.
-fn joined(lines: &[&[u8]]) -> Option<Box<[u8]>> {
+pub(super) fn joined(lines: &[&[u8]]) -> Option<Box<[u8]>> {
     (!lines.is_empty()).then(|| lines.join(&b","[..]).into())
 }
 

@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::{
     HttpContext, MAX_HEAD,
     backend::{self, RequestOrigin, WebServerBody},
-    fast_path::{StreamRequest, TunnelCall},
+    fast_path::{StreamRequest, TunnelCall, joined},
     forwarded::{FORWARDED_FOR, client_of},
     framing::FramingError,
     guard::{Guarded, HyperProgress},
@@ -147,8 +147,7 @@ fn stream_request(request: &Request<Incoming>) -> Option<StreamRequest> {
         return None;
     }
     let lines: Vec<&[u8]> = headers.get_all(FORWARDED_FOR).into_iter().map(HeaderValue::as_bytes).collect();
-    let forwarded = (!lines.is_empty()).then(|| lines.join(&b","[..]).into());
-    Some(StreamRequest { is_chunked: request.version() == Version::HTTP_11, forwarded })
+    Some(StreamRequest { is_chunked: request.version() == Version::HTTP_11, forwarded: joined(&lines) })
 }
 
 /// Responds to one request.

@@ -125,6 +125,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for StreamingConnection<S> {
                 }
                 return Poll::Ready(Ok(()));
             }
+            // The session's task is woken by the next request, and by what `poll_get` waits for.
             Poll::Ready(InboxRead::Empty) | Poll::Pending => (),
         }
         // No byte in the buffer is the end.
