@@ -11,9 +11,9 @@ pub mod outcome;
 mod policy;
 
 use metrics::{
-    community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics, listeners::ListenerMetrics,
-    process::ProcessMetrics, server::ServerMetrics, sessions::SessionMetrics, tls::TlsMetrics, traffic::TrafficMetrics,
-    tunnel::TunnelMetrics,
+    cluster::ClusterMetrics, community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics,
+    listeners::ListenerMetrics, process::ProcessMetrics, server::ServerMetrics, sessions::SessionMetrics,
+    tls::TlsMetrics, traffic::TrafficMetrics, tunnel::TunnelMetrics,
 };
 pub use metrics::{sessions::SessionsGauge, traffic::Direction};
 
@@ -35,6 +35,8 @@ pub struct Telemetry {
     pub http: HttpMetrics,
     /// The HTTP tunnel.
     pub tunnel: TunnelMetrics,
+    /// The cluster.
+    pub cluster: ClusterMetrics,
     /// Listeners.
     pub listeners: ListenerMetrics,
     /// Community servers.
@@ -57,6 +59,7 @@ impl Telemetry {
             tls: TlsMetrics::register(&mut all),
             http: HttpMetrics::register(&mut all),
             tunnel: TunnelMetrics::register(&mut all),
+            cluster: ClusterMetrics::register(&mut all),
             listeners: ListenerMetrics::register(&mut all),
             community: CommunityMetrics::register(&mut all),
             process: ProcessMetrics::register(&mut all),
