@@ -140,7 +140,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StreamingConnection<S> {
             return Poll::Ready(Ok(0));
         }
         let written = ready!(this.body.poll_write(&mut this.inner, cx, bytes))?;
-        this.follows &= this.scanner.scan(&bytes[..written], u32::MAX, |_| ()).is_ok();
+        // After an invalid frame, a scanner knows no further one.
+        this.follows = this.follows && this.scanner.scan(&bytes[..written], u32::MAX, |_| ()).is_ok();
         this.session.written();
         Poll::Ready(Ok(written))
     }
