@@ -8,6 +8,7 @@
 //! The transport of a client is known for limits, log and metrics; no decision here depends on it.
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -209,11 +210,10 @@ async fn keep_time(context: Weak<MuxContext>) {
         let settings = context.settings.load();
         let since = |limit: Duration| now.saturating_sub(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
         if let Some(idle) = settings.idle_timeout {
-            let ended = context.admission.order_idle(since(idle));
-            if ended > 0
+            if let Some(sessions) = NonZeroUsize::new(context.admission.order_idle(since(idle)))
                 && let Some(more) = context.idle.pass()
             {
-                info!(sessions = ended, more, "idle for too long");
+                info!(sessions, more, "idle for too long");
             }
         }
         if let Some(limit) = settings.logging_in_timeout {

@@ -92,7 +92,6 @@ impl Relay {
         }
         loop {
             match self.poll_directions(cx) {
-                (Poll::Pending, Poll::Pending) if self.closing.is_none() => return Poll::Pending,
                 (Poll::Pending, Poll::Pending) => match ready!(self.poll_closing(cx)) {
                     Next::GoOn => (),
                     Next::Over => return Poll::Ready(()),
@@ -247,8 +246,7 @@ impl Relay {
 
     /// Waits for the next state of a closing session, when its directions have nothing to do.
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let awaited = self.awaited();
-        let Some(timed) = &mut self.closing else { return Poll::Pending };
+        let (awaited, Some(timed)) = (self.awaited(), &mut self.closing) else { return Poll::Pending };
         let is_finishing = timed.closing.is_finishing();
         if is_finishing && self.to_community.receiver_is_done() && is_gone(&self.to_client, &self.to_community) {
             // The server has one session less, although the client may take its time.

@@ -28,6 +28,8 @@ use crate::{
     wire::{Transport, frame, message, message::kind, reason::Reason},
 };
 
+mod opening;
+
 /// How many bytes a connection takes that the other end has not read.
 const BUFFER: usize = 1000;
 const SECOND: Duration = Duration::from_secs(1);
