@@ -300,6 +300,12 @@ impl Ticket {
         Share::from_bits(self.held.load(Relaxed))
     }
 
+    /// Whether the Community has not logged the client in.
+    #[cfg(test)]
+    pub(super) fn is_logging_in(&self) -> bool {
+        self.entry.is_logging_in.load(Relaxed)
+    }
+
     /// Notes that the Community has logged the client in.
     pub(super) fn logged_in(&self) {
         if self.entry.is_logging_in.swap(false, Relaxed) {
@@ -322,7 +328,7 @@ impl Drop for Ticket {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{net::SocketAddr, thread};
 
     use super::*;
@@ -330,6 +336,12 @@ mod tests {
 
     fn admission(budget: Arc<Budget>) -> Arc<Admission> {
         Arc::new(Admission::new(Telemetry::new("0"), budget))
+    }
+
+    /// The ticket of a client that is logging in.
+    pub(in crate::mux) fn ticket(telemetry: &Arc<Telemetry>) -> Ticket {
+        let admission = Arc::new(Admission::new(Arc::clone(telemetry), Budget::new(1 << 20, 0, &[])));
+        admit(&admission, "10.0.0.1").expect("room")
     }
 
     fn admit(admission: &Arc<Admission>, client: &str) -> Result<Ticket, Refusal> {

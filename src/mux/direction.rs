@@ -287,7 +287,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
-    use crate::{stream::StreamError, wire::frame};
+    use crate::{mux::admission::tests::ticket, stream::StreamError, telemetry::Telemetry, wire::frame};
 
     /// A stream in memory that takes `size` bytes, and its far end.
     fn stream(size: usize) -> (Stream, DuplexStream) {
@@ -316,6 +316,23 @@ mod tests {
         assert_eq!(direction.bytes, 64, "the next message was read when the first one was taken");
         receiver.read_exact(&mut received[30..]).await.expect("relayed");
         assert_eq!(received, message);
+    }
+
+    #[test]
+    fn bytes_that_were_read_before_there_was_a_link_are_counted_up_to_an_invalid_frame() {
+        let telemetry = Telemetry::new("0");
+        let ticket = ticket(&telemetry);
+        let observer = FrameObserver { ticket: &ticket, telemetry: &telemetry, accepted: std::time::Instant::now() };
+        let (mut direction, mut facts) = (RelayDirection::default(), SessionFacts::new(1 << 20));
+        let mut take = |bytes: &[u8]| {
+            let mut taken = bytes.to_vec();
+            let result = direction.take(Direction::ToCommunity, &mut taken, &mut facts, observer);
+            (taken.len(), direction.bytes, result.is_ok(), direction.scanner.at_boundary())
+        };
+        let message = frame::build(4, 1, &[7; 20]);
+        assert_eq!(take(&message), (32, 32, true, true));
+        assert_eq!(take(&[&message[..], &[0, 0]].concat()), (32, 64, true, false), "the length is not whole");
+        assert_eq!(take(&[0, 1]), (0, 64, false, true), "and now it is known to be too short");
     }
 
     #[tokio::test]

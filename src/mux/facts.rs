@@ -151,14 +151,10 @@ impl SessionFacts {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
-        limits::budget::Budget,
-        mux::{admission::Admission, tests::settings},
-        stream::Via,
-        wire::{Transport, frame, message},
+        mux::admission::tests::ticket,
+        wire::{frame, message},
     };
 
     fn head(kind: u16, channel: u32) -> Head {
@@ -178,10 +174,7 @@ mod tests {
     #[test]
     fn frames_bytes_and_log_ins_are_counted() {
         let telemetry = Telemetry::new("0");
-        let admission = Arc::new(Admission::new(Arc::clone(&telemetry), Budget::new(1 << 20, 0, &[])));
-        let client = std::net::SocketAddr::from(([10, 0, 0, 1], 4000));
-        let via = Via { client, port: 1533.into(), transport: Transport::Raw, accepted: Instant::now() };
-        let ticket = admission.admit(&settings(), &via).expect("room");
+        let ticket = ticket(&telemetry);
         let observer = FrameObserver { ticket: &ticket, telemetry: &telemetry, accepted: Instant::now() };
         let (mut facts, mut up, mut down) = (SessionFacts::new(1 << 20), Scanner::new(), Scanner::new());
         let said = frame::build(kind::SEND_ON_CNL, 1, &[7; 8]);
@@ -206,12 +199,12 @@ mod tests {
         assert_eq!(traffic("to_community"), (2, 50));
         assert_eq!(follow(Direction::ToCommunity, &three[50..]), Ok(false));
         assert_eq!(traffic("to_community"), (3, 60));
-        assert_eq!(admission.logging_in(), 1);
+        assert!(ticket.is_logging_in());
         assert_eq!(follow(Direction::ToClient, &[0x80]), Ok(false));
         assert_eq!(traffic("to_client"), (0, 1), "a keep-alive is no frame");
         // It is logged in once, although the Community says so twice.
         assert_eq!(follow(Direction::ToClient, &[&*login_ack, &login_ack].concat()), Ok(true));
-        assert_eq!((traffic("to_client"), admission.logging_in()), ((2, 25), 0));
+        assert_eq!((traffic("to_client"), ticket.is_logging_in()), ((2, 25), false));
         assert_eq!(follow(Direction::ToClient, &message::destroy(0, 0)), Ok(true));
         let log_ins = ["sametime_mux_login_seconds_count", "sametime_mux_logins_refused_total"].map(count);
         assert_eq!(log_ins, [1, 0], "a farewell message after a log-in is no failed one");

@@ -575,6 +575,23 @@ async fn an_order_ends_a_session_in_seconds_although_nobody_reads() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_order_leaves_time_for_the_last_bytes_although_both_sides_have_closed() {
+    let settings = MuxSettings { idle_timeout: Some(SECOND * 5), ..settings() };
+    let Session { mut client, mut server, server_faults, program, .. } = start_with(settings, 1 << 20).await;
+    server.write_all(&much()[..30_000]).await.expect("room");
+    sleep(SECOND).await;
+    server_faults.writes(Errno::PIPE);
+    client.write_all(&said(1)).await.expect("room");
+    client.shutdown().await.expect("shut down");
+    sleep(SECOND * 5).await;
+    // The session has its order, and what the client has not read is kept.
+    let received = read_to_end(&mut client).await;
+    assert!(received[..30_000] == much()[..30_000], "{}", received.len());
+    drop((client, server));
+    program.ends_as(SessionEnd::Idle).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_while_a_slow_client_is_served_still_gives_it_the_reason() {
     let Session { mut client, server, program, .. } = start().await;
     write_then(server, much()[..ON_THE_WAY].to_vec(), drop);

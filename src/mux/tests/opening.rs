@@ -212,8 +212,10 @@ async fn a_slow_client_gets_the_whole_answer_before_an_invalid_frame() {
     let valid = much()[..20_000].to_vec();
     let answer = Ok([&valid[..], &[0, 0, 0, 1]].concat());
     let (near, mut client, _) = stream(BUFFER);
-    let (_server, program) = Case { first: message::handshake(), answer, ..Case::default() }.start(near);
-    let received = read_slowly(&mut client, 500, SECOND).await;
+    let (server, program) = Case { first: message::handshake(), answer, ..Case::default() }.start(near);
+    sleep(SECOND).await;
+    drop(server);
+    let received = read_slowly(&mut client, BUFFER, SECOND * 10).await;
     assert!(received[..valid.len()] == valid);
     assert_eq!(received[valid.len()..], crate::wire::reason::Reason::ConnectionBroken.destroy());
     drop(client);

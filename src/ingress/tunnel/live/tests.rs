@@ -419,14 +419,16 @@ fn bodies_without_room_may_exceed_the_limit_of_an_address_by_some_windows_togeth
 }
 
 #[test]
-fn a_read_wakes_a_request_only_when_it_makes_room() {
-    let mut world = world(TunnelKind::Polling);
+fn a_read_makes_room_and_wakes_a_request_only_then() {
+    let budget = Budget::new(1 << 20, 0, &[]);
+    let mut world = world_of(TunnelKind::Polling, &budget);
     for (length, wakes) in [(WINDOW / 2, vec![]), (WINDOW, vec![Waiter::Request])] {
         let body = world.body(&vec![1; length]);
         let request = world.held(&body);
         world.woken();
+        assert_eq!(budget.held(), length + PIECE);
         world.read().expect("bytes").expect("open");
-        assert_eq!(world.woken(), wakes, "{length}");
+        assert_eq!((world.woken(), budget.held()), (wakes, 0), "{length}");
         let response = world.respond(&request, true);
         world.take(response);
     }
