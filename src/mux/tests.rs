@@ -607,6 +607,46 @@ async fn an_order_while_a_slow_client_is_served_still_gives_it_the_reason() {
     program.ends_as(SessionEnd::Drained).await;
 }
 
+/// What is logged on this thread as long as the guard is there.
+fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let lines = Arc::<Mutex<Vec<u8>>>::default();
+    let writer = Arc::clone(&lines);
+    let subscriber = tracing_subscriber::fmt().with_writer(move || Lines(Arc::clone(&writer))).with_ansi(false);
+    (lines, tracing::subscriber::set_default(subscriber.finish()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_warns_of_a_link_that_broke_and_not_of_one_that_was_closed() {
+    for is_broken in [true, false] {
+        let (lines, _guard) = log();
+        let Session { client, server, server_faults, program, .. } = start().await;
+        if is_broken {
+            server_faults.reads(Errno::CONNRESET);
+        }
+        drop((client, server));
+        let reason = if is_broken { SessionEnd::CommunityBroken } else { SessionEnd::CommunityClosed };
+        sleep(SECOND).await;
+        assert_eq!((program.mux.sessions(), program.reason()), (0, Some(reason)));
+        let lines = String::from_utf8(lines.lock().clone()).expect("text");
+        let closed = lines.lines().find(|line| line.contains("session closed")).expect("a line");
+        assert_eq!((closed.contains("WARN"), closed.contains("INFO")), (is_broken, !is_broken), "{closed}");
+        assert!(closed.contains("192.0.2.1:4000") && closed.contains(reason.name()), "{closed}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_slow_client_is_not_idle_while_it_takes_the_last_bytes() {
     let settings = MuxSettings { idle_timeout: Some(SECOND * 5), ..settings() };

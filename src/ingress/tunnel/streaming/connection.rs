@@ -119,8 +119,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for StreamingConnection<S> {
         match this.session.poll_read(cx, buf) {
             Poll::Ready(InboxRead::Overdue) => return Poll::Ready(Err(StreamError::CommunityTooSlow.into())),
             Poll::Ready(InboxRead::Bytes) => {
-                if !matches!(this.get, GetRequest::Open) && !this.session.has_bytes() {
-                    // That was the last request.
+                if !matches!(this.get, GetRequest::Open) {
+                    // That was the last request, or those that are there already are.
                     this.get = GetRequest::Ended;
                 }
                 return Poll::Ready(Ok(()));
