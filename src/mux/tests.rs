@@ -607,6 +607,40 @@ async fn an_order_while_a_slow_client_is_served_still_gives_it_the_reason() {
     program.ends_as(SessionEnd::Drained).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_the_sessions_and_ends_those_that_are_left() {
+    let drain_timeout = SECOND * 10;
+    let no_room = |program: &Program| {
+        let via = Via {
+            client: SocketAddr::from(([192, 0, 2, 9], 4000)),
+            port: 1533.into(),
+            transport: Transport::Raw,
+            accepted: Instant::now().into_std(),
+        };
+        let arrival = Arrival { stream: Stream::other(tokio::io::empty()), first: Bytes::new(), via };
+        program.mux.take(arrival).err().map(|refused| refused.0)
+    };
+    for leaves in [true, false] {
+        let settings = MuxSettings { drain_timeout, ..settings() };
+        let Session { mut client, server, program, .. } = start_with(settings, BUFFER).await;
+        let (mux, since) = (program.mux.clone(), Instant::now());
+        let drain = tokio::spawn(async move { (mux.drain().await, since.elapsed()) });
+        sleep(SECOND * 5).await;
+        assert!(program.mux.is_draining() && no_room(&program) == Some(Refusal::Draining));
+        assert_eq!((program.mux.sessions(), program.reason()), (1, None), "it goes on");
+        if !leaves {
+            let reason = crate::wire::reason::Reason::ConnectionBroken.destroy();
+            assert_eq!(read_to_end(&mut client).await, reason);
+            let told = since.elapsed() - drain_timeout;
+            assert!(told < SECOND / 50, "{told:?}");
+        }
+        drop((client, server));
+        let (drained, took) = drain.await.expect("no panic");
+        assert_eq!(drained, Drained { ended: usize::from(!leaves), left: 0 });
+        assert_eq!(took.as_secs(), if leaves { 5 } else { 10 });
+    }
+}
+
 /// What is logged on this thread as long as the guard is there.
 fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     struct Lines(Arc<Mutex<Vec<u8>>>);

@@ -147,16 +147,18 @@ async fn a_client_has_some_time_for_its_first_frame() {
 
 #[tokio::test(start_paused = true)]
 async fn how_a_client_ends_before_and_after_its_first_frame_is_told_apart() {
-    let ends: [(fn() -> Option<io::Error>, _, _); 3] = [
-        (|| None, SessionEnd::NoHandshake, SessionEnd::ClientClosed),
-        (|| Some(StreamError::Truncated.into()), SessionEnd::NoHandshake, SessionEnd::ClientClosed),
-        (|| Some(Errno::CONNRESET.into()), SessionEnd::ClientBroken, SessionEnd::ClientBroken),
+    let cut_off = || Some(StreamError::Truncated.into());
+    let reset = || Some(Errno::CONNRESET.into());
+    let ends = [
+        ([None, None], SessionEnd::NoHandshake, SessionEnd::ClientClosed),
+        ([cut_off(), cut_off()], SessionEnd::NoHandshake, SessionEnd::ClientClosed),
+        ([reset(), reset()], SessionEnd::ClientBroken, SessionEnd::ClientBroken),
     ];
-    for (end, before, after) in ends {
-        let client = Stream::other(Ended(end()));
+    for ([first, second], before, after) in ends {
+        let client = Stream::other(Ended(first));
         let (_server, program) = Case { first: vec![0], ..Case::default() }.start(client);
         program.ends_as(before).await;
-        let client = Stream::other(Ended(end()));
+        let client = Stream::other(Ended(second));
         let case = Case { first: message::handshake(), waits_for_more: true, ..Case::default() };
         let (mut server, program) = case.start(client);
         assert_eq!(read_to_end(&mut server).await, handshake(), "the Community gets what was sent before");
