@@ -328,7 +328,7 @@ impl Drop for Ticket {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::{net::SocketAddr, thread};
 
     use super::*;
@@ -336,12 +336,6 @@ pub(super) mod tests {
 
     fn admission(budget: Arc<Budget>) -> Arc<Admission> {
         Arc::new(Admission::new(Telemetry::new("0"), budget))
-    }
-
-    /// The ticket of a client that is logging in.
-    pub(in crate::mux) fn ticket(telemetry: &Arc<Telemetry>) -> Ticket {
-        let admission = Arc::new(Admission::new(Arc::clone(telemetry), Budget::new(1 << 20, 0, &[])));
-        admit(&admission, "10.0.0.1").expect("room")
     }
 
     fn admit(admission: &Arc<Admission>, client: &str) -> Result<Ticket, Refusal> {

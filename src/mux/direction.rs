@@ -287,7 +287,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
-    use crate::{mux::admission::tests::ticket, stream::StreamError, telemetry::Telemetry, wire::frame};
+    use crate::{mux::tests::ticket, stream::StreamError, telemetry::Telemetry, wire::frame};
 
     /// A stream in memory that takes `size` bytes, and its far end.
     fn stream(size: usize) -> (Stream, DuplexStream) {

@@ -153,7 +153,7 @@ impl SessionFacts {
 mod tests {
     use super::*;
     use crate::{
-        mux::admission::tests::ticket,
+        mux::tests::ticket,
         wire::{frame, message},
     };
 

@@ -20,7 +20,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::*;
+use super::{admission::Ticket, *};
 use crate::{
     runtime::scratch,
     stream::{Lease, Link, Linking, MoreFromClient, Stream, Via},
@@ -146,6 +146,14 @@ pub(super) fn settings() -> MuxSettings {
         max_frame: 1 << 20,
         drain_timeout: Duration::ZERO,
     }
+}
+
+/// The ticket of a client that is logging in.
+pub(super) fn ticket(telemetry: &Arc<Telemetry>) -> Ticket {
+    let admission = Arc::new(Admission::new(Arc::clone(telemetry), Budget::new(1 << 20, 0, &[])));
+    let client = SocketAddr::from(([192, 0, 2, 1], 4000));
+    let via = Via { client, port: 1533.into(), transport: Transport::Raw, accepted: Instant::now().into_std() };
+    admission.admit(&settings(), &via).expect("room")
 }
 
 /// A session between two ends that the test has.
@@ -643,9 +651,9 @@ async fn a_drain_waits_for_the_sessions_and_ends_those_that_are_left() {
 
 /// What is logged on this thread as long as the guard is there.
 fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
-    struct Lines(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Lines {
+    impl io::Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -658,7 +666,7 @@ fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
 
     let lines = Arc::<Mutex<Vec<u8>>>::default();
     let writer = Arc::clone(&lines);
-    let subscriber = tracing_subscriber::fmt().with_writer(move || Lines(Arc::clone(&writer))).with_ansi(false);
+    let subscriber = tracing_subscriber::fmt().with_writer(move || Captured(Arc::clone(&writer))).with_ansi(false);
     (lines, tracing::subscriber::set_default(subscriber.finish()))
 }
 

@@ -74,7 +74,7 @@ impl Taker {
 }
 
 /// A client of the polling or the hybrid tunnel.
-struct Client {
+struct TunnelClient {
     kind: TunnelKind,
     name: SessionName,
     cipher: Cipher,
@@ -92,7 +92,7 @@ fn opening(kind: TunnelKind, public: &[u8]) -> Vec<u8> {
     out.0
 }
 
-fn open(service: &Service, kind: TunnelKind, from: SocketAddr) -> Result<Client, TunnelOutcome> {
+fn open(service: &Service, kind: TunnelKind, from: SocketAddr) -> Result<TunnelClient, TunnelOutcome> {
     let secret = [3; 32];
     let public = agree_with(&[3], &secret).expect("legal").public;
     let response = service.open(kind, &opening(kind, &public), from, 80);
@@ -103,10 +103,10 @@ fn open(service: &Service, kind: TunnelKind, from: SocketAddr) -> Result<Client,
     let name = SessionName::parse(name).expect("a name");
     let cipher = agree_with(reader.opaque().expect("a value"), &secret).expect("legal").cipher;
     let token = reader.opaque().expect("a token").to_vec();
-    Ok(Client { kind, name, cipher, iv: FIRST_IV, token })
+    Ok(TunnelClient { kind, name, cipher, iv: FIRST_IV, token })
 }
 
-impl Client {
+impl TunnelClient {
     /// Sends a request and reads the response.
     async fn request(&mut self, service: &Service, data: &[u8]) -> (TunnelOutcome, Vec<u8>) {
         let acknowledgement = self.cipher.encrypt(&mut self.iv, &self.token);
@@ -464,15 +464,15 @@ async fn a_request_that_the_core_does_not_read_ends_the_session() {
 }
 
 /// A connection whose reads fail.
-struct Failing(fn() -> io::Error);
+struct FailingReads(fn() -> io::Error);
 
-impl AsyncRead for Failing {
+impl AsyncRead for FailingReads {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Err(self.0()))
     }
 }
 
-impl AsyncWrite for Failing {
+impl AsyncWrite for FailingReads {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(bytes.len()))
     }
@@ -493,7 +493,7 @@ async fn a_connection_that_fails_ends_the_session_at_once_and_one_that_is_cut_of
     for (failure, waits) in failures {
         let (service, core) = start(settings());
         let name = service.new_name().expect("random");
-        assert!(service.open_stream(Failing(failure), stream_opening(name)).is_ok());
+        assert!(service.open_stream(FailingReads(failure), stream_opening(name)).is_ok());
         let (read, took) = read_to_end(&mut core.stream()).await;
         match waits {
             None => assert_eq!((read.map_err(|e| e.raw_os_error()), took), (Err(Some(104)), Duration::ZERO)),
