@@ -3,8 +3,8 @@
 use super::*;
 use crate::stream::{LinkError, LinkFailure, StreamError};
 
-/// A Community that answers as the test says.
-struct Server {
+/// A Community server that answers as the test says.
+struct ScriptedServer {
     link: Mutex<Option<Stream>>,
     answer: Result<Vec<u8>, LinkFailure>,
     /// Whether it does not answer before the client sends more, or closes.
@@ -12,7 +12,7 @@ struct Server {
     place: Arc<Places>,
 }
 
-impl Community for Server {
+impl Community for ScriptedServer {
     fn connect<'a>(&'a self, _: SocketAddr, hello: &'a [u8], more: MoreFromClient<'a>) -> Linking<'a> {
         let mut stream = self.link.lock().take().expect("one session");
         let lease = Box::new(Place(Arc::clone(&self.place)));
@@ -70,7 +70,8 @@ impl Case {
         let (link, server, _) = stream(1 << 20);
         let place = Arc::<Places>::default();
         let (answer, waits_for_more) = (self.answer, self.waits_for_more);
-        let community = Server { link: Mutex::new(Some(link)), answer, waits_for_more, place: Arc::clone(&place) };
+        let community =
+            ScriptedServer { link: Mutex::new(Some(link)), answer, waits_for_more, place: Arc::clone(&place) };
         let mux = Mux::start(self.settings, Arc::new(community), Telemetry::new("0"));
         let address = SocketAddr::from(([192, 0, 2, 1], 4000));
         let via =
