@@ -71,9 +71,10 @@ async fn server() -> SocketAddr {
 
 fn settings(server: String) -> CommunitySettings {
     CommunitySettings {
-        servers: vec![ServerAddress::Address(server)],
+        servers: vec![ServerAddress::Address(server).into()],
         balance: Balance::Failover,
         recalculate_after: 1,
+        slow_start: Duration::ZERO,
         send_proxy_protocol: false,
         connect_timeout: Duration::from_secs(5),
         handshake_timeout: Duration::from_secs(5),
