@@ -13,7 +13,7 @@ mod policy;
 use metrics::{
     community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics, listeners::ListenerMetrics,
     process::ProcessMetrics, server::ServerMetrics, sessions::SessionMetrics, tls::TlsMetrics, traffic::TrafficMetrics,
-    tunnel::TunnelMetrics,
+    trunk::TrunkMetrics, tunnel::TunnelMetrics,
 };
 pub use metrics::{sessions::SessionsGauge, traffic::Direction};
 
@@ -35,6 +35,8 @@ pub struct Telemetry {
     pub http: HttpMetrics,
     /// The HTTP tunnel.
     pub tunnel: TunnelMetrics,
+    /// The trunk.
+    pub trunk: TrunkMetrics,
     /// Listeners.
     pub listeners: ListenerMetrics,
     /// Community servers.
@@ -57,6 +59,7 @@ impl Telemetry {
             tls: TlsMetrics::register(&mut all),
             http: HttpMetrics::register(&mut all),
             tunnel: TunnelMetrics::register(&mut all),
+            trunk: TrunkMetrics::register(&mut all),
             listeners: ListenerMetrics::register(&mut all),
             community: CommunityMetrics::register(&mut all),
             process: ProcessMetrics::register(&mut all),

@@ -169,8 +169,10 @@ fn setting(settings: &Settings, key: &str) -> Option<String> {
         "log.format" => word(&settings.log.format),
         "log.level" => word(&settings.log.level),
         "community.send_proxy_protocol" => community.send_proxy_protocol.to_string(),
-        // Not in this version: the document says so.
-        "community.link" | "trunk.connections" | "trunk.tls" => return None,
+        "community.link" => if community.trunk.is_used { "trunk" } else { "direct" }.to_owned(),
+        "trunk.connections" => community.trunk.connections.to_string(),
+        "trunk.tls" => community.trunk.tls.to_string(),
+        "trunk_listener.tls" => ingress.trunk_listener.tls.to_string(),
         _ => panic!("{key} is in no test here"),
     })
 }
@@ -211,10 +213,14 @@ const OTHERS: &[(&str, &str)] = &[
     ("tls.client_ca", "tests/tls.rs"),
     ("admin.listen", "tests/process.rs"),
     ("admin.token_file", "tests/process.rs"),
-    ("trunk.certificate_authority", "not in this version"),
-    ("trunk_listener.host_name", "not in this version"),
-    ("trunk_listener.ports", "not in this version"),
-    ("trunk_listener.target", "not in this version"),
+    ("trunk.certificate_authority", "tests/trunk.rs"),
+    ("trunk.certificate", "tests/trunk.rs"),
+    ("trunk.private_key", "tests/trunk.rs"),
+    ("trunk.target", "tests/trunk.rs"),
+    ("trunk_listener.host_name", "hosts"),
+    ("trunk_listener.ports", "tests/trunk.rs"),
+    ("trunk_listener.target", "tests/trunk.rs"),
+    ("trunk_listener.client_ca", "tests/trunk.rs"),
 ];
 
 #[test]
@@ -230,7 +236,11 @@ fn no_key_is_left_out() {
 fn each_word_is_a_setting_of_its_own() {
     for (key, legal) in words() {
         for word in legal {
-            let more = if key == "tls.client_certificates" { "\nclient_ca = \"ca.pem\"" } else { "" };
+            let more = match &*key {
+                "tls.client_certificates" => "\nclient_ca = \"ca.pem\"",
+                "community.link" => "\nservers = [\"a:1533\"]",
+                _ => "",
+            };
             let settings = parse(&key, &format!("{word}{more}"), false).unwrap();
             let bare = word.trim_matches('"');
             assert_eq!(setting(&settings, &key).unwrap_or(bare.to_owned()), bare, "{key}");

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     net::own::OwnListeners,
     stream::{Community, Link, LinkError, LinkFailure, Linking, MoreFromClient},
+    trunk::Trunks,
     wire::message,
 };
 
@@ -37,6 +38,7 @@ pub struct Pool {
     /// The tasks that check the configured servers.
     checks: Mutex<Vec<AbortHandle>>,
     own: OwnListeners,
+    trunks: Arc<Trunks>,
 }
 
 /// A server, as the status shows it.
@@ -54,12 +56,18 @@ pub struct ServerStatus {
 
 impl Pool {
     /// Starts to check the servers of `settings`. `sandbox` is the address of the sandbox Community server, if it runs.
-    /// A server whose address is that of a listener in `own` is not used. Must be called on a tokio runtime.
-    pub fn start(settings: CommunitySettings, sandbox: Option<SocketAddr>, own: OwnListeners) -> Arc<Self> {
+    /// A server whose address is that of a listener in `own` is not used. Trunks share what
+    /// is in `trunks`. Must be called on a tokio runtime.
+    pub fn start(
+        settings: CommunitySettings,
+        sandbox: Option<SocketAddr>,
+        own: OwnListeners,
+        trunks: Arc<Trunks>,
+    ) -> Arc<Self> {
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, None);
         let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), balancer };
         let current = ArcSwap::from_pointee(none);
-        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own });
+        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own, trunks });
         pool.reconfigure(settings, sandbox);
         pool
     }
@@ -78,7 +86,7 @@ impl Pool {
                     ServerAddress::Address(address) => (address.as_str(), address.clone()),
                 };
                 let known = before.endpoints.iter().chain(&*leaving).find(|endpoint| *endpoint.name == *name);
-                Some(known.cloned().unwrap_or_else(|| Endpoint::new(name, &address, self.own.clone())))
+                Some(known.cloned().unwrap_or_else(|| Endpoint::new(name, &address, self.own.clone(), &self.trunks)))
             })
             .collect();
         let stays = |endpoint: &Arc<Endpoint>| endpoints.iter().any(|other| Arc::ptr_eq(other, endpoint));

@@ -364,6 +364,40 @@ outcomes! {
         Failed = "failed": Client, UNLOGGED, Nothing;
     }
 
+    /// Why the far end of a trunk refuses a request.
+    TrunkRefusal counted as "trunk_streams_refused" ends Request {
+        /// The method is not CONNECT.
+        Method = "method": Client, INFO, Status(405);
+        /// The request asks for another place than `trunk_listener.target`.
+        Target = "target": Configuration, INFO, Status(403);
+        /// No connection to `trunk_listener.target` could be made.
+        Unreachable = "unreachable": Server, INFO, Status(502);
+        /// This machine has no descriptors, or no memory, for a connection to `trunk_listener.target`.
+        Shortage = "shortage": System, INFO, Status(503);
+        /// `trunk_listener.target` did not accept the connection within `limits.login_timeout`.
+        TimedOut = "timed_out": Server, INFO, Status(504);
+    }
+
+    /// Why a connection of the trunk is over, at either end.
+    TrunkClose counted as "trunk_connections_closed" ends Connection {
+        /// One end closed it in order.
+        Closed = "closed": None, UNLOGGED, Nothing;
+        /// The connection broke.
+        Broken = "broken": System, WARN, Nothing;
+        /// The other end did not answer a PING within 10 s.
+        NoPong = "no_pong": Server, WARN, Nothing;
+        /// The TLS handshake failed.
+        TlsHandshake = "tls_handshake": Client, INFO, Nothing;
+        /// The near end has no certificate of the authorities in `trunk_listener.client_ca`.
+        ClientCertificate = "client_certificate": Client, INFO, Nothing;
+        /// The near end did not begin HTTP/2 within `limits.login_timeout`.
+        LoginTimeout = "login_timeout": Client, INFO, Nothing;
+        /// One end violated HTTP/2, or does not speak it.
+        Protocol = "protocol": Client, WARN, Nothing;
+        /// One end sent more frames of a kind than any proper use needs.
+        Flood = "flood": Client, WARN, Nothing;
+    }
+
     /// Why a listener could not accept a connection.
     AcceptError counted as "accept_errors" ends Nothing {
         /// The connection was gone before it was accepted.
@@ -439,6 +473,18 @@ impl AcceptError {
             Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
             // Linux returns network errors that a new connection already has from accept (accept(2)).
             _ => Self::Connection,
+        }
+    }
+}
+
+impl TrunkClose {
+    /// What an error of HTTP/2 means.
+    pub fn of_error(error: &h2::Error) -> Self {
+        match error.reason() {
+            _ if error.is_io() => Self::Broken,
+            Some(h2::Reason::NO_ERROR) => Self::Closed,
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Self::Flood,
+            _ => Self::Protocol,
         }
     }
 }

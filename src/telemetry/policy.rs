@@ -102,6 +102,14 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The status of the HTTP response, if it is one.
+    pub fn status(self) -> Option<http::StatusCode> {
+        match self.sent {
+            Sent::Status(status) => http::StatusCode::from_u16(status).ok(),
+            _ => None,
+        }
+    }
+
     /// The reason of the farewell message, if the outcome alone decides it.
     pub fn farewell(self) -> Option<Reason> {
         match self.sent {

@@ -2,14 +2,13 @@
 
 use serde::Deserialize;
 
-use super::{ANY_NUMBER, HOUR, MILLISECOND, MINUTE};
+use super::{ANY_NUMBER, HOUR, MILLISECOND, MINUTE, trunk};
 use crate::{
     community::{self, Balance, Check, ServerAddress},
     config::{legal, reader::KeyReader, section_reader::SectionReader},
 };
 
-/// How clients are connected to a Community server. Settings have no such field, because only one value is possible in
-/// this version.
+/// How clients are connected to a Community server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum LinkKind {
@@ -25,8 +24,9 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> community::CommunitySettings {
     let legal = "\"least-sessions\", \"failover\" or \"round-robin\"";
     let balance = section.value("balance", Balance::LeastSessions, legal);
     let recalculate_after = section.number("recalculate_after", 100, ANY_NUMBER, 1..=1_000_000);
-    if section.value("link", LinkKind::Direct, "\"direct\"") == LinkKind::Trunk {
-        section.conflict("link", "\"trunk\" is not in this version");
+    let is_trunk = section.value("link", LinkKind::Direct, "\"direct\" or \"trunk\"") == LinkKind::Trunk;
+    if is_trunk && servers.contains(&ServerAddress::Sandbox) {
+        section.conflict("link", "the sandbox has no trunk");
     }
     let send_proxy_protocol = section.flag("send_proxy_protocol", false);
     if send_proxy_protocol && servers.contains(&ServerAddress::Sandbox) {
@@ -49,5 +49,6 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> community::CommunitySettings {
             "a duration, 100ms to 1h, or \"0s\" for never",
             interval,
         ),
+        trunk: trunk::near(reader, is_trunk),
     }
 }
