@@ -16,6 +16,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use crate::telemetry::outcome::TrunkClose;
+
 mod far;
 mod identity;
 mod near;
@@ -36,6 +38,16 @@ const CONNECTION_WINDOW: u32 = 1 << 30;
 /// connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
+/// What an error of HTTP/2 means for a connection.
+fn close_of(error: &h2::Error) -> TrunkClose {
+    match error.reason() {
+        _ if error.is_io() => TrunkClose::Broken,
+        Some(h2::Reason::NO_ERROR) => TrunkClose::Closed,
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => TrunkClose::Flood,
+        _ => TrunkClose::Protocol,
+    }
+}
+
 /// The settings of the near end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrunkSettings {
@@ -53,6 +65,21 @@ pub struct TrunkSettings {
     pub private_key: PathBuf,
     /// What the far end is asked to connect to: `host:port`.
     pub target: String,
+}
+
+impl TrunkSettings {
+    /// Settings of a program without trunks.
+    pub fn unused() -> Self {
+        Self {
+            is_used: false,
+            connections: 1,
+            tls: false,
+            certificate_authority: PathBuf::new(),
+            certificate: PathBuf::new(),
+            private_key: PathBuf::new(),
+            target: String::new(),
+        }
+    }
 }
 
 /// The settings of the far end.

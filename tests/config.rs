@@ -55,7 +55,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("trunk.tls", "\"\"", "invalid type: string"),
     ("trunk.certificate_authority", "false", "false: invalid type: boolean"),
     ("trunk_listener.host_name", "\"*\"", "\"*\" is neither an address nor a name"),
-    ("trunk.certificate", "\"near.pem\"", "belong together"),
+    ("trunk.certificate", "1", "1: invalid type: integer"),
     ("trunk.private_key", "\"near.key\"", "belong together"),
     ("trunk.target", "\"1533\"", "\"1533\" has no port"),
     ("trunk_listener.ports", "[70000]", "70000 is no port"),
@@ -276,7 +276,7 @@ fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list(
     }
     // An empty list is written.
     let lists = config::keys().iter().filter(|key| key.legal.starts_with("a list")).count();
-    assert_eq!(lists, 7, "ports of three sections, servers, two lists of proxies, exempt addresses");
+    assert_eq!(lists, 8, "ports of four sections, servers, two lists of proxies, exempt addresses");
     let none = "SAMETIME_MUX__HTTP_TUNNELED_CLIENT_CONNECTIONS__PORTS";
     assert_eq!(parse(none, "[]").unwrap().ingress.listeners.len(), 2);
     let says = parse("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "").unwrap_err().to_string();

@@ -32,8 +32,9 @@ use tokio::io::AsyncWriteExt;
 fn parse(key: &str, value: &str, by_variable: bool) -> Result<Settings, String> {
     let (section, name) = key.split_once('.').unwrap();
     let variable = |key: &str| format!("SAMETIME_MUX__{}", key.to_uppercase().replace('.', "__"));
-    // The sandbox and a PROXY header do not fit together.
-    let servers = if key == "community.send_proxy_protocol" { "chat.example:1533" } else { "sandbox" };
+    // The sandbox fits neither a PROXY header nor a trunk.
+    let servers =
+        if matches!(key, "community.send_proxy_protocol" | "community.link") { "chat.example:1533" } else { "sandbox" };
     let mut variables = BTreeMap::from([(variable("community.servers"), servers.to_owned())]);
     let mut text = String::new();
     if by_variable {
@@ -238,7 +239,6 @@ fn each_word_is_a_setting_of_its_own() {
         for word in legal {
             let more = match &*key {
                 "tls.client_certificates" => "\nclient_ca = \"ca.pem\"",
-                "community.link" => "\nservers = [\"a:1533\"]",
                 _ => "",
             };
             let settings = parse(&key, &format!("{word}{more}"), false).unwrap();

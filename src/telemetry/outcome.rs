@@ -7,14 +7,11 @@
 //! This file is also the one table of what follows from an outcome: what ends with it, which is the same for all of a
 //! kind, and by [`Policy`] who caused it, how loud the log is, and what the client is sent. To add an outcome, add a line here. The compiler and that test then report every place that has to know it.
 
-use std::io;
-
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
-use rustix::io::Errno;
 use tracing::Level;
 
 pub use super::policy::{Blame, Ends, Policy, Sent, TlsAlert};
-use crate::{net::shortage::is_shortage, wire::reason::Reason};
+use crate::wire::reason::Reason;
 
 /// One kind of outcomes: a closed set of reasons.
 pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
@@ -462,30 +459,6 @@ outcomes! {
         Sandbox = "sandbox": System, ERROR, Nothing;
         /// The program is being stopped, and its ports are closed.
         Stopping = "stopping": None, ERROR, Nothing;
-    }
-}
-
-impl AcceptError {
-    /// What an error of accept means.
-    pub fn of(error: &io::Error) -> Self {
-        match error.raw_os_error().map(Errno::from_raw_os_error) {
-            _ if is_shortage(error) => Self::Exhausted,
-            Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
-            // Linux returns network errors that a new connection already has from accept (accept(2)).
-            _ => Self::Connection,
-        }
-    }
-}
-
-impl TrunkClose {
-    /// What an error of HTTP/2 means.
-    pub fn of_error(error: &h2::Error) -> Self {
-        match error.reason() {
-            _ if error.is_io() => Self::Broken,
-            Some(h2::Reason::NO_ERROR) => Self::Closed,
-            Some(h2::Reason::ENHANCE_YOUR_CALM) => Self::Flood,
-            _ => Self::Protocol,
-        }
     }
 }
 

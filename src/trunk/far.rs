@@ -23,7 +23,8 @@ use tokio_rustls::{TlsAcceptor, rustls};
 use tracing::info;
 
 use super::{
-    CONNECTION_WINDOW, FarIdentity, STREAM_WINDOW, TrunkListenerSettings, TrunkStream, relay::relay, stream::counted,
+    CONNECTION_WINDOW, FarIdentity, STREAM_WINDOW, TrunkListenerSettings, TrunkStream, close_of, relay::relay,
+    stream::counted,
 };
 use crate::{
     log::Throttles,
@@ -145,7 +146,7 @@ impl FarEnd {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let failed = |error: h2::Error| (TrunkClose::of_error(&error), Some(error.to_string()));
+        let failed = |error: h2::Error| (close_of(&error), Some(error.to_string()));
         let mut builder = server::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)

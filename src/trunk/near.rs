@@ -36,7 +36,8 @@ use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tracing::{info, warn};
 
 use super::{
-    CONNECTION_WINDOW, NearIdentity, PING_INTERVAL, STREAM_WINDOW, TrunkSettings, TrunkStream, stream::counted,
+    CONNECTION_WINDOW, NearIdentity, PING_INTERVAL, STREAM_WINDOW, TrunkSettings, TrunkStream, close_of,
+    stream::counted,
 };
 use crate::{
     log::Throttle,
@@ -370,7 +371,7 @@ async fn drive<S>(
         tokio::select! {
             ended = &mut connection => break match ended {
                 Ok(()) => (TrunkClose::Closed, None),
-                Err(error) => (TrunkClose::of_error(&error), Some(error)),
+                Err(error) => (close_of(&error), Some(error)),
             },
             Ok(_) = pong => {
                 is_waiting = false;
