@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{admin::AdminSettings, community, ingress, log::LogSettings, mux};
+use crate::{admin::AdminSettings, cluster, community, ingress, log::LogSettings, mux};
 
 mod ceiling;
 mod legal;
@@ -54,6 +54,8 @@ pub struct Settings {
     pub mux: mux::MuxSettings,
     /// The Community servers and the links to them.
     pub community: community::CommunitySettings,
+    /// The cluster; `None`: this multiplexer is alone.
+    pub cluster: Option<cluster::ClusterSettings>,
     /// The admin endpoint.
     pub admin: AdminSettings,
     /// The log.

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use ipnet::IpNet;
 
 use crate::{
+    cluster::Cluster,
     log::Throttles,
     net::{Port, Section, own::OwnListeners},
     runtime::Workers,
@@ -37,6 +38,7 @@ mod connection_limits;
 pub mod detect;
 pub mod http;
 pub mod identify;
+pub mod peers;
 pub mod tls;
 mod trunk_listener;
 pub mod tunnel;
@@ -111,6 +113,7 @@ pub struct Ingress {
 
 impl Ingress {
     /// An ingress that hands clients to `core` and serves connections on `workers`. Its web server is not one of `own`.
+    /// Requests for sessions of other nodes of `cluster` are passed to them.
     /// It has to be called on a tokio runtime, which the ingress's own tasks run on.
     pub fn start(
         settings: IngressSettings,
@@ -119,10 +122,15 @@ impl Ingress {
         workers: Workers,
         telemetry: Arc<Telemetry>,
         own: OwnListeners,
+        cluster: Option<Arc<Cluster>>,
     ) -> Arc<Self> {
         let counters = connection_limits::ConnectionCounters::new();
         tokio::spawn(connection_limits::sweep(Arc::downgrade(&counters)));
-        let tunnel = tunnel::Service::start(settings.tunnel.clone(), Arc::clone(&core));
+        let tunnel = tunnel::Service::start_on_node(
+            settings.tunnel.clone(),
+            Arc::clone(&core),
+            cluster.as_ref().map(|cluster| cluster.tag()),
+        );
         let http = http::HttpContext::new(
             &settings,
             Arc::clone(&tunnel),
@@ -130,6 +138,7 @@ impl Ingress {
             Arc::clone(&counters),
             Arc::clone(&telemetry),
             own,
+            cluster,
         );
         Arc::new(Self {
             accepting: accept::Accepting::new(workers),
@@ -204,6 +213,8 @@ struct Origin {
     port: Port,
     /// Whether the connection uses TLS.
     is_tls: bool,
+    /// Whether another node of the cluster passes requests on it, and has proved that it is one.
+    is_peer: bool,
     /// When the connection was accepted.
     accepted: Instant,
 }

@@ -46,6 +46,7 @@
 //! | 7 | [`mux`] | the core: admission, sessions, relay |
 //! | 7 | [`community`] | the Community servers: choice, health, links |
 //! | 7 | [`sandbox`] | a small Community server for trials and tests |
+//! | 8 | [`cluster`] | the other nodes of a cluster: names, proofs, requests that are passed to them |
 //! | 8 | [`trunk`] | many clients over few connections to a Community server: the near end and the far end |
 //! | 9 | [`stream`] | the seams between the rooms of floor 7: arrivals, refusals, links, the core's trait |
 //! | 10 | [`telemetry`] | what happened: closed enums of outcomes, and the metrics |
@@ -71,6 +72,7 @@
 //! | a tunnel request gets a 404 | [`ingress::tunnel::service`](ingress::tunnel); [`ingress::http::tunnel_request`](ingress::http) sends it late |
 //! | the order of a tunnel session's requests, and what waits | [`ingress::tunnel::live`](ingress::tunnel) |
 //! | the tunnel's acknowledgement is checked | [`ingress::tunnel::session`] |
+//! | a request is for a session of another node | [`ingress::http::passing`](ingress::http) asks [`cluster`]; [`ingress::peers`] accepts the requests of other nodes |
 //! | a streaming client's GET request becomes a session | [`ingress::http::streaming`](ingress::http); the session is [`ingress::tunnel::streaming`](ingress::tunnel) |
 //! | the bytes of a tunnel request are read and written | [`wire::tunnel::envelope`], streaming: [`wire::tunnel::stream`]; encryption: [`wire::tunnel::cipher`] |
 //! | a client is counted, or refused | [`mux::admission`](mux) |
@@ -101,6 +103,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod cluster;
 pub mod community;
 pub mod config;
 pub mod ingress;

@@ -9,6 +9,7 @@
 //! - `ports` keeps the listeners for clients: up, down, opened and closed. `plan` decides what becomes of each, by the
 //!   addresses of `host_names` and the sockets of `own_sockets`. `listener_error` and `port_holder` explain why one is
 //!   down, and `retry` tries it again.
+//! - `cluster_service` makes this server a node of a cluster.
 //! - `certificate` loads the TLS certificate, and warns before it expires. `admin_service` runs the admin endpoint,
 //!   `sandbox_service` the embedded Community server.
 
@@ -36,6 +37,7 @@ use crate::{
 
 mod admin_service;
 mod certificate;
+mod cluster_service;
 mod compose;
 mod control;
 pub(crate) mod drain;
@@ -53,6 +55,7 @@ mod sandbox_service;
 
 use admin_service::RunningAdmin;
 pub use certificate::check_files;
+use cluster_service::RunningNode;
 use ports::Ports;
 
 /// The program's version.
@@ -112,6 +115,8 @@ struct ServerContext {
     ports: Ports,
     /// The embedded Community server, from the first settings that name it on.
     sandbox: Mutex<Option<RunningService>>,
+    /// This node of the cluster; `None`: it was started alone.
+    node: Option<RunningNode>,
     admin: Mutex<Option<RunningAdmin>>,
     /// The log's settings in force. The command line subscribes to them, because it owns the log.
     log: watch::Sender<LogSettings>,

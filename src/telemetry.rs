@@ -11,9 +11,9 @@ pub mod outcome;
 mod policy;
 
 use metrics::{
-    community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics, listeners::ListenerMetrics,
-    process::ProcessMetrics, server::ServerMetrics, sessions::SessionMetrics, tls::TlsMetrics, traffic::TrafficMetrics,
-    trunk::TrunkMetrics, tunnel::TunnelMetrics,
+    cluster::ClusterMetrics, community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics,
+    listeners::ListenerMetrics, process::ProcessMetrics, server::ServerMetrics, sessions::SessionMetrics,
+    tls::TlsMetrics, traffic::TrafficMetrics, trunk::TrunkMetrics, tunnel::TunnelMetrics,
 };
 pub use metrics::{sessions::SessionsGauge, traffic::Direction};
 
@@ -37,6 +37,8 @@ pub struct Telemetry {
     pub tunnel: TunnelMetrics,
     /// The trunk.
     pub trunk: TrunkMetrics,
+    /// The cluster.
+    pub cluster: ClusterMetrics,
     /// Listeners.
     pub listeners: ListenerMetrics,
     /// Community servers.
@@ -60,6 +62,7 @@ impl Telemetry {
             http: HttpMetrics::register(&mut all),
             tunnel: TunnelMetrics::register(&mut all),
             trunk: TrunkMetrics::register(&mut all),
+            cluster: ClusterMetrics::register(&mut all),
             listeners: ListenerMetrics::register(&mut all),
             community: CommunityMetrics::register(&mut all),
             process: ProcessMetrics::register(&mut all),

@@ -11,7 +11,7 @@ use std::{
 /// The rooms, from the top. A room imports only rooms that stand further down, and of those only the ones named.
 const ROOMS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
-    ("cli", &["server", "load", "config", "admin", "sandbox", "community", "runtime", "net", "log", "wire"]),
+    ("cli", &["server", "load", "config", "admin", "sandbox", "community", "cluster", "runtime", "net", "log", "wire"]),
     (
         "server",
         &[
@@ -21,6 +21,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "mux",
             "community",
             "sandbox",
+            "cluster",
             "trunk",
             "stream",
             "telemetry",
@@ -31,13 +32,14 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("load", &["stream", "runtime", "net", "wire"]),
-    ("config", &["admin", "ingress", "mux", "community", "trunk", "net", "log", "wire"]),
+    ("config", &["admin", "ingress", "cluster", "mux", "community", "trunk", "net", "log", "wire"]),
     ("admin", &["telemetry", "net", "log"]),
-    ("ingress", &["trunk", "stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
+    ("ingress", &["cluster", "trunk", "stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("mux", &["stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("community", &["trunk", "stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("sandbox", &["stream", "limits", "runtime", "net", "log", "wire"]),
     ("trunk", &["stream", "telemetry", "runtime", "net", "log"]),
+    ("cluster", &["telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("stream", &["telemetry", "limits", "runtime", "net", "wire"]),
     ("telemetry", &["net", "wire"]),
     ("limits", &["net"]),
@@ -52,7 +54,11 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// of each other. The room's own file, which declares the parts, may name all of them and is named by all: it
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
-    ("ingress", &["accept", "connection trunk_listener", "http", "tls tunnel", "connection_limits identify", "detect"]),
+    (
+        "ingress",
+        &["accept peers", "connection trunk_listener", "http", "tls tunnel", "connection_limits identify", "detect"],
+    ),
+    ("cluster", &["peer", "handshake passing reach", "hello", "secret"]),
     ("ingress/tls", &["alert connection key_kind pair"]),
     (
         "ingress/http",
@@ -60,6 +66,7 @@ const INSIDE: &[(&str, &[&str])] = &[
             "connection",
             "hyper_path streaming",
             "tunnel_request",
+            "passing",
             "fast_path backend guard",
             "route framing forwarded",
             "response",
@@ -84,7 +91,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("telemetry", &["metrics", "outcome", "policy"]),
     ("log", &["subscriber", "lines throttle"]),
     ("config", &["schema", "section_reader own_targets", "reader legal ceiling"]),
-    ("config/schema", &["community listeners", "trunk http_backend tls tunnel admin log", "limits"]),
+    ("config/schema", &["community listeners", "trunk http_backend tls tunnel cluster admin log", "limits"]),
     ("admin", &["http", "pages slots", "auth response status"]),
     (
         "server",
@@ -93,7 +100,7 @@ const INSIDE: &[(&str, &[&str])] = &[
             "prepare retry",
             "admin_service",
             "control",
-            "ports certificate sandbox_service reload_guard",
+            "ports certificate sandbox_service cluster_service reload_guard",
             "plan",
             "host_names own_sockets",
             "listener_error",

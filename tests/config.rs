@@ -108,6 +108,14 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("tunnel.version", "2", "2 is out of bounds"),
     ("tunnel.same_address", "1", "1: invalid type: integer"),
     ("tunnel.window", "1", "1 is out of bounds"),
+    ("cluster.node", "\"a b\"", "\"a b\" is no name of a node"),
+    ("cluster.peer", "1", "neither a string nor a table of strings"),
+    ("cluster.peer", "\"http://mux:9534\"", "\"http://mux:9534\" has no {node}"),
+    ("cluster.peer", "\"https://{node}:9534\"", "does not begin with http://"),
+    ("cluster.peer", "{}", "there is no node"),
+    ("cluster.nodes", "[\"a\", \"A\"]", "\"A\" stands there twice"),
+    ("cluster.listen", "\"9534\"", "\"9534\" is no address with a port"),
+    ("cluster.secret_file", "[]", "[]: invalid type: sequence"),
     ("admin.listen", "\"9533\"", "\"9533\" is no address with a port"),
     ("admin.listen", "\"127.0.0.1:0\"", "\"127.0.0.1:0\" has no port"),
     ("admin.token_file", "[]", "[]: invalid type: sequence"),
@@ -235,6 +243,10 @@ const MAY_BE_EMPTY: &[&str] = &[
     "client_connections.host_name",
     "http_tunneled_client_connections.host_name",
     "https_tunneled_client_connections.host_name",
+    "cluster.node",
+    "cluster.peer",
+    "cluster.listen",
+    "cluster.secret_file",
     "trunk.certificate_authority",
     "trunk.certificate",
     "trunk.private_key",
@@ -276,7 +288,7 @@ fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list(
     }
     // An empty list is written.
     let lists = config::keys().iter().filter(|key| key.legal.starts_with("a list")).count();
-    assert_eq!(lists, 8, "ports of four sections, servers, two lists of proxies, exempt addresses");
+    assert_eq!(lists, 9, "ports of four sections, servers, two lists of proxies, exempt addresses, nodes");
     let none = "SAMETIME_MUX__HTTP_TUNNELED_CLIENT_CONNECTIONS__PORTS";
     assert_eq!(parse(none, "[]").unwrap().ingress.listeners.len(), 2);
     let says = parse("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "").unwrap_err().to_string();

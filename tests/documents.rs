@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use support::{
     client::{Client, Transport},
     mux,
+    peer::free_address,
 };
 
 /// Columns of a line of prose.
@@ -26,7 +27,14 @@ fn named<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
 
 #[tokio::test]
 async fn operations_name_every_metric_and_no_other() {
-    let mux = mux::start("").await;
+    let (folder, listen) = (tempfile::tempdir().unwrap(), free_address());
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "a secret of tests alone").unwrap();
+    let cluster = format!(
+        "[cluster]\nnode = \"a\"\npeer = {{ a = \"http://{listen}\", b = \"http://b:1\" }}\nlisten = \"{listen}\"\nsecret_file = \"{}\"\n",
+        secret.display()
+    );
+    let mux = mux::start(&cluster).await;
     Client::connect(Transport::Raw, mux.raw()).await.log_in("bob").await;
     let shown = String::from_utf8(mux.get("/metrics").await.body).unwrap();
     let types = shown.lines().filter_map(|line| line.strip_prefix("# TYPE "));

@@ -23,6 +23,9 @@ pub struct Status {
     pub sessions: SessionsStatus,
     /// Every Community server of the configuration, and those that still have clients but are no longer in it.
     pub community: Vec<CommunityServerStatus>,
+    /// The cluster; none if this multiplexer is alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterStatus>,
     /// Clients that were refused since the start, by reason; only reasons that occurred.
     pub refused: BTreeMap<String, u64>,
 }
@@ -90,5 +93,31 @@ pub struct CommunityServerStatus {
     /// Clients that are connected to it through this multiplexer.
     pub sessions: u64,
     /// What was wrong at its last check; none if it is up.
+    pub last_error: Option<String>,
+}
+
+/// The cluster, as this node sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The name of this node.
+    pub node: String,
+    /// Every node, this one first.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// The four hexadecimal digits with which the names of its tunnel sessions begin.
+    pub tag: String,
+    /// `host:port`, where other nodes reach it.
+    pub address: String,
+    /// "this", "up" or "down". A node that was not needed yet is up.
+    pub state: String,
+    /// Requests passed to it that it has responded to.
+    pub passed_total: u64,
+    /// Why it could not be reached.
     pub last_error: Option<String>,
 }

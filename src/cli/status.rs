@@ -104,6 +104,15 @@ fn report(status: &Status) -> String {
     sessions.extend(status.sessions.by_transport.iter().map(|(name, count)| vec![name.clone(), count.to_string()]));
     sessions.push(vec!["all".to_owned(), format!("{} of {}", status.sessions.total, status.sessions.capacity)]);
     text += &format!("\n{}\n{}\n{}", table(&listeners), table(&servers), table(&sessions));
+    if let Some(cluster) = &status.cluster {
+        let mut nodes = vec![row(&["NODE", "TAG", "ADDRESS", "STATE", "PASSED", ""])];
+        nodes.extend(cluster.nodes.iter().map(|node| {
+            let state = if node.state == "down" { "DOWN" } else { &node.state };
+            let (passed, error) = (node.passed_total.to_string(), node.last_error.clone().unwrap_or_default());
+            vec![node.name.clone(), node.tag.clone(), node.address.clone(), state.to_owned(), passed, error]
+        }));
+        text += &format!("\n{}", table(&nodes));
+    }
     if !status.refused.is_empty() {
         let mut refused = vec![row(&["REFUSED", "CLIENTS"])];
         refused.extend(status.refused.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]));

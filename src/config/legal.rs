@@ -12,7 +12,10 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
     community::ServerAddress,
-    net::{address::overlap, resolve::literal},
+    net::{
+        address::{canonical, overlap},
+        resolve::literal,
+    },
 };
 
 /// The name of the embedded Community server in `community.servers`.
@@ -112,6 +115,22 @@ pub(super) fn host(host: String) -> Result<String, String> {
         None if host.is_empty() || is_name(&host) => Ok(host),
         None => Err(format!("{host:?} is neither an address nor a name")),
     }
+}
+
+/// The name of a node of a cluster, which has the form of a host name. Returns it in small letters.
+pub(super) fn node(name: &str) -> Result<String, String> {
+    let is_legal = is_name(name) || (!name.is_empty() && name.len() <= 63 && name.bytes().all(|b| b.is_ascii_digit()));
+    if is_legal { Ok(name.to_ascii_lowercase()) } else { Err(format!("{name:?} is no name of a node")) }
+}
+
+/// `address:port`; `""` is `None`.
+pub(super) fn listen(text: String) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse().map_err(|_| format!("{text:?} is no address with a port"))?;
+    let address = canonical(address);
+    if address.port() == 0 { Err(format!("{text:?} has no port")) } else { Ok(Some(address)) }
 }
 
 /// Whether two hosts, as [`host`] returns them, are the same name or the same address.

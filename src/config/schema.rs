@@ -9,6 +9,7 @@ use super::{Settings, reader::KeyReader};
 use crate::ingress;
 
 mod admin;
+mod cluster;
 mod community;
 mod http_backend;
 mod limits;
@@ -37,6 +38,7 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
     let tunnel = tunnel::read(reader, &limits);
     let trunk_listener = trunk::far(reader, &limits, listeners.has_trunk());
     let admin = admin::read(reader, &listeners.listeners);
+    let cluster = cluster::read(reader, &listeners.listeners, admin.listen);
     let log = log::read(reader);
     if listeners.has_trunk() && trunk_listener.tls {
         tls.trunk_client_ca.clone_from(&trunk_listener.client_ca);
@@ -59,5 +61,5 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
         tunnel,
     };
     let form = reader.form();
-    Settings { file: file.to_owned(), form, ingress, mux: limits.mux_settings(), community, admin, log }
+    Settings { file: file.to_owned(), form, ingress, mux: limits.mux_settings(), community, cluster, admin, log }
 }

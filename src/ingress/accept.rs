@@ -54,6 +54,11 @@ impl Accepting {
     pub(super) fn new(workers: Workers) -> Self {
         Self { workers, pauses: Throttle::default(), errors: Throttles::new(AcceptError::ALL.len()) }
     }
+
+    /// The workers that serve connections.
+    pub(super) fn workers(&self) -> &Workers {
+        &self.workers
+    }
 }
 
 /// A port on which connections are accepted.

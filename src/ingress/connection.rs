@@ -140,7 +140,7 @@ struct Connection {
 
 /// Serves a connection on the present runtime, in a task of its own.
 pub(super) fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: Port) {
-    let origin = Origin { client: canonical(peer), port, is_tls: false, accepted: Instant::now() };
+    let origin = Origin { client: canonical(peer), port, is_tls: false, is_peer: false, accepted: Instant::now() };
     let settings = ingress.settings.load_full();
     let is_behind_proxy = lies_in(&settings.proxy_protocol_from, origin.client.ip());
     let permit = ingress.counters.enter(&settings.limits).and_then(|mut permit| {

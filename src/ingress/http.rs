@@ -30,6 +30,7 @@ mod forwarded;
 pub mod framing;
 mod guard;
 mod hyper_path;
+mod passing;
 mod response;
 mod route;
 mod streaming;
@@ -39,6 +40,7 @@ pub(super) use connection::serve;
 
 use super::{IngressSettings, Origin, connection_limits::ConnectionCounters, tunnel::Service};
 use crate::{
+    cluster::Cluster,
     limits::Budget,
     log::{Throttle, Throttles},
     net::{loop_guard::LoopGuard, own::OwnListeners},
@@ -53,6 +55,8 @@ use response::PortResponse;
 
 /// The longest head of a request, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
+/// How much longer than the longest request of the tunnel a request may take that is passed to another node.
+const PASSED_MARGIN: Duration = Duration::from_secs(10);
 /// How long a client that is refused unread may take to receive the response.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -72,6 +76,10 @@ struct HttpSettings {
     max_web_server_requests: usize,
     /// How long the web server may take to begin its response, and may pause in it.
     web_server_timeout: Duration,
+    /// The longest response of another node of the cluster, in bytes.
+    longest_passed: usize,
+    /// How long another node may take to respond: as long as the longest request of the tunnel.
+    passed_timeout: Duration,
 }
 
 impl From<&IngressSettings> for HttpSettings {
@@ -84,6 +92,9 @@ impl From<&IngressSettings> for HttpSettings {
             web_server: settings.http_backend.clone(),
             max_web_server_requests: settings.http_backend_connections,
             web_server_timeout: settings.http_backend_response_timeout,
+            // A response carries a window of bytes in the tunnel's envelope.
+            longest_passed: 2 * settings.tunnel.window + 2 * settings.max_frame as usize + 64 * 1024,
+            passed_timeout: settings.tunnel.hold.max(settings.tunnel.session_timeout) + PASSED_MARGIN,
         }
     }
 }
@@ -102,6 +113,8 @@ pub(super) struct HttpContext {
     /// For the rate of requests for tunnel sessions that do not exist.
     counters: Arc<ConnectionCounters>,
     telemetry: Arc<Telemetry>,
+    /// The nodes that act as one with this one.
+    cluster: Option<Arc<Cluster>>,
     /// Tells whether clients can be served.
     readiness: OnceLock<Readiness>,
     /// For log lines about refused clients, by [`Refusal`].
@@ -119,6 +132,7 @@ impl HttpContext {
         counters: Arc<ConnectionCounters>,
         telemetry: Arc<Telemetry>,
         own: OwnListeners,
+        cluster: Option<Arc<Cluster>>,
     ) -> Arc<Self> {
         let loop_guard = LoopGuard::new();
         if let Err(error) = &loop_guard {
@@ -132,6 +146,7 @@ impl HttpContext {
             budget,
             counters,
             telemetry,
+            cluster,
             readiness: OnceLock::new(),
             refused_clients: Throttles::new(Refusal::ALL.len()),
             delayed_guesses: Throttle::default(),

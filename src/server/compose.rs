@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::{
     ConfigurationRevision, Server, ServerContext, ServerError, VERSION,
     admin_service::RunningAdmin,
-    certificate,
+    certificate, cluster_service,
     ports::Ports,
     prepare::{Prepared, ServicePlan},
     retry, sandbox_service, unix_time,
@@ -46,6 +46,7 @@ impl Server {
         let acceptor = certificate::load_for_start(&settings).await?;
         let Prepared { settings, acceptor, near_identity, listeners, sandbox, admin } =
             Prepared::for_start(settings, acceptor, &telemetry).await?;
+        let node = settings.cluster.clone().map(|cluster| cluster_service::prepare(cluster, &telemetry)).transpose()?;
         telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = match sandbox {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
@@ -65,7 +66,9 @@ impl Server {
             workers,
             Arc::clone(&telemetry),
             own.clone(),
+            node.as_ref().map(|node| Arc::clone(&node.cluster)),
         );
+        let node = node.map(|node| node.start(&ingress));
         let ports = Ports::new(Arc::clone(&ingress), Arc::clone(&telemetry));
         // There is nothing to close.
         drop(ports.replace(listeners));
@@ -80,6 +83,7 @@ impl Server {
             ingress,
             ports,
             sandbox: Mutex::new(sandbox),
+            node,
             admin: Mutex::new(None),
             log: watch::Sender::new(log),
             reloading: tokio::sync::Mutex::new(()),

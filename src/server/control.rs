@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, future::Future, net::SocketAddr, path::PathBuf,
 use super::{Server, ServerContext, VERSION, ports::ListenerSnapshot};
 use crate::{
     admin::{ServerControl, status},
+    cluster::Cluster,
     community::ServerState,
     net::{Section, address::overlap},
     telemetry::outcome::{Outcome, Refusal},
@@ -67,6 +68,7 @@ impl ServerControl for AdminControl {
                     .collect(),
             },
             community: community.collect(),
+            cluster: server.node.as_ref().map(|node| cluster_status(&node.cluster)),
             refused: Refusal::ALL
                 .iter()
                 .map(|refusal| (refusal.name().to_owned(), telemetry.sessions.refused.total(*refusal)))
@@ -86,6 +88,10 @@ impl ServerControl for AdminControl {
         server.telemetry.connections.set_present(server.ingress.connections());
         server.telemetry.sessions.set_load(server.mux.logging_in(), server.mux.held_bytes());
         server.telemetry.tunnel.set_sessions(server.ingress.tunnel_sessions());
+        if let Some(node) = &server.node {
+            let others = node.cluster.nodes().into_iter().filter(|node| !node.is_this);
+            server.telemetry.cluster.set_nodes(others.map(|node| (node.name, node.is_up)));
+        }
         server.telemetry.encode()
     }
 
@@ -134,6 +140,25 @@ fn sessions_of(listeners: &[ListenerSnapshot], by_listener: &[(SocketAddr, u64)]
     sessions
 }
 
+fn cluster_status(cluster: &Cluster) -> status::ClusterStatus {
+    let nodes = cluster.nodes();
+    let name = nodes.iter().find(|node| node.is_this).map(|node| node.name.clone()).unwrap_or_default();
+    let nodes = nodes.into_iter().map(|node| status::NodeStatus {
+        state: match (node.is_this, node.is_up) {
+            (true, _) => "this",
+            (false, true) => "up",
+            (false, false) => "down",
+        }
+        .to_owned(),
+        tag: node.tag.to_string(),
+        name: node.name,
+        address: node.address,
+        passed_total: node.passed,
+        last_error: node.last_error,
+    });
+    status::ClusterStatus { node: name, nodes: nodes.collect() }
+}
+
 /// The status after the server's end.
 fn stopped() -> status::Status {
     status::Status {
@@ -144,6 +169,7 @@ fn stopped() -> status::Status {
         listeners: Vec::new(),
         sessions: status::SessionsStatus { total: 0, capacity: 0, by_transport: BTreeMap::new() },
         community: Vec::new(),
+        cluster: None,
         refused: BTreeMap::new(),
     }
 }

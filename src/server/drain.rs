@@ -29,6 +29,9 @@ impl Server {
     /// their runtimes.
     pub fn stop(&self) {
         drop(self.0.ports.close_all());
+        if let Some(node) = &self.0.node {
+            node.stop();
+        }
         if let Some(admin) = self.0.admin.lock().take() {
             admin.stop();
         }

@@ -10,7 +10,7 @@ use tracing::{error, info};
 use super::{
     ConfigurationRevision, Server, ServerContext, ServerError,
     admin_service::RunningAdmin,
-    certificate,
+    certificate, cluster_service,
     prepare::{Prepared, ServicePlan},
     reload_guard, sandbox_service, unix_time,
 };
@@ -59,8 +59,14 @@ impl Server {
         check_running(&self.0)?;
         reload_guard::check(&self.0.settings.load(), &settings)?;
         let acceptor = certificate::load_for_reload(&settings).await?;
+        let nodes = self.0.node.as_ref().map(|node| node.new_nodes(settings.cluster.as_ref())).transpose()?;
         let prepared = Prepared::for_reload(settings, acceptor, &self.0).await?;
         check_running(&self.0)?;
+        match (&self.0.node, nodes) {
+            (Some(node), Some(nodes)) => node.replace(nodes, prepared.settings.cluster.as_ref()),
+            _ if prepared.settings.cluster.is_some() => cluster_service::warn_of_a_later_start(),
+            _ => (),
+        }
         Ok(exchange(&self.0, prepared).await)
     }
 }

@@ -13,6 +13,7 @@ use prometheus_client::{
 
 use super::outcome::Outcome;
 
+pub mod cluster;
 pub mod community;
 pub mod connections;
 pub mod http;

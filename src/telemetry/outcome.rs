@@ -10,7 +10,9 @@
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 use tracing::Level;
 
-pub use super::policy::{Blame, Ends, Policy, Sent, TlsAlert};
+mod session_end;
+
+pub use super::policy::{Blame, Ends, OutcomeKind, OutcomeRow, Policy, Sent, TlsAlert};
 use crate::wire::reason::Reason;
 
 /// One kind of outcomes: a closed set of reasons.
@@ -30,28 +32,6 @@ pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
     fn policy(self) -> Policy;
     /// Its position in [`Self::ALL`].
     fn index(self) -> usize;
-}
-
-/// A kind of outcomes without its type, for tests and documents.
-#[derive(Debug, Clone, Copy)]
-pub struct OutcomeKind {
-    /// See [`Outcome::METRIC`].
-    pub metric: &'static str,
-    /// See [`Outcome::ENDS`].
-    pub ends: Ends,
-    /// The rows of its table.
-    pub rows: fn() -> Vec<OutcomeRow>,
-}
-
-/// An outcome without its type.
-#[derive(Debug, Clone, Copy)]
-pub struct OutcomeRow {
-    /// See [`Outcome::name`].
-    pub name: &'static str,
-    /// See [`Outcome::meaning`].
-    pub meaning: &'static str,
-    /// See [`Outcome::policy`].
-    pub policy: Policy,
 }
 
 // The levels of the table.
@@ -347,8 +327,52 @@ outcomes! {
         Gone = "gone": None, UNLOGGED, Status(404);
         /// The acknowledgement is not one of this session.
         NotAcknowledged = "not_acknowledged": Client, UNLOGGED, Status(404);
+        /// The session is on another node of the cluster: the request was passed to it, and its response was passed back.
+        Passed = "passed": None, UNLOGGED, Status(200);
+        /// The session is on another node of the cluster, which did not respond; the client may repeat the request.
+        NotPassed = "not_passed": Server, UNLOGGED, Status(503);
+        /// The session was on another node of the cluster, which is gone; the client starts anew.
+        NodeGone = "node_gone": Server, UNLOGGED, Status(404);
+        /// Another node of the cluster passed the request here, and the session is not on this node.
+        NotThisNode = "not_this_node": Configuration, UNLOGGED, Status(404);
         /// The system returned no random numbers.
         Failed = "failed": System, UNLOGGED, Status(500);
+    }
+
+    /// Why a request for a session of another node of the cluster did not get that node's response.
+    ClusterFailure counted as "cluster_failures" ends Request {
+        /// The node's address refuses connections, or none could be made for 5 s: its sessions are gone.
+        Gone = "gone": Server, WARN, Status(404);
+        /// No connection to the node could be made at present.
+        Unreachable = "unreachable": Server, WARN, Status(503);
+        /// What has the node's address did not prove that it is this node and has the cluster's secret.
+        NotProven = "not_proven": Configuration, WARN, Status(404);
+        /// The node closed the connection before it responded, or did not send a response of a node.
+        NoResponse = "no_response": Server, WARN, Status(503);
+        /// The node did not respond in the time that the longest request of the tunnel may take.
+        TooSlow = "too_slow": Server, WARN, Status(503);
+        /// The response is long, and `limits.held_bytes` leaves no room for it.
+        HeldBytes = "held_bytes": Limit, INFO, Status(503);
+        /// This machine has no descriptors, or no memory, for a connection to the node.
+        Shortage = "shortage": System, WARN, Status(503);
+    }
+
+    /// Why a connection to `cluster.listen` is refused.
+    PeerRefusal counted as "cluster_peers_refused" ends Connection {
+        /// It closed before it had proved that it is a node, as health checks do.
+        ClosedEarly = "closed_early": None, DEBUG, Nothing;
+        /// It did not begin as a node does.
+        NotANode = "not_a_node": Client, INFO, Nothing;
+        /// It says that it is a node that is not in `cluster.peer` and `cluster.nodes`.
+        UnknownNode = "unknown_node": Configuration, INFO, Nothing;
+        /// It did not prove that it has the cluster's secret.
+        NotProven = "not_proven": Client, WARN, Nothing;
+        /// It did not prove it within 2 s.
+        TooSlow = "too_slow": Client, INFO, Nothing;
+        /// More than 256 connections at once have not proved it yet.
+        TooMany = "too_many": Limit, INFO, Nothing;
+        /// There are as many connections as `limits.connections` allows.
+        Connections = "connections": Limit, INFO, Nothing;
     }
 
     /// The outcome of a TLS handshake.
@@ -453,40 +477,13 @@ outcomes! {
         Tls = "tls": Configuration, ERROR, Nothing;
         /// A Community port, or with `listeners.require_all` any port, cannot be bound.
         Listener = "listener": System, ERROR, Nothing;
+        /// The secret of the cluster cannot be used, `cluster.listen` cannot be bound, or two nodes have the same tag.
+        Cluster = "cluster": Configuration, ERROR, Nothing;
         /// `admin.listen` cannot be bound.
         Admin = "admin": System, ERROR, Nothing;
         /// The sandbox Community server cannot be started.
         Sandbox = "sandbox": System, ERROR, Nothing;
         /// The program is being stopped, and its ports are closed.
         Stopping = "stopping": None, ERROR, Nothing;
-    }
-}
-
-impl SessionEnd {
-    /// The refusal that this end counts as when no Community server ever had the client; `None`: it is no refusal.
-    pub fn refusal(self) -> Option<Refusal> {
-        match self {
-            Self::NoCommunity => Some(Refusal::NoCommunity),
-            Self::Shortage => Some(Refusal::Shortage),
-            Self::Loop => Some(Refusal::Loop),
-            Self::NotAHandshake => Some(Refusal::NotAHandshake),
-            Self::LoginTimeout => Some(Refusal::LoginTimeout),
-            Self::FrameTooLong => Some(Refusal::FrameTooLong),
-            Self::FrameTooShort => Some(Refusal::FrameTooShort),
-            Self::HeldBytes => Some(Refusal::HeldBytes),
-            Self::Idle => Some(Refusal::Idle),
-            Self::NotLoggedIn => Some(Refusal::NotLoggedIn),
-            Self::LogOut
-            | Self::ClientClosed
-            | Self::ClientBroken
-            | Self::CommunityClosed
-            | Self::CommunityBroken
-            | Self::CommunityFault
-            | Self::CommunityTooSlow
-            | Self::NoHandshake
-            | Self::SessionTimeout
-            | Self::HalfClosed
-            | Self::Drained => None,
-        }
     }
 }

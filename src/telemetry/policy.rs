@@ -119,6 +119,28 @@ impl Policy {
     }
 }
 
+/// A kind of outcomes without its type, for tests and documents.
+#[derive(Debug, Clone, Copy)]
+pub struct OutcomeKind {
+    /// See [`super::outcome::Outcome::METRIC`].
+    pub metric: &'static str,
+    /// See [`super::outcome::Outcome::ENDS`].
+    pub ends: Ends,
+    /// The rows of its table.
+    pub rows: fn() -> Vec<OutcomeRow>,
+}
+
+/// An outcome without its type.
+#[derive(Debug, Clone, Copy)]
+pub struct OutcomeRow {
+    /// See [`super::outcome::Outcome::name`].
+    pub name: &'static str,
+    /// See [`super::outcome::Outcome::meaning`].
+    pub meaning: &'static str,
+    /// See [`super::outcome::Outcome::policy`].
+    pub policy: Policy,
+}
+
 /// As the document's tables show it; empty for [`Blame::None`].
 impl fmt::Display for Blame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

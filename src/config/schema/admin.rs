@@ -1,19 +1,18 @@
 //! `[admin]`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     admin::AdminSettings,
     config::{legal, reader::KeyReader, section_reader::SectionReader},
     ingress::ListenerSettings,
-    net::address::canonical,
 };
 
 /// Reads the section. Its port may not be one of `listeners`.
 pub(super) fn read(reader: &mut KeyReader<'_>, listeners: &[ListenerSettings]) -> AdminSettings {
     let mut section = SectionReader::new(reader, "admin");
     let default = "127.0.0.1:9533".to_owned();
-    let listen = section.key("listen", default, "\"address:port\", or \"\" for off", address);
+    let listen = section.key("listen", default, "\"address:port\", or \"\" for off", legal::listen);
     let is_taken = |listener: &&ListenerSettings| {
         listen.is_some_and(|address| {
             address.port() == listener.port && legal::may_overlap(&address.ip().to_string(), &listener.host)
@@ -28,13 +27,4 @@ pub(super) fn read(reader: &mut KeyReader<'_>, listeners: &[ListenerSettings]) -
         section.conflict("token_file", "admin.listen is not on loopback: there must be a token");
     }
     AdminSettings { listen, token_file }
-}
-
-fn address(text: String) -> Result<Option<SocketAddr>, String> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let address = text.parse().map_err(|_| format!("{text:?} is no address with a port"))?;
-    let address = canonical(address);
-    if address.port() == 0 { Err(format!("{text:?} has no port")) } else { Ok(Some(address)) }
 }

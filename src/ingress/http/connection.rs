@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     HttpContext,
     fast_path::{FastRequest, FirstLook, StreamRequest, first_look},
-    forwarded::client_of,
+    forwarded::client_behind,
     guard::Guarded,
     hyper_path::{self, AfterHyper},
     response::{PortResponse, Reuse},
@@ -47,6 +47,9 @@ use crate::{
 /// How long the fast path waits for the rest of a request. Then hyper waits for it.
 const REST_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long another node of the cluster may keep a connection without a request. It closes the connection earlier.
+const PEER_IDLE: Duration = Duration::from_secs(60);
+
 /// Serves HTTP/1 on `stream` until it closes. `place` counts the connection until then.
 ///
 /// Between two requests it keeps nothing but the stream. Requests of the tunnel in the form in which nearly every
@@ -64,7 +67,7 @@ where
 {
     async move {
         let _place = &place;
-        let timeout = context.settings.load().timeout;
+        let timeout = if origin.is_peer { PEER_IDLE } else { context.settings.load().timeout };
         let (mut since, mut timer) = (Instant::now(), pin!(sleep(timeout)));
         loop {
             let next = poll_fn(|cx| poll_next(&context, &mut stream, &origin, timer.as_mut(), since + timeout, cx));
@@ -145,7 +148,8 @@ where
 
 /// Looks at a request's bytes.
 fn look(context: &HttpContext, origin: &Origin, bytes: &[u8]) -> FirstLook {
-    first_look(bytes, lies_in(&context.settings.load().trusted_proxies, origin.client.ip()))
+    let wants_forwarded = origin.is_peer || lies_in(&context.settings.load().trusted_proxies, origin.client.ip());
+    first_look(bytes, wants_forwarded)
 }
 
 /// Waits for the next request until `deadline`. `None` at the stream's end.
@@ -214,7 +218,7 @@ where
     let FastRequest { call, body, forwarded, reuse } = request;
     let client = match &forwarded {
         None => origin.client,
-        Some(line) => client_of(&context.settings.load().trusted_proxies, iter::once(&line[..]), origin.client),
+        Some(line) => client_behind(&context.settings.load().trusted_proxies, iter::once(&line[..]), origin),
     };
     drop(forwarded);
     let Some(body) = HeldBody::new(body, BodyRoom::new(context, &call, client.ip())) else {
@@ -222,7 +226,7 @@ where
         write_response(context, stream, &refused.with_reuse(reuse)).await?;
         return Ok(reuse);
     };
-    let mut serving = pin!(tunnel_request::serve(context, call, body, client, origin.port));
+    let mut serving = pin!(tunnel_request::serve(context, call, body, client, origin));
     let mut has_ended = false;
     let response = poll_fn(|cx| {
         if let Poll::Ready(response) = serving.as_mut().poll(cx) {

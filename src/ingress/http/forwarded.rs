@@ -5,17 +5,33 @@ use std::net::{IpAddr, SocketAddr};
 use hyper::header::HeaderName;
 use ipnet::IpNet;
 
-use crate::net::address::{canonical, lies_in};
+use crate::{
+    ingress::Origin,
+    net::address::{canonical, lies_in},
+};
 
 /// The header in which proxies name their client.
 pub(super) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The client of a request on the connection of `origin`. `lines` are the values of X-Forwarded-For in their order. Another
+/// node of the cluster names the client of each request that it passes, as the only address.
+pub(super) fn client_behind<'a, L>(trusted: &[IpNet], mut lines: L, origin: &Origin) -> SocketAddr
+where
+    L: DoubleEndedIterator<Item = &'a [u8]>,
+{
+    if !origin.is_peer {
+        return client_of(trusted, lines, origin.client);
+    }
+    let named = lines.next_back().and_then(|line| std::str::from_utf8(line).ok());
+    named.and_then(|line| hop_address(line.trim())).unwrap_or(origin.client)
+}
 
 /// The client behind trusted proxies: the last address in X-Forwarded-For that is not a trusted proxy's. Addresses in
 /// front of it are not used, since anybody can invent them. `lines` are the header's values in their order.
 ///
 /// For example, `6.6.6.6, 1.2.3.4, 10.0.0.2` from the peer `10.0.0.1` means `1.2.3.4` when `10.0.0.0/8` is trusted,
 /// and `10.0.0.1` when no proxy is.
-pub(super) fn client_of<'a, L>(trusted: &[IpNet], lines: L, peer: SocketAddr) -> SocketAddr
+fn client_of<'a, L>(trusted: &[IpNet], lines: L, peer: SocketAddr) -> SocketAddr
 where
     L: DoubleEndedIterator<Item = &'a [u8]>,
 {

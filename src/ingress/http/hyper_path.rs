@@ -29,7 +29,7 @@ use super::{
     HttpContext, MAX_HEAD,
     backend::{self, RequestOrigin, WebServerBody},
     fast_path::{StreamRequest, TunnelCall, joined},
-    forwarded::{FORWARDED_FOR, client_of},
+    forwarded::{FORWARDED_FOR, client_behind},
     framing::FramingError,
     guard::{Guarded, HyperProgress},
     response::PortResponse,
@@ -160,7 +160,7 @@ async fn respond(
     let settings = context.settings.load_full();
     let forwarded: Vec<&HeaderValue> = request.headers().get_all(FORWARDED_FOR).into_iter().collect();
     let lines = forwarded.iter().map(|line| line.as_bytes());
-    let client = client_of(&settings.trusted_proxies, lines, origin.client);
+    let client = client_behind(&settings.trusted_proxies, lines, &origin);
     let (method, path, signs) = (request.method().as_str(), request.uri().path(), StreamSigns::default());
     let call = match route(method, path, signs, settings.web_server.as_ref()) {
         Destination::Tunnel(kind, name) => TunnelCall::Named(kind, name),
@@ -193,7 +193,7 @@ async fn respond(
     };
     let room = BodyRoom::new(context, &call, client.ip());
     encode(match HeldBody::read(request.into_body(), &settings, room).await {
-        Ok(body) => tunnel_request::serve(context, call, body, client, origin.port).await,
+        Ok(body) => tunnel_request::serve(context, call, body, client, &origin).await,
         // The rest of the body is not read.
         Err(outcome) => tunnel_request::refuse_body(context, call, outcome).closing(),
     })

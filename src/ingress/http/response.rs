@@ -132,6 +132,16 @@ impl PortResponse {
         Self { status: StatusCode::OK, headers: &TUNNEL, reuse: Reuse::KeptAlive, body: PortBody::Tunnel(payload) }
     }
 
+    /// The response of another node of the cluster. `body` counts it where it is.
+    pub(super) fn passed(status: StatusCode, body: TunnelBody) -> Self {
+        let headers = match status {
+            StatusCode::OK => &TUNNEL,
+            StatusCode::SERVICE_UNAVAILABLE => &PAGE_RETRY,
+            _ => &PAGE,
+        };
+        Self { status, headers, reuse: Reuse::KeptAlive, body: PortBody::Tunnel(body) }
+    }
+
     /// A page that names the methods of the tunnel's paths.
     pub(super) fn tunnel_methods(status: StatusCode, text: &'static str) -> Self {
         Self { headers: &PAGE_ALLOW, ..Self::page(status, text) }

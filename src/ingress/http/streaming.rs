@@ -5,7 +5,7 @@ use std::{io, iter};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{
-    HttpContext, fast_path::StreamRequest, forwarded::client_of, guard::Guarded, response::stream_head,
+    HttpContext, fast_path::StreamRequest, forwarded::client_behind, guard::Guarded, response::stream_head,
     tunnel_request::respond,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     },
     stream::{Replayed, refuse},
     telemetry::outcome::{Outcome, TunnelOutcome},
-    wire::{Transport, reason::Reason, tunnel::name::SessionName},
+    wire::{Transport, reason::Reason},
 };
 
 /// Opens a session on the connection. A client that is refused is told so inside the stream, in its own protocol.
@@ -33,9 +33,9 @@ where
 {
     let settings = context.settings.load_full();
     let lines = request.forwarded.iter().flat_map(|line| iter::once(&line[..]));
-    let client = client_of(&settings.trusted_proxies, lines, origin.client);
+    let client = client_behind(&settings.trusted_proxies, lines, origin);
     let count = |outcome| context.telemetry.tunnel.request(Transport::HttpStreaming, outcome);
-    let Ok(name) = SessionName::random() else {
+    let Ok(name) = context.tunnel.new_name() else {
         count(TunnelOutcome::Failed);
         let page = respond(TunnelResponse::Failed(TunnelOutcome::Failed)).closing();
         let mut to = Guarded::new(stream, settings.timeout, |_| ());

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     time::{Duration, Instant},
 };
 
@@ -13,10 +14,14 @@ use tokio::time::{sleep_until, timeout};
 use super::{
     HttpContext, HttpSettings,
     fast_path::TunnelCall,
+    passing::{self, PassedOn},
     response::{PortResponse, status_of},
 };
 use crate::{
-    ingress::tunnel::{Service, TunnelResponse, transport},
+    ingress::{
+        Origin,
+        tunnel::{Service, TunnelResponse, transport},
+    },
     limits::budget::{HeldBytes, LITTLE},
     net::Port,
     telemetry::outcome::{Outcome, TunnelOutcome},
@@ -140,33 +145,71 @@ impl AsRef<[u8]> for HeldBody {
 }
 
 /// Gives a request to the tunnel and makes the response.
-pub(super) async fn serve(
-    context: &HttpContext,
+// Not an `async fn`, whose future would store its arguments twice.
+#[allow(clippy::manual_async_fn)]
+pub(super) fn serve<'a>(
+    context: &'a HttpContext,
+    call: TunnelCall,
+    body: HeldBody,
+    client: SocketAddr,
+    origin: &'a Origin,
+) -> impl Future<Output = PortResponse> + Send + 'a {
+    async move {
+        let port = origin.port;
+        // From here on, the client cannot change how long the response takes.
+        let began = Instant::now();
+        if let Some(passed_on) = passing::destination(context, call, body.as_ref(), origin) {
+            // Boxed, because most requests are for this node.
+            return serve_passed(context, passed_on, call, body, client, port, began).await;
+        }
+        let returned = match call {
+            TunnelCall::Named(kind, UrlName::Empty) => context.tunnel.open(kind, body.as_ref(), client, port),
+            TunnelCall::Named(kind, UrlName::Session(name)) => {
+                context.tunnel.request(kind, name, body, client.ip()).await
+            }
+            TunnelCall::Named(_, UrlName::NotAName { .. }) => Service::unknown(),
+            TunnelCall::Upload => upload(context, body).await,
+        };
+        // What is kept is not what is awaited above: the future would have room for both at once.
+        let response = counted(context, call, returned);
+        match &response {
+            TunnelResponse::Failed(_) if response.status() == 404 => {
+                wait_after_miss(context, client, port.number, began).await
+            }
+            TunnelResponse::Refused(refusal, TunnelOutcome::Full) => {
+                context.record_refused_session(*refusal, client, port.number)
+            }
+            _ => (),
+        }
+        respond(response)
+    }
+}
+
+/// Makes the response to a request that is for a session of another node.
+// Not an `async fn`: a caller that boxes its future would have room for it, too.
+fn serve_passed<'a>(
+    context: &'a HttpContext,
+    passed_on: PassedOn,
     call: TunnelCall,
     body: HeldBody,
     client: SocketAddr,
     port: Port,
-) -> PortResponse {
-    // From here on, the client cannot change how long the response takes.
-    let began = Instant::now();
-    let returned = match call {
-        TunnelCall::Named(kind, UrlName::Empty) => context.tunnel.open(kind, body.as_ref(), client, port),
-        TunnelCall::Named(kind, UrlName::Session(name)) => context.tunnel.request(kind, name, body, client.ip()).await,
-        TunnelCall::Named(_, UrlName::NotAName { .. }) => Service::unknown(),
-        TunnelCall::Upload => upload(context, body).await,
-    };
-    // What is kept is not what is awaited above: the future would have room for both at once.
-    let response = counted(context, call, returned);
-    match &response {
-        TunnelResponse::Failed(_) if response.status() == 404 => {
-            wait_after_miss(context, client, port.number, began).await
+    began: Instant,
+) -> Pin<Box<dyn Future<Output = PortResponse> + Send + 'a>> {
+    Box::pin(async move {
+        let outcome = match passed_on {
+            PassedOn::To(peer) => match passing::pass(context, &peer, call, body, client, port.number).await {
+                Ok(response) => return response,
+                Err(outcome) => outcome,
+            },
+            PassedOn::Refused => TunnelOutcome::NotThisNode,
+        };
+        let response = counted(context, call, TunnelResponse::Failed(outcome));
+        if response.status() == 404 {
+            wait_after_miss(context, client, port.number, began).await;
         }
-        TunnelResponse::Refused(refusal, TunnelOutcome::Full) => {
-            context.record_refused_session(*refusal, client, port.number)
-        }
-        _ => (),
-    }
-    respond(response)
+        respond(response)
+    })
 }
 
 /// Gives a streaming client's POST request to its session.
@@ -282,6 +325,8 @@ mod tests {
             web_server: None,
             max_web_server_requests: 1,
             web_server_timeout: Duration::from_secs(60),
+            longest_passed: 1,
+            passed_timeout: Duration::from_secs(60),
         };
         let held = HeldBytes::none(&Budget::new(1 << 20, 0, &[]), [127, 0, 0, 1].into());
         let began = Clock::now();

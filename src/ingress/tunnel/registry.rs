@@ -23,9 +23,10 @@ impl<S> Default for Registry<S> {
 }
 
 impl<S> Registry<S> {
-    /// Names are random, so one byte of them spreads the sessions evenly.
+    /// The last byte of a name is random, so it spreads the sessions evenly. The first bytes may be the tag of a node.
     fn shard(&self, name: &SessionName) -> &Shard<S> {
-        &self.shards[usize::from(name.as_bytes()[0]) % SHARDS]
+        let [.., last] = name.as_bytes();
+        &self.shards[usize::from(*last) % SHARDS]
     }
 
     pub(super) fn insert(&self, name: SessionName, session: Arc<S>) {

@@ -58,7 +58,7 @@ pub struct TunnelBody {
 
 impl TunnelBody {
     /// A body that `held` counts for as long as it exists.
-    pub(super) fn counted(bytes: Vec<u8>, held: HeldBytes) -> Self {
+    pub(in crate::ingress) fn counted(bytes: Vec<u8>, held: HeldBytes) -> Self {
         Self { bytes, held: Some(held) }
     }
 }

@@ -38,7 +38,7 @@ use crate::{
         tunnel::{
             cipher::agree,
             envelope::{self, TunnelKind},
-            name::SessionName,
+            name::{NodeTag, SessionName},
             stream,
         },
     },
@@ -57,12 +57,19 @@ pub struct Service {
     core: Arc<dyn Core>,
     budget: Arc<Budget>,
     tally: Arc<Tally>,
+    /// The node of a cluster that this is.
+    node: Option<NodeTag>,
 }
 
 impl Service {
     /// A service that hands its sessions to `core`. Must be called on a tokio runtime: for as long as the service
     /// exists, a task ends sessions whose clients are gone.
     pub fn start(settings: TunnelSettings, core: Arc<dyn Core>) -> Arc<Self> {
+        Self::start_on_node(settings, core, None)
+    }
+
+    /// As [`Self::start`], on this node of a cluster: the names of the sessions begin with its tag.
+    pub fn start_on_node(settings: TunnelSettings, core: Arc<dyn Core>, node: Option<NodeTag>) -> Arc<Self> {
         let service = Arc::new(Self {
             registry: Registry::default(),
             streaming: Registry::default(),
@@ -70,6 +77,7 @@ impl Service {
             budget: core.budget(),
             core,
             tally: Arc::default(),
+            node,
         });
         tokio::spawn(forget_sessions(Arc::downgrade(&service)));
         service
@@ -95,6 +103,14 @@ impl Service {
         Ok(place)
     }
 
+    /// The name of a new session.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn new_name(&self) -> Result<SessionName, getrandom::Error> {
+        SessionName::random_on(self.node)
+    }
+
     /// Opens a session for a first request with this body.
     pub fn open(&self, kind: TunnelKind, body: &[u8], client: SocketAddr, port: impl Into<Port>) -> TunnelResponse {
         let port = port.into();
@@ -110,7 +126,7 @@ impl Service {
             Ok(place) => place,
             Err(refusal) => return TunnelResponse::Refused(refusal, TunnelOutcome::Full),
         };
-        let (agreement, name) = match (agree(opening.public), SessionName::random()) {
+        let (agreement, name) = match (agree(opening.public), self.new_name()) {
             (Ok(Some(agreement)), Ok(name)) => (agreement, name),
             (Ok(None), _) => return TunnelResponse::Failed(TunnelOutcome::Malformed),
             _ => return TunnelResponse::Failed(TunnelOutcome::Failed),

@@ -4,8 +4,28 @@ use std::{fmt, str};
 
 /// The name of a tunnel session: 128 random bits, so that nobody can guess one. A URL has it as
 /// [`SessionName::DIGITS`] hexadecimal digits.
+///
+/// In a cluster, the first 16 bits are the tag of the node that has the session, and 112 bits are random. So the name has
+/// the same length everywhere, and the node is known before the session is looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionName([u8; SessionName::BYTES]);
+
+/// The tag of a node of a cluster: the first [`NodeTag::BYTES`] bytes of the names of its sessions. It is made of the
+/// node's name with the cluster's secret, so it shows nothing of the name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeTag(pub [u8; NodeTag::BYTES]);
+
+impl NodeTag {
+    /// Bytes of a tag.
+    pub const BYTES: usize = 2;
+}
+
+/// As the name of a session begins in a URL: four hexadecimal digits.
+impl fmt::Display for NodeTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
 
 /// The part of a tunnel URL at the place of the session's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +54,24 @@ impl SessionName {
         let mut bytes = [0; Self::BYTES];
         getrandom::fill(&mut bytes)?;
         Ok(Self(bytes))
+    }
+
+    /// A new name on this node of a cluster; `None`: there is no cluster.
+    ///
+    /// # Errors
+    /// When the system has no random numbers.
+    pub fn random_on(node: Option<NodeTag>) -> Result<Self, getrandom::Error> {
+        let mut name = Self::random()?;
+        if let Some(NodeTag(tag)) = node {
+            name.0[..NodeTag::BYTES].copy_from_slice(&tag);
+        }
+        Ok(name)
+    }
+
+    /// The tag of the node that has the session, if this is the name of a session of a cluster.
+    pub fn node(&self) -> NodeTag {
+        let [first, second, ..] = self.0;
+        NodeTag([first, second])
     }
 
     /// Reads a name as a URL has it, in small or capital letters. `None`: another length, or not hexadecimal.
@@ -120,6 +158,16 @@ mod tests {
         assert_eq!(name.as_bytes(), &[0, 9, 10, 15, 16, 144, 159, 160, 169, 175, 240, 249, 250, 255, 127, 128]);
         assert_eq!(text(&name), "00090a0f10909fa0a9aff0f9faff7f80");
         assert_ne!(SessionName::random().expect("random"), SessionName::random().expect("random"));
+    }
+
+    #[test]
+    fn a_name_begins_with_the_tag_of_its_node_and_is_as_long_as_any_other() {
+        let tag = NodeTag([0xA1, 0x0B]);
+        let [one, other] = [SessionName::random_on(Some(tag)), SessionName::random_on(Some(tag))];
+        let (one, other) = (one.expect("random"), other.expect("random"));
+        assert!(text(&one).starts_with(&tag.to_string()) && tag.to_string() == "a10b");
+        assert_eq!((one.node(), text(&one).len()), (tag, SessionName::DIGITS));
+        assert_ne!(one, other);
     }
 
     #[test]
