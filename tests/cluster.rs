@@ -21,6 +21,7 @@ use support::{
     in_time,
     mux::{self, Mux},
     peer::{self, free_address},
+    program::{Program, Setup, free_ports, local},
     streaming,
     tunnel::{Kind, Session},
 };
@@ -349,6 +350,97 @@ async fn a_node_that_proves_itself_and_then_sends_rubbish_is_noticed() {
     let response = post(nodes.port(0), &format!("/CommunityCBR/CC.35.{}/", name_on("mux-1")), &[0; 8]).await;
     assert_eq!(response.status, 503, "the client repeats it");
     assert_eq!(nodes.metric(0, "sametime_mux_cluster_failures_total{reason=\"no_response\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_node_that_drains_goes_on_with_its_sessions() {
+    let nodes = Nodes::start(&[SECRET; 2], "").await;
+    let mut session = open(Kind::Polling, nodes.port(0)).await;
+    let draining = nodes.nodes[0].server.clone();
+    let drain = tokio::spawn(async move { draining.drain().await });
+    in_time("the drain's begin", async {
+        while !nodes.nodes[0].server.is_draining() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused =
+        post(nodes.port(0), &Session::new(Kind::Polling).path(), &Session::new(Kind::Polling).opening()).await;
+    assert_eq!(refused.status, 503, "no new session");
+    for _ in 0..3 {
+        let body = session.request(&[]);
+        let response = post(nodes.port(1), &session.path(), &body).await;
+        assert_eq!(response.status, 200, "{}", response.head);
+        session.response(&response.body);
+    }
+    assert!(!drain.is_finished(), "the session is present");
+    drain.abort();
+}
+
+/// Processes on the same ports. Returns them with the port of tunnels.
+fn processes_on_the_same_ports() -> ([Program; 2], SocketAddr) {
+    let [raw, http, https] = free_ports();
+    let listens = [free_address(), free_address()];
+    let start = |at: usize| {
+        let mut setup = Setup::new("");
+        (setup.raw, setup.http, setup.https) = (raw, http, https);
+        let secret = setup.folder.path().join("secret");
+        fs::write(&secret, SECRET).unwrap();
+        setup.more = format!(
+            "[listeners]\nshare_ports = true\n[cluster]\nnode = \"{}\"\npeer = {{ mux-0 = \"http://{}\", mux-1 = \"http://{}\" }}\nlisten = \"{}\"\nsecret_file = \"{}\"\n",
+            NAMES[at],
+            listens[0],
+            listens[1],
+            listens[at],
+            secret.display()
+        );
+        setup.write(&[raw]);
+        setup.start()
+    };
+    ([start(0), start(1)], local(http))
+}
+
+#[tokio::test]
+async fn processes_on_the_same_ports_are_one_and_one_that_is_killed_ends_only_its_own_sessions() {
+    let ([stays, mut killed], port) = processes_on_the_same_ports();
+    let tags = [0, 1].map(|at| Secret::new(SECRET.as_bytes()).tag(NAMES[at]).to_string());
+    let mut sessions: [Vec<Session>; 2] = [Vec::new(), Vec::new()];
+    // The kernel chooses the process of each connection.
+    in_time("sessions on both", async {
+        while sessions.iter().any(|of_node| of_node.len() < 4) {
+            let session = open(Kind::Polling, port).await;
+            let node = tags.iter().position(|tag| session.path().contains(&format!("CC.35.{tag}"))).unwrap();
+            sessions[node].push(session);
+        }
+    })
+    .await;
+    let poll = async |session: &mut Session| {
+        let body = session.request(&[]);
+        let response = post(port, &session.path(), &body).await;
+        if response.status == 200 {
+            session.response(&response.body);
+        }
+        response.status
+    };
+    for session in sessions.iter_mut().flatten() {
+        for _ in 0..8 {
+            assert_eq!(poll(session).await, 200);
+        }
+    }
+    let passed = "sametime_mux_cluster_requests_passed_total";
+    assert!(stays.metric(passed).await > 0.0 && killed.metric(passed).await > 0.0);
+    killed.child.kill().unwrap();
+    killed.child.wait().unwrap();
+    let [of_stays, of_killed] = &mut sessions;
+    for session in of_killed {
+        assert_eq!(poll(session).await, 404, "its client starts anew");
+    }
+    for session in of_stays {
+        for _ in 0..3 {
+            assert_eq!(poll(session).await, 200, "its client notices nothing");
+        }
+    }
+    assert!(stays.metric("sametime_mux_cluster_failures_total{reason=\"gone\"}").await >= 4.0);
 }
 
 async fn converse(transport: Transport, balancer: SocketAddr, at: usize) {

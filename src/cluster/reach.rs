@@ -8,12 +8,12 @@
 //!  └────────────────────────── success ────────────────────────┘
 //!  up ── its address refuses connections, or another program is there ──▶ gone
 //! ```
-//! Behind a failure, nothing is tried for [`PAUSE`], so that requests which come meanwhile get their response at once. A
+//! After a failure, nothing is tried for [`PAUSE`], so that requests which come meanwhile get their response at once. A
 //! node that may come back keeps its sessions: its clients repeat their requests. One that is gone has lost them.
 
 use std::time::{Duration, Instant};
 
-/// How long nothing is tried behind a failure.
+/// How long nothing is tried after a failure.
 pub const PAUSE: Duration = Duration::from_millis(500);
 /// After so long without a connection the node is gone.
 pub const GONE_AFTER: Duration = Duration::from_secs(5);

@@ -7,7 +7,8 @@ use ring::hmac;
 
 use crate::wire::tunnel::name::NodeTag;
 
-/// The shortest secret, in bytes. Whoever sees a connection begin can try secrets at home, so it must not be guessable.
+/// The shortest secret, in bytes. Whoever records how a connection begins can try any number of secrets against the
+/// record, so it must not be guessable.
 const SHORTEST: usize = 16;
 /// The longest secret, in bytes: a file that is longer is another file by mistake.
 const LONGEST: usize = 4096;

@@ -24,7 +24,7 @@ use crate::{
     telemetry::outcome::{AcceptError, Outcome, PeerRefusal},
 };
 
-/// How long accepting pauses behind an error.
+/// How long accepting pauses after an error.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts connections of other nodes, and serves them on the workers in turn.
