@@ -8,6 +8,7 @@
 //! The transport of a client is known for limits, log and metrics; no decision here depends on it.
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -208,13 +209,11 @@ async fn keep_time(context: Weak<MuxContext>) {
         let now = context.admission.set_clock();
         let settings = context.settings.load();
         let since = |limit: Duration| now.saturating_sub(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-        if let Some(idle) = settings.idle_timeout {
-            let ended = context.admission.order_idle(since(idle));
-            if ended > 0
-                && let Some(more) = context.idle.pass()
-            {
-                info!(sessions = ended, more, "idle for too long");
-            }
+        if let Some(idle) = settings.idle_timeout
+            && let Some(sessions) = NonZeroUsize::new(context.admission.order_idle(since(idle)))
+            && let Some(more) = context.idle.pass()
+        {
+            info!(sessions, more, "idle for too long");
         }
         if let Some(limit) = settings.logging_in_timeout {
             context.admission.order_not_logged_in(since(limit));

@@ -169,11 +169,8 @@ impl Budget {
         if before_bytes == now {
             return before;
         }
-        if now > before_bytes {
-            self.held.fetch_add(now - before_bytes, Relaxed);
-        } else {
-            self.held.fetch_sub(before_bytes - now, Relaxed);
-        }
+        // An atomic addition wraps around, so this is a subtraction if there are fewer bytes now.
+        self.held.fetch_add(now.wrapping_sub(before_bytes), Relaxed);
         let is_of_address = self.counts_addresses.load(Relaxed);
         if is_of_address {
             self.settle_address(client, if before.is_of_address() { before_bytes } else { 0 }, now);
@@ -274,6 +271,14 @@ mod tests {
         drop((ann, bob));
         assert_eq!(budget.held(), 0);
         assert!(budget.by_address.is_empty(), "no address is remembered");
+    }
+
+    #[test]
+    fn without_a_bound_for_one_address_no_address_takes_memory() {
+        let budget = Budget::new(10, 0, &[]);
+        budget.set(20, 0, &[]);
+        let mut ann = HeldBytes::none(&budget, ANN);
+        assert!(ann.grow(15) && budget.by_address.is_empty());
     }
 
     #[test]

@@ -205,6 +205,35 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_table_gives_memory_back_but_not_for_a_few_addresses() {
+        // All in one shard.
+        let address = |n: u8| IpAddr::from([10, 0, n, 0]);
+        let capacity_after = |capacity: usize, addresses: u8| {
+            let table = AddressTable::default();
+            *table.shard(address(0)).lock() = HashMap::with_capacity(capacity);
+            (0..addresses).for_each(|n| table.update(address(n), |value| *value = 1));
+            table.retain(|_| true);
+            table.shard(address(0)).lock().capacity()
+        };
+        assert!(capacity_after(448, 4) < 80, "four addresses do not need so much");
+        assert_eq!(capacity_after(112, 12), 112, "four times 12, and 64");
+    }
+
+    #[test]
+    fn addresses_side_by_side_are_in_different_shards() {
+        let table = AddressTable::default();
+        (0..=u8::MAX).take(SHARDS).for_each(|n| table.update(client(n), |value| *value = 1));
+        assert!(table.0.iter().all(|shard| shard.lock().len() == 1) && !table.is_empty());
+    }
+
+    #[test]
+    fn the_log_does_not_show_whose_addresses_a_table_has() {
+        let table = AddressTable::default();
+        table.update(client(1), |count: &mut usize| *count += 1);
+        assert_eq!(format!("{table:?}"), "AddressTable { .. }");
+    }
+
     fn client(n: u8) -> IpAddr {
         IpAddr::from([10, 0, 0, n])
     }

@@ -300,6 +300,12 @@ impl Ticket {
         Share::from_bits(self.held.load(Relaxed))
     }
 
+    /// Whether the Community has not logged the client in.
+    #[cfg(test)]
+    pub(super) fn is_logging_in(&self) -> bool {
+        self.entry.is_logging_in.load(Relaxed)
+    }
+
     /// Notes that the Community has logged the client in.
     pub(super) fn logged_in(&self) {
         if self.entry.is_logging_in.swap(false, Relaxed) {
@@ -397,6 +403,53 @@ mod tests {
         assert_eq!(admission.order_idle(1), 1, "the other one has an order already");
         assert_eq!(done.entry.order(), Some(SessionOrder::Idle));
         assert_eq!(admission.order_idle(1), 0, "both have an order");
+    }
+
+    #[test]
+    fn sessions_that_are_not_logged_in_are_looked_for_at_every_fifth_tick() {
+        let admission = admission(Budget::new(1 << 20, 0, &[]));
+        let late = admit(&admission, "10.0.0.1").expect("room");
+        admission.order_not_logged_in(0);
+        for _ in 1..TICKS_PER_LOGIN_CHECK {
+            admission.order_not_logged_in(1000);
+            assert_eq!(late.entry.order(), None);
+        }
+        admission.order_not_logged_in(1000);
+        assert_eq!(late.entry.order(), Some(SessionOrder::NotLoggedIn));
+    }
+
+    #[test]
+    fn each_limit_refuses_for_its_own_reason_and_who_is_exempt_has_no_limits_of_an_address() {
+        let settings =
+            MuxSettings { capacity: 9, logging_in: 7, per_address: 5, logging_in_per_address: 3, ..settings() };
+        let (none, of) = (Counts::default(), |sessions, logging_in| Counts { sessions, logging_in });
+        assert_eq!(check_limits(&settings, of(8, 6), of(4, 2), false), Ok(()));
+        assert_eq!(check_limits(&settings, of(9, 0), none, false), Err(Refusal::Capacity));
+        assert_eq!(check_limits(&settings, of(8, 7), none, false), Err(Refusal::LoggingIn));
+        assert_eq!(check_limits(&settings, of(8, 6), of(5, 0), false), Err(Refusal::PerAddress));
+        assert_eq!(check_limits(&settings, of(8, 6), of(4, 3), false), Err(Refusal::LoggingInPerAddress));
+        assert_eq!(check_limits(&settings, of(8, 6), of(8, 6), true), Ok(()));
+        let no_limits = MuxSettings { per_address: 0, logging_in_per_address: 0, ..settings };
+        assert_eq!(check_limits(&no_limits, of(8, 6), of(8, 6), false), Ok(()));
+    }
+
+    #[test]
+    fn sessions_are_spread_over_the_shards() {
+        let admission = admission(Budget::new(1 << 20, 0, &[]));
+        let tickets: Vec<_> = (0..2 * SHARDS).map(|_| admit(&admission, "10.0.0.1").expect("room")).collect();
+        assert!(admission.shards.iter().all(|shard| shard.lock().len() == 2));
+        drop(tickets);
+        assert!(admission.shards.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
+    fn the_clock_counts_milliseconds() {
+        let mut admission = Admission::new(Telemetry::new("0"), Budget::new(1 << 20, 0, &[]));
+        admission.started = admission.started.checked_sub(std::time::Duration::from_millis(2500)).expect("a clock");
+        let now = admission.set_clock();
+        assert!((2500..60_000).contains(&now), "{now}");
+        let ticket = admit(&Arc::new(admission), "10.0.0.1").expect("room");
+        assert_eq!((u64::from(ticket.entry.admitted), ticket.entry.heard.load(Relaxed)), (now / 1000, now));
     }
 
     #[test]

@@ -97,16 +97,17 @@ impl RelayDirection {
                 let before = scanner.held_back();
                 let followed = follow(scanner, bytes);
                 let Relayable { before, bytes: valid } = Relayable::new(before, bytes, followed, scanner);
-                let written = if before.is_empty() {
-                    match Pin::new(&mut *to).poll_write(cx, valid) {
-                        _ if valid.is_empty() => Ok(0),
-                        Poll::Ready(written) => written,
-                        Poll::Pending => Ok(0),
-                    }
-                } else {
+                let written = if !before.is_empty() {
                     // Rare: they are written together, as the kept bytes.
                     kept.extend_from_slice(before.as_ref());
                     Ok(0)
+                } else if valid.is_empty() {
+                    Ok(0)
+                } else {
+                    match Pin::new(&mut *to).poll_write(cx, valid) {
+                        Poll::Ready(written) => written,
+                        Poll::Pending => Ok(0),
+                    }
                 };
                 if let Ok(n) = written {
                     kept.extend_from_slice(&valid[n..]);
@@ -256,7 +257,11 @@ impl RelayDirection {
         bytes.truncate(valid);
         bytes.splice(..0, before.as_ref().iter().copied());
         self.bytes += bytes.len() as u64;
-        followed.map_err(|(_, error)| error)
+        followed.map_err(|(_, error)| {
+            // The receiver has nothing of that frame.
+            self.scanner.forget_held_back();
+            error
+        })
     }
 
     /// Writes the kept bytes, and flushes the receiver's stream, which may have a buffer of its own.
@@ -282,7 +287,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
-    use crate::wire::frame;
+    use crate::{mux::tests::ticket, stream::StreamError, telemetry::Telemetry, wire::frame};
 
     /// A stream in memory that takes `size` bytes, and its far end.
     fn stream(size: usize) -> (Stream, DuplexStream) {
@@ -311,6 +316,73 @@ mod tests {
         assert_eq!(direction.bytes, 64, "the next message was read when the first one was taken");
         receiver.read_exact(&mut received[30..]).await.expect("relayed");
         assert_eq!(received, message);
+    }
+
+    #[test]
+    fn bytes_that_were_read_before_there_was_a_link_are_counted_up_to_an_invalid_frame() {
+        let telemetry = Telemetry::new("0");
+        let ticket = ticket(&telemetry);
+        let observer = FrameObserver { ticket: &ticket, telemetry: &telemetry, accepted: std::time::Instant::now() };
+        let (mut direction, mut facts) = (RelayDirection::default(), SessionFacts::new(1 << 20));
+        let mut take = |bytes: &[u8]| {
+            let mut taken = bytes.to_vec();
+            let result = direction.take(Direction::ToCommunity, &mut taken, &mut facts, observer);
+            (taken.len(), direction.bytes, result.is_ok(), direction.scanner.at_boundary())
+        };
+        let message = frame::build(4, 1, &[7; 20]);
+        assert_eq!(take(&message), (32, 32, true, true));
+        assert_eq!(take(&[&message[..], &[0, 0]].concat()), (32, 64, true, false), "the length is not whole");
+        assert_eq!(take(&[0, 1]), (0, 64, false, true), "and now it is known to be too short");
+    }
+
+    #[tokio::test]
+    async fn what_was_kept_and_written_takes_no_memory() {
+        let ((mut from, _sender), (mut to, mut receiver)) = (stream(1000), stream(1000));
+        let message = frame::build(4, 1, &[7; 20]);
+        let mut direction = RelayDirection::with_first(message.clone());
+        assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+        assert_eq!((direction.kept.capacity(), direction.taken), (0, 0));
+        let mut received = vec![0; 32];
+        receiver.read_exact(&mut received).await.expect("relayed");
+        assert_eq!(received, message);
+    }
+
+    #[tokio::test]
+    async fn a_stream_with_an_end_of_its_own_is_shut_down_although_the_other_direction_is_over() {
+        for other_is_over in [false, true] {
+            let ((mut from, sender), (mut to, mut receiver)) = (stream(1000), stream(1000));
+            let mut direction = RelayDirection::default();
+            drop(sender);
+            let closed = step(&mut direction, &mut from, &mut to).await;
+            assert!(matches!(closed, Poll::Ready(RelayEvent::SenderClosed)));
+            let follow = |_: &mut Scanner, _: &[u8]| Ok(());
+            let polled = poll_fn(|cx| {
+                Poll::Ready(direction.poll(other_is_over, (&mut from, &mut to), cx, scratch::SIZE, follow))
+            });
+            assert!(polled.await.is_pending() && direction.is_over());
+            assert_eq!(receiver.read(&mut [0; 10]).await.expect("the end"), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_has_failed_gets_nothing_any_more() {
+        let ((mut from, mut sender), (mut to, receiver)) = (stream(1000), stream(10));
+        let mut direction = RelayDirection::default();
+        sender.write_all(&frame::build(4, 1, &[7; 20])).await.expect("room");
+        assert!(step(&mut direction, &mut from, &mut to).await.is_pending());
+        assert!(!direction.has_failed());
+        drop(receiver);
+        let failed = step(&mut direction, &mut from, &mut to).await;
+        assert!(matches!(failed, Poll::Ready(RelayEvent::ReceiverFailed(_))), "{failed:?}");
+        assert!(direction.has_failed() && direction.receiver_is_done() && direction.kept.is_empty());
+    }
+
+    #[test]
+    fn a_stream_that_is_cut_off_has_closed_and_another_error_is_a_failure() {
+        let cut_off = RelayDirection::default().sender_ends(Err(StreamError::Truncated.into()));
+        assert!(matches!(cut_off, RelayEvent::SenderClosed), "{cut_off:?}");
+        let failed = RelayDirection::default().sender_ends(Err(rustix::io::Errno::CONNRESET.into()));
+        assert!(matches!(failed, RelayEvent::SenderFailed(_)), "{failed:?}");
     }
 
     #[tokio::test]

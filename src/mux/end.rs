@@ -286,6 +286,18 @@ mod tests {
     }
 
     #[test]
+    fn the_log_has_a_detail_where_there_is_one() {
+        let details: Vec<String> =
+            causes().iter().filter_map(|(end, _)| end.detail().map(ToString::to_string)).collect();
+        assert!(details.contains(&"the first message is of type 0x0004".to_owned()), "{details:?}");
+        assert!(details.contains(&"a:1533: refused".to_owned()), "{details:?}");
+        assert!(details.contains(&"a frame of 9 bytes is over the limit of 8".to_owned()), "{details:?}");
+        assert!(details.iter().all(|detail| !detail.is_empty()), "{details:?}");
+        let faults = [ClientFault::NoHandshake, ClientFault::LoginTimeout, ClientFault::SessionTimeout];
+        assert!(faults.iter().all(|fault| fault.to_string().contains(' ')));
+    }
+
+    #[test]
     fn every_outcome_has_one_cause_and_the_types_agree_with_the_table() {
         let mut outcomes = Vec::new();
         for (end, blame) in causes() {

@@ -152,6 +152,10 @@ impl SessionFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        mux::tests::ticket,
+        wire::{frame, message},
+    };
 
     fn head(kind: u16, channel: u32) -> Head {
         Head { length: 8, kind, options: 0, channel }
@@ -165,6 +169,45 @@ mod tests {
         assert_eq!(facts.limit(), MAX_BEFORE_LOGIN, "only on the master channel");
         facts.community_frame(head(kind::LOGIN_ACK, 0), Instant::now(), &telemetry);
         assert_eq!(facts.limit(), 1 << 20);
+    }
+
+    #[test]
+    fn frames_bytes_and_log_ins_are_counted() {
+        let telemetry = Telemetry::new("0");
+        let ticket = ticket(&telemetry);
+        let observer = FrameObserver { ticket: &ticket, telemetry: &telemetry, accepted: Instant::now() };
+        let (mut facts, mut up, mut down) = (SessionFacts::new(1 << 20), Scanner::new(), Scanner::new());
+        let said = frame::build(kind::SEND_ON_CNL, 1, &[7; 8]);
+        let login_ack = frame::build(kind::LOGIN_ACK, 0, &[]);
+        let mut follow = |direction, bytes: &[u8]| {
+            let scanner = if direction == Direction::ToClient { &mut down } else { &mut up };
+            facts.follow(direction, scanner, bytes, observer).map(|()| facts.is_logged_in())
+        };
+        let count = |line: &str| {
+            let metrics = telemetry.encode();
+            let value = metrics.lines().find_map(|l| l.strip_prefix(line).and_then(|rest| rest.strip_prefix(' ')));
+            value.and_then(|value| value.parse().ok()).unwrap_or(0)
+        };
+        let traffic = |direction: &str| {
+            let [frames, bytes] = ["frames", "bytes"]
+                .map(|what| count(&format!("sametime_mux_{what}_total{{direction=\"{direction}\"}}")));
+            (frames, bytes)
+        };
+        // Three frames, of which the last is cut in two.
+        let three = [&*said, &said, &said].concat();
+        assert_eq!(follow(Direction::ToCommunity, &three[..50]), Ok(false));
+        assert_eq!(traffic("to_community"), (2, 50));
+        assert_eq!(follow(Direction::ToCommunity, &three[50..]), Ok(false));
+        assert_eq!(traffic("to_community"), (3, 60));
+        assert!(ticket.is_logging_in());
+        assert_eq!(follow(Direction::ToClient, &[0x80]), Ok(false));
+        assert_eq!(traffic("to_client"), (0, 1), "a keep-alive is no frame");
+        // It is logged in once, although the Community says so twice.
+        assert_eq!(follow(Direction::ToClient, &[&*login_ack, &login_ack].concat()), Ok(true));
+        assert_eq!((traffic("to_client"), ticket.is_logging_in()), ((2, 25), false));
+        assert_eq!(follow(Direction::ToClient, &message::destroy(0, 0)), Ok(true));
+        let log_ins = ["sametime_mux_login_seconds_count", "sametime_mux_logins_refused_total"].map(count);
+        assert_eq!(log_ins, [1, 0], "a farewell message after a log-in is no failed one");
     }
 
     #[test]

@@ -98,7 +98,6 @@ async fn connect(relay: &mut Relay) -> Result<ClientRead, End> {
         Some(Err(error)) if !is_truncation(&error) => ClientRead::Ended(Err(error)),
         Some(Ok(None) | Err(_)) => ClientRead::Ended(Ok(())),
     };
-    ticket.holds(to_community.kept.len() + to_client.kept.len());
     Ok(client)
 }
 

@@ -42,8 +42,6 @@ pub(super) struct Relay {
     pub(super) facts: SessionFacts,
     /// There is one as soon as the session begins to close.
     closing: Option<Box<TimedClosing>>,
-    /// Whether an order wakes the session's task.
-    waits_for_order: bool,
     /// Dropped last: the client is counted until its streams are closed.
     pub(super) ticket: Ticket,
 }
@@ -76,23 +74,18 @@ impl Relay {
             to_client: RelayDirection::default(),
             facts: SessionFacts::new(max_frame),
             closing: None,
-            waits_for_order: false,
             ticket,
         }
     }
 
     /// Relays bytes until the session is over. There must be a link, or the session must have ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        // A task has the same waker all its life, so registering it once is enough.
-        if !std::mem::replace(&mut self.waits_for_order, true) {
-            self.ticket.entry.poll_order(cx);
-        }
+        // An order wakes the task: it has the waker since the session was opened, and a task has one waker all its life.
         if let Some(order) = self.ticket.entry.order() {
             self.end_at_once(End::Ordered(order));
         }
         loop {
             match self.poll_directions(cx) {
-                (Poll::Pending, Poll::Pending) if self.closing.is_none() => return Poll::Pending,
                 (Poll::Pending, Poll::Pending) => match ready!(self.poll_closing(cx)) {
                     Next::GoOn => (),
                     Next::Over => return Poll::Ready(()),
@@ -247,15 +240,15 @@ impl Relay {
 
     /// Waits for the next state of a closing session, when its directions have nothing to do.
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
-        let awaited = self.awaited();
-        let Some(timed) = &mut self.closing else { return Poll::Pending };
+        let (awaited, Some(timed)) = (self.awaited(), &mut self.closing) else { return Poll::Pending };
         let is_finishing = timed.closing.is_finishing();
         if is_finishing && self.to_community.receiver_is_done() && is_gone(&self.to_client, &self.to_community) {
             // The server has one session less, although the client may take its time.
             self.link = None;
         }
         match awaited {
-            None if is_finishing => return Poll::Ready(Next::Over),
+            // Where no receiver is open, the session is finishing.
+            None => return Poll::Ready(Next::Over),
             // The Community has closed, and both sides know why: the client has nothing more to say.
             _ if !is_finishing
                 && self.facts.farewells().first().is_some()

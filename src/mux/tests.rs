@@ -20,13 +20,15 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::*;
+use super::{admission::Ticket, *};
 use crate::{
     runtime::scratch,
     stream::{Lease, Link, Linking, MoreFromClient, Stream, Via},
     telemetry::outcome::SessionEnd,
     wire::{Transport, frame, message, message::kind, reason::Reason},
 };
+
+mod opening;
 
 /// How many bytes a connection takes that the other end has not read.
 const BUFFER: usize = 1000;
@@ -144,6 +146,14 @@ pub(super) fn settings() -> MuxSettings {
         max_frame: 1 << 20,
         drain_timeout: Duration::ZERO,
     }
+}
+
+/// The ticket of a client that is logging in.
+pub(super) fn ticket(telemetry: &Arc<Telemetry>) -> Ticket {
+    let admission = Arc::new(Admission::new(Arc::clone(telemetry), Budget::new(1 << 20, 0, &[])));
+    let client = SocketAddr::from(([192, 0, 2, 1], 4000));
+    let via = Via { client, port: 1533.into(), transport: Transport::Raw, accepted: Instant::now().into_std() };
+    admission.admit(&settings(), &via).expect("room")
 }
 
 /// A session between two ends that the test has.
@@ -573,6 +583,23 @@ async fn an_order_ends_a_session_in_seconds_although_nobody_reads() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_order_leaves_time_for_the_last_bytes_although_both_sides_have_closed() {
+    let settings = MuxSettings { idle_timeout: Some(SECOND * 5), ..settings() };
+    let Session { mut client, mut server, server_faults, program, .. } = start_with(settings, 1 << 20).await;
+    server.write_all(&much()[..30_000]).await.expect("room");
+    sleep(SECOND).await;
+    server_faults.writes(Errno::PIPE);
+    client.write_all(&said(1)).await.expect("room");
+    client.shutdown().await.expect("shut down");
+    sleep(SECOND * 5).await;
+    // The session has its order, and what the client has not read is kept.
+    let received = read_to_end(&mut client).await;
+    assert!(received[..30_000] == much()[..30_000], "{}", received.len());
+    drop((client, server));
+    program.ends_as(SessionEnd::Idle).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_order_while_a_slow_client_is_served_still_gives_it_the_reason() {
     let Session { mut client, server, program, .. } = start().await;
     write_then(server, much()[..ON_THE_WAY].to_vec(), drop);
@@ -586,6 +613,80 @@ async fn an_order_while_a_slow_client_is_served_still_gives_it_the_reason() {
     drop(client);
     assert_eq!(drain.await.expect("drained").left, 0);
     program.ends_as(SessionEnd::Drained).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_waits_for_the_sessions_and_ends_those_that_are_left() {
+    let drain_timeout = SECOND * 10;
+    let no_room = |program: &Program| {
+        let via = Via {
+            client: SocketAddr::from(([192, 0, 2, 9], 4000)),
+            port: 1533.into(),
+            transport: Transport::Raw,
+            accepted: Instant::now().into_std(),
+        };
+        let arrival = Arrival { stream: Stream::other(tokio::io::empty()), first: Bytes::new(), via };
+        program.mux.take(arrival).err().map(|refused| refused.0)
+    };
+    for leaves in [true, false] {
+        let settings = MuxSettings { drain_timeout, ..settings() };
+        let Session { mut client, server, program, .. } = start_with(settings, BUFFER).await;
+        let (mux, since) = (program.mux.clone(), Instant::now());
+        let drain = tokio::spawn(async move { (mux.drain().await, since.elapsed()) });
+        sleep(SECOND * 5).await;
+        assert!(program.mux.is_draining() && no_room(&program) == Some(Refusal::Draining));
+        assert_eq!((program.mux.sessions(), program.reason()), (1, None), "it goes on");
+        if !leaves {
+            let reason = crate::wire::reason::Reason::ConnectionBroken.destroy();
+            assert_eq!(read_to_end(&mut client).await, reason);
+            let told = since.elapsed() - drain_timeout;
+            assert!(told < SECOND / 50, "{told:?}");
+        }
+        drop((client, server));
+        let (drained, took) = drain.await.expect("no panic");
+        assert_eq!(drained, Drained { ended: usize::from(!leaves), left: 0 });
+        assert_eq!(took.as_secs(), if leaves { 5 } else { 10 });
+    }
+}
+
+/// What is logged on this thread as long as the guard is there.
+fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    struct Captured(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Captured {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let lines = Arc::<Mutex<Vec<u8>>>::default();
+    let writer = Arc::clone(&lines);
+    let subscriber = tracing_subscriber::fmt().with_writer(move || Captured(Arc::clone(&writer))).with_ansi(false);
+    (lines, tracing::subscriber::set_default(subscriber.finish()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_warns_of_a_link_that_broke_and_not_of_one_that_was_closed() {
+    for is_broken in [true, false] {
+        let (lines, _guard) = log();
+        let Session { client, server, server_faults, program, .. } = start().await;
+        if is_broken {
+            server_faults.reads(Errno::CONNRESET);
+        }
+        drop((client, server));
+        let reason = if is_broken { SessionEnd::CommunityBroken } else { SessionEnd::CommunityClosed };
+        sleep(SECOND).await;
+        assert_eq!((program.mux.sessions(), program.reason()), (0, Some(reason)));
+        let lines = String::from_utf8(lines.lock().clone()).expect("text");
+        let closed = lines.lines().find(|line| line.contains("session closed")).expect("a line");
+        assert_eq!((closed.contains("WARN"), closed.contains("INFO")), (is_broken, !is_broken), "{closed}");
+        assert!(closed.contains("192.0.2.1:4000") && closed.contains(reason.name()), "{closed}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -344,6 +344,24 @@ mod tests {
         assert_eq!(fault, (0, FrameError::TooLong { length: 101, limit: 100 }));
     }
 
+    #[test]
+    fn lengths_at_the_bounds_are_legal() {
+        let mut stream = build(1, 0, b"");
+        stream.extend(build(2, 0, &[7; 92]));
+        assert_eq!(Scanner::new().scan(&stream, 100, |_| ()), Ok(()));
+        assert_eq!(MAX_BEFORE_LOGIN, 65_536, "a client that is not logged in makes nobody hold more");
+    }
+
+    #[test]
+    fn errors_say_which_length_is_wrong() {
+        let texts =
+            [FrameError::TooShort { length: 7 }, FrameError::TooLong { length: 9, limit: 8 }].map(|e| e.to_string());
+        assert_eq!(
+            texts,
+            ["a frame of 7 bytes is shorter than its header of 8", "a frame of 9 bytes is over the limit of 8"]
+        );
+    }
+
     /// What is relayed of a stream that comes in these pieces, up to an invalid frame.
     fn relayed<'a>(pieces: impl Iterator<Item = &'a [u8]>, limit: u32) -> (Vec<u8>, bool) {
         let (mut scanner, mut relayed) = (Scanner::new(), Vec::new());

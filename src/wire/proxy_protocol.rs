@@ -187,6 +187,48 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A header of version 2 with this body.
+    fn v2_header(version_and_command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(body.len()).expect("a short body").to_be_bytes();
+        [&V2_SIGNATURE[..], &[version_and_command, family], &length, body].concat()
+    }
+
+    #[test]
+    fn version_2_with_another_version_or_command_is_refused() {
+        for version_and_command in [0x10, 0x11, 0x30, 0x22, 0x2F] {
+            let header = v2_header(version_and_command, TCP4, &[0; 12]);
+            assert_eq!(parse(&header), Err(ProxyHeaderError::UnknownVersion), "{version_and_command:#04x}");
+        }
+    }
+
+    #[test]
+    fn the_address_of_a_local_connection_is_no_clients() {
+        let body = [192, 0, 2, 7, 192, 0, 2, 1, 15, 160, 5, 253];
+        assert_eq!(whole(&v2_header(0x20, TCP4, &body)), (None, 28));
+        assert_eq!(whole(&v2_header(0x21, TCP4, &body)).0, Some("192.0.2.7:4000".parse().expect("address")));
+    }
+
+    #[test]
+    fn a_header_has_at_most_so_many_bytes() {
+        assert_eq!(whole(&v2_header(0x21, 0, &[0; V2_MAX])), (None, V2_FIXED + V2_MAX));
+        let too_long = v2_header(0x21, 0, &[0; V2_MAX + 1]);
+        assert_eq!(parse(&too_long), Err(ProxyHeaderError::HeaderTooLong));
+        assert_eq!(parse(&too_long[..V2_FIXED]), Err(ProxyHeaderError::HeaderTooLong), "as soon as it is known");
+    }
+
+    #[test]
+    fn errors_are_told_apart() {
+        let errors = [
+            ProxyHeaderError::BadLine,
+            ProxyHeaderError::LineTooLong,
+            ProxyHeaderError::UnknownVersion,
+            ProxyHeaderError::HeaderTooShort,
+            ProxyHeaderError::HeaderTooLong,
+        ];
+        let texts: std::collections::HashSet<String> = errors.iter().map(ToString::to_string).collect();
+        assert!(texts.len() == errors.len() && texts.iter().all(|text| text.contains(' ')), "{texts:?}");
+    }
+
     fn whole(bytes: &[u8]) -> (Option<SocketAddr>, usize) {
         match parse(bytes) {
             Ok(Parsed::Whole { source, length }) => (source, length),

@@ -38,3 +38,16 @@ impl fmt::Display for Transport {
         f.write_str(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_has_the_name_that_metrics_have() {
+        let mut names: Vec<String> = Transport::ALL.iter().map(ToString::to_string).collect();
+        assert_eq!(names, Transport::ALL.map(Transport::name));
+        names.dedup();
+        assert_eq!(names.len(), Transport::ALL.len());
+    }
+}

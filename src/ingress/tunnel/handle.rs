@@ -172,3 +172,6 @@ impl SessionHandle {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,3 +48,31 @@ impl<S> Registry<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The name that ends with `last`.
+    fn name(last: u8) -> SessionName {
+        SessionName::parse(&format!("{:030x}{last:02x}", 7)).expect("a name")
+    }
+
+    #[test]
+    fn a_session_is_found_until_it_is_removed_or_forgotten() {
+        let registry = Registry::default();
+        (0..=u8::MAX).for_each(|n| registry.insert(name(n), Arc::new(n)));
+        assert!((0..=u8::MAX).all(|n| registry.get(&name(n)).as_deref() == Some(&n)));
+        registry.remove(&name(3));
+        registry.forget(|n| *n >= 10);
+        let found: Vec<u8> = (0..=u8::MAX).filter(|n| registry.get(&name(*n)).is_some()).collect();
+        assert_eq!(found, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn sessions_side_by_side_are_in_different_shards() {
+        let registry = Registry::default();
+        (0..=u8::MAX).take(2 * SHARDS).for_each(|n| registry.insert(name(n), Arc::new(n)));
+        assert!(registry.shards.iter().all(|shard| shard.lock().len() == 2));
+    }
+}

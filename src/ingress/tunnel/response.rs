@@ -124,6 +124,7 @@ mod tests {
         assert!(held.grow(3));
         let bytes = Bytes::from(TunnelBody::counted(b"abc".to_vec(), held));
         let copy = bytes.clone();
+        assert_eq!(format!("{:?}", TunnelBody::from(b"abc".to_vec())), "3 bytes", "and not what is said");
         drop(bytes);
         assert_eq!((&copy[..], budget.held()), (&b"abc"[..], 3));
         drop(copy);

@@ -286,3 +286,6 @@ async fn forget_sessions(service: Weak<Service>) {
         tokio::time::sleep((shortest / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

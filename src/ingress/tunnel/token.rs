@@ -21,9 +21,9 @@ pub(super) fn random_token() -> Token {
     }
     NEXT.with_borrow_mut(|next| {
         if next.is_empty() {
-            let mut random = [0; BATCH * TOKEN];
-            getrandom::fill(&mut random).expect("the system's random numbers");
-            next.extend(random.as_chunks::<TOKEN>().0);
+            let mut random = [Token::default(); BATCH];
+            getrandom::fill(random.as_flattened_mut()).expect("the system's random numbers");
+            next.extend(random);
         }
         next.pop().expect("just filled")
     })

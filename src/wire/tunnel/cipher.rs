@@ -166,6 +166,10 @@ mod tests {
         let mut long = vec![0];
         long.extend([3; PUBLIC]);
         assert!(agree_with(&long, &secret).is_some(), "65 bytes with a leading zero");
+        long.insert(0, 0);
+        assert!(agree_with(&long, &secret).is_none(), "no client sends two zeros, and a long number costs much");
+        let agreement = agree(&long[2..]).expect("random numbers").expect("a legal value");
+        assert!(agreement.public != [0; PUBLIC]);
     }
 
     #[test]

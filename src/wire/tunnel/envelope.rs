@@ -169,11 +169,11 @@ pub fn later(body: &[u8]) -> Result<LaterRequest<'_>, EnvelopeError> {
 pub fn each_record(payload: &[u8], mut on_record: impl FnMut(u32, &[u8])) -> Result<(), EnvelopeError> {
     let mut reader = Reader(payload);
     while !reader.0.is_empty() {
-        match (reader.u32(), reader.u8(), reader.opaque()) {
-            (Some(connection), Some(b'M'), Some(data)) => on_record(connection, data),
-            (Some(_), Some(b'M'), None) | (_, None, _) => return Err(EnvelopeError::RecordCutOff),
-            _ => return Err(EnvelopeError::RecordType),
+        let connection = reader.u32().ok_or(EnvelopeError::RecordCutOff)?;
+        if reader.u8().ok_or(EnvelopeError::RecordCutOff)? != b'M' {
+            return Err(EnvelopeError::RecordType);
         }
+        on_record(connection, reader.opaque().ok_or(EnvelopeError::RecordCutOff)?);
     }
     Ok(())
 }
@@ -234,6 +234,31 @@ mod tests {
         {
             assert_eq!(address(path), Address::Malformed, "{path}");
         }
+    }
+
+    #[test]
+    fn the_public_value_may_have_one_byte_more_than_the_prime() {
+        let opening_with = |length: usize| {
+            let mut body = Writer::new();
+            body.u32(0).u32(1).opaque(&vec![7; length]);
+            opening(TunnelKind::Polling, &body.0).map(|opening| opening.public.len())
+        };
+        assert_eq!(opening_with(PUBLIC + 1), Ok(PUBLIC + 1));
+        for length in [PUBLIC + 2, PUBLIC + 100] {
+            assert_eq!(opening_with(length), Err(EnvelopeError::PublicValueTooLong));
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_cut_off_is_told_from_one_of_an_unknown_type() {
+        let whole = record(1, b"data");
+        for cut in 1..whole.len() {
+            assert_eq!(each_record(&whole[..cut], |_, _| ()), Err(EnvelopeError::RecordCutOff), "{cut}");
+        }
+        let mut other = whole;
+        other[4] = b'X';
+        assert_eq!(each_record(&other, |_, _| ()), Err(EnvelopeError::RecordType));
+        assert_ne!(EnvelopeError::RecordCutOff.to_string(), EnvelopeError::RecordType.to_string());
     }
 
     #[test]

@@ -143,7 +143,7 @@ mod tests {
     fn names_come_back_and_nothing_else_is_one() {
         let name = SessionName::random().expect("random");
         let text = text(&name);
-        assert_eq!(text.len(), 32);
+        assert_eq!((text.len(), format!("{name:?}").as_str()), (32, "SessionName(..)"));
         assert_eq!(SessionName::parse(&text), Some(name));
         assert_eq!(SessionName::parse(&text.to_uppercase()), Some(name));
         for wrong in ["", "é", &text[1..], &text.replace(|c: char| c.is_ascii_hexdigit(), "x"), &format!("{text}0")] {

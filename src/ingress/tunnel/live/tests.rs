@@ -361,6 +361,80 @@ fn a_payload_without_room_in_the_budget_is_not_taken_and_none_overtakes_it() {
 }
 
 #[test]
+fn payloads_without_room_are_taken_in_the_order_of_their_arrival() {
+    let budget = Budget::new(4 * WINDOW, 0, &[]);
+    let mut world = world_of(TunnelKind::Hybrid, &budget);
+    let zero = world.body(b"zero");
+    world.held(&zero);
+    let mut another = HeldBytes::none(&budget, [127, 0, 0, 2].into());
+    another.set(4 * WINDOW);
+    let acknowledgement = zero[8..16].to_vec();
+    let bodies = [1, 2, 3].map(|n| world.same_epoch(&acknowledgement, &[n; WINDOW / 2]));
+    for body in &bodies {
+        assert!(matches!(world.arrive(body), Received::NoRoom));
+    }
+    another.set(0);
+    for [next, later] in [[0, 1], [0, 2], [1, 2]] {
+        assert!(matches!(world.arrive(&bodies[later]), Received::NoRoom), "{later} is behind {next}");
+        world.held(&bodies[next]);
+    }
+    world.held(&bodies[2]);
+    let read = world.read().expect("all are there").expect("open");
+    let expected: Vec<u8> = [1, 2, 3].into_iter().flat_map(|n| [n; WINDOW / 2]).collect();
+    assert_eq!(read.len(), 4 + expected.len());
+    assert!(read[4..] == expected, "once and in order");
+}
+
+#[test]
+fn a_little_passes_although_the_budget_has_no_room() {
+    let budget = Budget::new(2 * WINDOW, 0, &[]);
+    let mut world = world_of(TunnelKind::Polling, &budget);
+    let zero = world.body(b"zero");
+    world.held(&zero);
+    let mut another = HeldBytes::none(&budget, [127, 0, 0, 2].into());
+    another.set(2 * WINDOW);
+    let acknowledgement = zero[8..16].to_vec();
+    let taken = (1..=255).take_while(|n| {
+        let body = world.same_epoch(&acknowledgement, &[*n; 100]);
+        matches!(world.arrive(&body), Received::Held(_))
+    });
+    // Each takes 100 bytes, and what a piece takes in addition.
+    assert_eq!(taken.count(), (LITTLE - 4 - PIECE) / (100 + PIECE));
+}
+
+#[test]
+fn bodies_without_room_may_exceed_the_limit_of_an_address_by_some_windows_together() {
+    let budget = Budget::new(1 << 20, LITTLE, &[]);
+    let mut world = world_of(TunnelKind::Polling, &budget);
+    let mut body_of = |bytes: usize| {
+        let mut held = HeldBytes::none(&budget, [127, 0, 0, 1].into());
+        held.except(world.live.exception());
+        held.grow(bytes).then_some(held)
+    };
+    let first = body_of(WINDOW).expect("one alone may in any case");
+    let second = body_of((EXCEPTED_WINDOWS - 1) * WINDOW).expect("all together have so much");
+    assert!(body_of(LITTLE + 1).is_none(), "and not more");
+    drop((first, second));
+    assert!(body_of(2 * EXCEPTED_WINDOWS * WINDOW).is_some(), "one alone may");
+}
+
+#[test]
+fn a_read_makes_room_and_wakes_a_request_only_then() {
+    let budget = Budget::new(1 << 20, 0, &[]);
+    let mut world = world_of(TunnelKind::Polling, &budget);
+    for (length, wakes) in [(WINDOW / 2, vec![]), (WINDOW, vec![Waiter::Request])] {
+        let body = world.body(&vec![1; length]);
+        let request = world.held(&body);
+        world.woken();
+        assert_eq!(budget.held(), length + PIECE);
+        world.read().expect("bytes").expect("open");
+        assert_eq!((world.woken(), budget.held()), (wakes, 0), "{length}");
+        let response = world.respond(&request, true);
+        world.take(response);
+    }
+}
+
+#[test]
 fn while_there_is_payload_for_the_client_a_second_payload_passes_and_no_third_one() {
     let budget = Budget::new(2 * WINDOW, 0, &[]);
     let mut world = world_of(TunnelKind::Hybrid, &budget);

@@ -108,6 +108,35 @@ fn a_lost_answer_comes_again_and_nothing_is_consumed_twice() {
 }
 
 #[test]
+fn a_buffer_that_is_hardly_used_any_more_is_given_back() {
+    let capacity_after = |capacity: usize, left: usize| {
+        let (mut client, mut session) = pair(TunnelKind::Polling, 0);
+        session.accept(&client.request(b"")).expect("new");
+        session.outbound.reserve_exact(capacity);
+        session.push(&vec![7; capacity]);
+        client.receive(&session.respond_some(token(1), capacity - left));
+        session.accept(&client.request(b"")).expect("new");
+        assert_eq!(session.unacknowledged(), left);
+        session.outbound.capacity()
+    };
+    assert_eq!(capacity_after(100, 0), 0, "an idle session has no buffer");
+    assert_eq!(capacity_after(2 * 1000 + 4096, 1000), 6096, "so much may be unused");
+    assert_eq!(capacity_after(2 * 1000 + 4097, 1000), 1000);
+}
+
+#[test]
+fn errors_say_what_is_wrong_with_a_request() {
+    let errors = [
+        RequestError::Envelope(EnvelopeError::CutOff),
+        RequestError::Acknowledgement,
+        RequestError::Payload,
+        RequestError::Unread,
+    ];
+    let texts: std::collections::HashSet<String> = errors.iter().map(ToString::to_string).collect();
+    assert!(texts.len() == errors.len() && texts.iter().all(|text| text.contains(' ')), "{texts:?}");
+}
+
+#[test]
 fn the_response_before_the_newest_acknowledges_only_what_it_carried() {
     let (mut client, mut session) = pair(TunnelKind::Hybrid, 1);
     let poll = client.request(b"");

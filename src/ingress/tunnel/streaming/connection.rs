@@ -119,8 +119,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for StreamingConnection<S> {
         match this.session.poll_read(cx, buf) {
             Poll::Ready(InboxRead::Overdue) => return Poll::Ready(Err(StreamError::CommunityTooSlow.into())),
             Poll::Ready(InboxRead::Bytes) => {
-                if !matches!(this.get, GetRequest::Open) && !this.session.has_bytes() {
-                    // That was the last request.
+                if !matches!(this.get, GetRequest::Open) {
+                    // That was the last request, or those that are there already are.
                     this.get = GetRequest::Ended;
                 }
                 return Poll::Ready(Ok(()));
@@ -140,7 +140,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for StreamingConnection<S> {
             return Poll::Ready(Ok(0));
         }
         let written = ready!(this.body.poll_write(&mut this.inner, cx, bytes))?;
-        this.follows &= this.scanner.scan(&bytes[..written], u32::MAX, |_| ()).is_ok();
+        // After an invalid frame, a scanner knows no further one.
+        this.follows = this.follows && this.scanner.scan(&bytes[..written], u32::MAX, |_| ()).is_ok();
         this.session.written();
         Poll::Ready(Ok(written))
     }

@@ -151,11 +151,6 @@ impl StreamingHandle {
         Poll::Ready(read)
     }
 
-    /// Whether a request waits for the core.
-    pub(super) fn has_bytes(&self) -> bool {
-        self.locked.lock().inbox.has_bytes()
-    }
-
     /// Bytes were written to the client.
     pub(super) fn written(&self) {
         self.has_written.store(true, Relaxed);

@@ -128,11 +128,6 @@ impl Inbox {
         (InboxRead::Bytes, is_whole)
     }
 
-    /// Whether a request waits for the core.
-    pub(super) fn has_bytes(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     /// Whether the session has to end because the Community takes nothing.
     pub(super) fn is_overdue(&self) -> bool {
         self.state == InboxState::Overdue
