@@ -169,14 +169,22 @@ pub struct Trunk {
     name: Arc<str>,
     host: Arc<RemoteHost>,
     lanes: Box<[Mutex<Lane>]>,
-    lines: Throttle,
+    connected: Throttle,
+    lost: Throttle,
 }
 
 impl Trunk {
     /// The trunk to `name`, which is `host:port`. It connects when the first stream is opened.
     pub fn new(trunks: Arc<Trunks>, name: &str, host: Arc<RemoteHost>) -> Arc<Self> {
         let lanes = trunks.runtimes.iter().map(|_| Mutex::default()).collect();
-        Arc::new(Self { trunks, name: name.into(), host, lanes, lines: Throttle::default() })
+        Arc::new(Self {
+            trunks,
+            name: name.into(),
+            host,
+            lanes,
+            connected: Throttle::default(),
+            lost: Throttle::default(),
+        })
     }
 
     /// Opens a stream to the target of the far end. A new connection, and the far end's answer, may take `within` each.
@@ -319,7 +327,9 @@ impl Trunk {
         if let Err(error) = answered.await.unwrap_or_else(|_| Err("it closed".to_owned())) {
             return Err(TrunkError::NotConnected(format!("the far end does not answer in HTTP/2: {error}")));
         }
-        info!(server = %self.name, "trunk connected");
+        if let Some(more) = self.connected.pass() {
+            info!(server = %self.name, more, "trunk connected");
+        }
         let _counted = self.trunks.telemetry.trunk.near.connection();
         Ok(Arc::new(TrunkConnection { requests, addresses, streams: AtomicUsize::new(0), _counted }))
     }
@@ -328,7 +338,7 @@ impl Trunk {
     fn note_closed(&self, outcome: TrunkClose, error: Option<&h2::Error>) {
         self.trunks.telemetry.trunk.closed.count(outcome);
         if outcome != TrunkClose::Closed
-            && let Some(more) = self.lines.pass()
+            && let Some(more) = self.lost.pass()
         {
             let error = error.map(ToString::to_string);
             warn!(server = %self.name, reason = outcome.name(), error, more, "trunk lost");
