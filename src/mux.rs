@@ -45,6 +45,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long sessions have for the farewell message after the drain's deadline. A polling client asks for it within a
 /// second and acknowledges it within another one.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often the end of a drain is looked for.
+const DRAIN_STEP: Duration = Duration::from_millis(20);
 
 /// The settings of the core.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,30 +147,44 @@ impl Mux {
         self.0.admission.is_draining()
     }
 
-    /// Waits until every session has ended. After `drain_timeout`, ends those that are left with a farewell message.
+    /// Waits until every session has ended. Sessions are ended evenly over `drain_timeout`, with a farewell message, and
+    /// those first that have been idle for the longest: so their clients do not all come to another server at once. A
+    /// session that ends by itself takes the place of one that would be ended.
     pub async fn drain(&self) -> Drained {
         self.begin_drain();
-        let deadline = Instant::now() + self.0.settings.load().drain_timeout;
-        self.wait_for_none(deadline).await;
-        let ended = self.sessions();
-        if ended > 0 {
-            self.0.admission.order_all(SessionOrder::Drain);
-            self.wait_for_none(Instant::now() + FAREWELL_TIMEOUT).await;
+        let (first, lasts) = (self.sessions(), self.0.settings.load().drain_timeout);
+        let (deadline, step) = (Instant::now() + lasts, (lasts / 200).clamp(DRAIN_STEP, Duration::from_secs(1)));
+        let mut ended = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.sessions() == 0 {
+                break;
+            }
+            ended += self.0.admission.order_idlest(SessionOrder::Drain, may_stay(first, left, lasts));
+            tokio::time::sleep(step.min(left)).await;
         }
+        ended += self.0.admission.order_idlest(SessionOrder::Drain, 0);
+        self.wait_for_none(Instant::now() + FAREWELL_TIMEOUT).await;
         Drained { ended, left: self.sessions() }
     }
 
     async fn wait_for_none(&self, deadline: Instant) {
         while self.sessions() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(DRAIN_STEP).await;
         }
     }
+}
+
+/// How many of the `first` sessions may stay when `left` is left of the time that a drain lasts.
+fn may_stay(first: usize, left: Duration, lasts: Duration) -> usize {
+    let stay = (first as u128 * left.as_millis()).div_ceil(lasts.as_millis().max(1));
+    usize::try_from(stay).unwrap_or(first).min(first)
 }
 
 /// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// The number of sessions that did not end by themselves before the deadline.
+    /// The number of sessions that were ended.
     pub ended: usize,
     /// The number of those that did not end by the farewell message.
     pub left: usize,

@@ -3,7 +3,17 @@
 
 mod support;
 
-use std::{fs, net::SocketAddr, path::Path, process::Command};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use sametime_mux::{
     cluster::{
@@ -16,20 +26,22 @@ use sametime_mux::{
 };
 use support::{
     client::{Client, Transport},
-    frames, has, http,
-    http::Response,
+    frames::{self, Frame},
+    has,
+    http::{self, Response, Stream},
     in_time,
     mux::{self, Mux},
     peer::{self, free_address},
     program::{Program, Setup, free_ports, local},
     streaming,
-    tunnel::{Kind, Session},
+    tunnel::{Kind, Pace, Session},
 };
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     net::{TcpListener, TcpSocket, TcpStream},
     task::JoinSet,
+    time::sleep,
 };
 
 const SECRET: &str = "a secret of tests alone";
@@ -486,4 +498,209 @@ async fn clients_of_every_transport_lose_nothing_behind_a_tcp_balancer() {
         assert!(nodes.metric(at, "sametime_mux_cluster_requests_passed_total").await > 10.0, "node {at}");
         assert_eq!(nodes.nodes[at].metric_sum("sametime_mux_cluster_failures_total").await, 0.0, "node {at}");
     }
+}
+
+/// Three processes that are nodes of a cluster, and HAProxy in TCP mode in front of them.
+struct Cluster {
+    nodes: [Option<Program>; 3],
+    ports: [[u16; 3]; 3],
+    listens: [SocketAddr; 3],
+    balancer: SocketAddr,
+    _haproxy: peer::Process,
+    _folder: TempDir,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let (ports, listens) = ([free_ports(), free_ports(), free_ports()], std::array::from_fn(|_| free_address()));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("haproxy.cfg");
+        let (haproxy, balancer) = peer::proxy(|port| {
+            let servers = ports.iter().enumerate().map(|(at, [_, http, _])| {
+                format!(" server node-{at} 127.0.0.1:{http} check inter 100ms fall 1 rise 1\n")
+            });
+            let text = format!(
+                "defaults\n mode tcp\n retries 9\n option redispatch 1\n timeout connect 2s\n timeout client 5m\n timeout server 5m\nlisten all\n bind 127.0.0.1:{port}\n maxconn 9000\n balance roundrobin\n{}",
+                servers.collect::<String>()
+            );
+            fs::write(&file, text).unwrap();
+            let mut command = Command::new("haproxy");
+            command.args(["-db", "-f"]).arg(&file);
+            command
+        })
+        .await;
+        let mut this = Self { nodes: [None, None, None], ports, listens, balancer, _haproxy: haproxy, _folder: folder };
+        (0..3).for_each(|at| this.start_node(at));
+        this
+    }
+
+    fn start_node(&mut self, at: usize) {
+        let mut setup = Setup::new("");
+        [setup.raw, setup.http, setup.https] = self.ports[at];
+        let secret = setup.folder.path().join("secret");
+        fs::write(&secret, SECRET).unwrap();
+        let table: Vec<String> =
+            NAMES.iter().zip(self.listens).map(|(name, listen)| format!("{name} = \"http://{listen}\"")).collect();
+        setup.more = format!(
+            "[limits]\nexempt = [\"127.0.0.0/8\"]\ndrain_timeout = \"4s\"\n[cluster]\nnode = \"{}\"\npeer = {{ {} }}\nlisten = \"{}\"\nsecret_file = \"{}\"\n",
+            NAMES[at],
+            table.join(", "),
+            self.listens[at],
+            secret.display()
+        );
+        setup.write(&[setup.raw]);
+        self.nodes[at] = Some(setup.start());
+    }
+
+    fn node(&mut self, at: usize) -> &mut Program {
+        self.nodes[at].as_mut().unwrap()
+    }
+
+    async fn sessions(&self, at: usize) -> usize {
+        self.nodes[at].as_ref().unwrap().metric("sametime_mux_sessions").await as usize
+    }
+}
+
+/// What the clients of a test do, and what has happened to them.
+#[derive(Default)]
+struct Crowd {
+    /// Clients say nothing while they rest.
+    rests: AtomicBool,
+    stops: AtomicBool,
+    /// How many wait for the echo of a message, or log in.
+    busy: AtomicUsize,
+    logged_in: AtomicUsize,
+    /// How often a session has ended.
+    ended: AtomicUsize,
+    echoes: AtomicUsize,
+}
+
+impl Crowd {
+    /// Logs in and says one thing after the other. When its session ends, it logs in anew.
+    async fn client(self: Arc<Self>, transport: Transport, balancer: SocketAddr, at: usize) {
+        while !self.stops.load(Relaxed) {
+            self.busy.fetch_add(1, Relaxed);
+            let session = self.log_in(transport, balancer, at).await;
+            self.busy.fetch_sub(1, Relaxed);
+            let Some((mut from, mut into)) = session else {
+                sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            self.logged_in.fetch_add(1, Relaxed);
+            for n in 0.. {
+                while self.rests.load(Relaxed) {
+                    sleep(Duration::from_millis(50)).await;
+                }
+                if self.stops.load(Relaxed) {
+                    return;
+                }
+                self.busy.fetch_add(1, Relaxed);
+                let text = format!("{at}-{n}");
+                let echo = async {
+                    into.write_all(&frames::message(1, text.as_bytes()).bytes()).await.ok()?;
+                    into.flush().await.ok()?;
+                    in_time("an echo", Frame::read(&mut from)).await
+                };
+                let echo = echo.await;
+                self.busy.fetch_sub(1, Relaxed);
+                match echo {
+                    // The sandbox, or the multiplexer, says why it ends the session.
+                    Some(frame) if frame.kind == frames::DESTROY => break,
+                    Some(frame) => assert_eq!(frame.text(), text.as_bytes(), "{transport:?}"),
+                    None => break,
+                }
+                self.echoes.fetch_add(1, Relaxed);
+                sleep(Duration::from_millis(700 + (at as u64 * 37) % 600)).await;
+            }
+            self.logged_in.fetch_sub(1, Relaxed);
+            self.ended.fetch_add(1, Relaxed);
+        }
+    }
+
+    async fn log_in(&self, transport: Transport, balancer: SocketAddr, at: usize) -> Option<Ends> {
+        let pace = Pace { idle: Duration::from_millis(500), held_timeout: Duration::from_secs(2), ..Pace::default() };
+        let client = Client::connect_through(transport, &balancer.into(), pace).await.ok()?;
+        let (mut from, mut into) = client.split();
+        let says =
+            [frames::handshake(), frames::login(&format!("user-{at}"), "secret"), frames::create_chat(1, "echo")];
+        for (frame, answer) in says.iter().zip([frames::HANDSHAKE_ACK, frames::LOGIN_ACK, frames::ACCEPT]) {
+            into.write_all(&frame.bytes()).await.ok()?;
+            into.flush().await.ok()?;
+            let frame = in_time("an answer", Frame::read(&mut from)).await?;
+            if frame.kind != answer {
+                return None;
+            }
+        }
+        Some((from, into))
+    }
+
+    async fn all_logged_in(&self, clients: usize) {
+        in_time("log-ins", async {
+            while self.logged_in.load(Relaxed) < clients {
+                sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+    }
+}
+
+type Ends = (ReadHalf<Stream>, WriteHalf<Stream>);
+
+/// `SAMETIME_MUX_CLIENTS` sets how many clients there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_may_be_drained_or_killed_and_the_clients_of_the_others_notice_nothing() {
+    if !has("haproxy", "haproxy") {
+        return;
+    }
+    let clients: usize = std::env::var("SAMETIME_MUX_CLIENTS").map_or(600, |clients| clients.parse().unwrap());
+    let mut cluster = Cluster::start().await;
+    let crowd = Arc::<Crowd>::default();
+    let mut tasks = JoinSet::new();
+    for at in 0..clients {
+        let transport = Transport::ALL[at % Transport::ALL.len()];
+        tasks.spawn(Arc::clone(&crowd).client(transport, cluster.balancer, at));
+    }
+    crowd.all_logged_in(clients).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(crowd.ended.load(Relaxed), 0, "every request may land on a wrong node");
+    for at in 0..3 {
+        let passed = cluster.node(at).metric("sametime_mux_cluster_requests_passed_total").await;
+        assert!(passed > 100.0, "node {at}: {passed}");
+    }
+
+    let drained = cluster.sessions(0).await;
+    cluster.node(0).signal("TERM");
+    assert_eq!(cluster.node(0).exit_code(), Some(0));
+    crowd.all_logged_in(clients).await;
+    assert_eq!(crowd.ended.load(Relaxed), drained, "those of the node that was drained, and no others");
+    cluster.start_node(0);
+    sleep(Duration::from_secs(2)).await;
+
+    // A request that is on its way on the node that is killed is lost. The tunnels repeat it, but a streaming client can't.
+    crowd.rests.store(true, Relaxed);
+    in_time("a rest", async {
+        while crowd.busy.load(Relaxed) > 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let killed = cluster.sessions(1).await;
+    cluster.node(1).child.kill().unwrap();
+    cluster.node(1).child.wait().unwrap();
+    sleep(Duration::from_millis(500)).await;
+    crowd.rests.store(false, Relaxed);
+    in_time("ends", async {
+        while crowd.ended.load(Relaxed) < drained + killed {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    crowd.all_logged_in(clients).await;
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(crowd.ended.load(Relaxed), drained + killed, "those of the node that was killed, and no others");
+    crowd.stops.store(true, Relaxed);
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
+    println!("{drained} drained, {killed} killed, {} echoes", crowd.echoes.load(Relaxed));
 }

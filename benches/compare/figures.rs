@@ -42,6 +42,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("bulk", ALL),
     memory("growth", &[Nothing, Mux, HaProxy]),
     memory("ceiling", &[Mux]),
+    scenario("passed", &[Mux]),
 ];
 
 /// Whether lower or higher values are better.
@@ -211,6 +212,12 @@ pub const FIGURES: &[Figure] = &[
     low("ceiling bytes", "Memory of an idle client, 80,000 clients, nine processes", "bytes", &[]),
     low("ceiling memory", "Memory of each of the nine processes", "MiB", &[]),
     high("ceiling rate", "Log-ins of the 80,000", "/s", &[]),
+    low("passed poll cpu", "CPU of a million idle polls that are passed to another node, both nodes", "s", &[]),
+    low("passed poll ratio", "Of this, as a multiple of polls of the own node", "", &[]),
+    low("passed poll later", "Latency p50 that passing adds to a poll, 64 clients", "us", &[]),
+    low("passed post cpu", "CPU of a million streaming messages whose POST is passed, both nodes", "s", &[]),
+    low("passed post ratio", "Of this, as a multiple of messages of the own node", "", &[]),
+    low("passed post later", "Latency p50 that passing adds to a streaming message, 64 clients", "us", &[]),
     low("ceiling idle", "CPU of all nine while the 80,000 are idle, in a second", "ms", &[]),
 ];
 

@@ -15,6 +15,7 @@ mod echo;
 mod figures;
 mod growth;
 mod load;
+mod passed;
 mod proxies;
 mod report;
 mod streaming;
@@ -278,6 +279,7 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
         }
         "growth" => growth::growth(contender, folder, plan.window).await,
         "ceiling" => growth::ceiling(folder),
+        "passed" => passed::passed(folder, plan.window).await,
         other => unreachable!("{other} is not in SCENARIOS"),
     }
 }

@@ -256,24 +256,34 @@ impl Cluster {
         let ports: Vec<u16> = (0..ports).map(|_| free_port()).collect();
         let file = folder.path("cluster.toml");
         fs::write(&file, mux_configuration(&folder.path("").display().to_string(), &ports, communities, true)).unwrap();
-        let start = |i: usize| {
-            let log = folder.path(&format!("log-{i}"));
-            let mut command = Command::new(MUX);
-            command.args(["run", "--config"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
-            let child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
-            let (mut proxy, since) = (Process { child, _alive: None }, Instant::now());
-            while !fs::read_to_string(&log).unwrap().contains(" ready ") {
-                assert!(proxy.is_alive(), "not started: {}", fs::read_to_string(&log).unwrap());
-                assert!(since.elapsed() < Duration::from_secs(20), "not ready");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            proxy
-        };
+        let start = |i: usize| ready(&file, &folder.path(&format!("log-{i}")));
         Self {
             proxies: (0..count).map(start).collect(),
             _community: None,
             addresses: ports.into_iter().map(local).collect(),
         }
+    }
+
+    /// Two nodes of a cluster, each with its own port. Returns when both are ready.
+    pub fn nodes(folder: &Folder, community: SocketAddr) -> Self {
+        let [ports, listens]: [[u16; 2]; 2] = std::array::from_fn(|_| [free_port(), free_port()]);
+        let secret = folder.path("secret");
+        fs::write(&secret, "a secret of benchmarks alone").unwrap();
+        let start = |i: usize| {
+            let file = folder.path(&format!("node-{i}.toml"));
+            let one = mux_configuration(&folder.path("").display().to_string(), &[ports[i]], &[community], false);
+            let cluster = format!(
+                "[cluster]\nnode = \"node-{i}\"\nlisten = \"127.0.0.1:{}\"\nsecret_file = \"{}\"\n\
+                 peer = {{ node-0 = \"http://127.0.0.1:{}\", node-1 = \"http://127.0.0.1:{}\" }}\n",
+                listens[i],
+                secret.display(),
+                listens[0],
+                listens[1]
+            );
+            fs::write(&file, one + &cluster).unwrap();
+            ready(&file, &folder.path(&format!("log-{i}")))
+        };
+        Self { proxies: (0..2).map(start).collect(), _community: None, addresses: ports.map(local).to_vec() }
     }
 
     /// One other contender; without a proxy, the echo server, which is then measured instead.
@@ -297,6 +307,20 @@ impl Cluster {
     pub fn memory(&self) -> f64 {
         self.proxies.iter().map(Process::memory).sum()
     }
+}
+
+/// Starts a multiplexer with this configuration, and waits until it is ready.
+fn ready(configuration: &Path, log: &Path) -> Process {
+    let mut command = Command::new(MUX);
+    command.args(["run", "--config"]).arg(configuration).stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(fs::File::create(log).unwrap()).spawn().unwrap();
+    let (mut proxy, since) = (Process { child, _alive: None }, Instant::now());
+    while !fs::read_to_string(log).unwrap().contains(" ready ") {
+        assert!(proxy.is_alive(), "not started: {}", fs::read_to_string(log).unwrap());
+        assert!(since.elapsed() < Duration::from_secs(20), "not ready");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    proxy
 }
 
 fn local(port: u16) -> SocketAddr {

@@ -86,6 +86,11 @@ impl StreamingClient {
         Ok(this)
     }
 
+    /// Sends all further POST requests to another address.
+    pub fn post_to(&mut self, to: SocketAddr) {
+        self.to = to;
+    }
+
     /// The next `n` bytes of the stream.
     async fn take(&mut self, n: usize) -> io::Result<Vec<u8>> {
         while self.read.len() < n {
@@ -142,7 +147,11 @@ pub async fn clients(n: usize, to: SocketAddr) -> Vec<StreamingClient> {
 
 /// Each of `n` clients sends a message and waits for its echo, again and again.
 pub async fn messages(running: &Running, n: usize, window: Window) -> Busy {
-    let clients = clients(n, running.address).await;
+    talk(clients(n, running.address).await, || running.cpu(), window).await
+}
+
+/// Messages of these clients. `cpu` is the CPU time of what serves them.
+pub async fn talk(clients: Vec<StreamingClient>, cpu: impl Fn() -> f64, window: Window) -> Busy {
     let record = Rc::new(Record::new(window));
     let mut workers = JoinSet::new();
     for mut client in clients {
@@ -157,7 +166,7 @@ pub async fn messages(running: &Running, n: usize, window: Window) -> Busy {
             }
         });
     }
-    record.measure(|| running.cpu(), || workers.join_all()).await
+    record.measure(cpu, || workers.join_all()).await
 }
 
 /// How long a frame of the Community takes to idle clients. Returns microseconds, sorted.

@@ -112,6 +112,12 @@ impl Session {
         Ok(this)
     }
 
+    /// Sends all further requests to another address.
+    pub async fn connect_to(&mut self, to: SocketAddr) -> io::Result<()> {
+        self.tcp = TcpStream::connect(to).await?;
+        self.tcp.set_nodelay(true)
+    }
+
     /// Sends a request with `data` for the Community. Returns the Community's bytes in its response.
     pub async fn request(&mut self, data: &[u8]) -> io::Result<Vec<u8>> {
         let mut block: [u8; 8] = [0, 0, 0, 0, 0, 3, 3, 3];
@@ -213,7 +219,11 @@ pub async fn wake_up(running: &Running, clients: usize, sweeps: usize, pause: Du
 
 /// Idle polls, one after the other on each of `clients` connections, for the time of `window`.
 pub async fn polls(running: &Running, clients: usize, kind: Option<Kind>, window: Window) -> Busy {
-    let sessions = sessions(clients, kind, running.address).await;
+    poll(sessions(clients, kind, running.address).await, || running.cpu(), window).await
+}
+
+/// Idle polls of these sessions. `cpu` is the CPU time of what serves them.
+pub async fn poll(sessions: Vec<Session>, cpu: impl Fn() -> f64, window: Window) -> Busy {
     let record = Rc::new(Record::new(window));
     let mut workers = JoinSet::new();
     for mut session in sessions {
@@ -226,5 +236,5 @@ pub async fn polls(running: &Running, clients: usize, kind: Option<Kind>, window
             }
         });
     }
-    record.measure(|| running.cpu(), || workers.join_all()).await
+    record.measure(cpu, || workers.join_all()).await
 }

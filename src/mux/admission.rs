@@ -199,11 +199,29 @@ impl Admission {
         now
     }
 
-    /// Gives every session an order.
-    pub(super) fn order_all(&self, order: SessionOrder) {
-        for shard in &self.shards {
-            shard.lock().iter().for_each(|(_, entry)| entry.give(order));
+    /// Gives sessions an order until at most `stay` are left without one: those first whose last byte was relayed the
+    /// longest ago. Returns how many there were.
+    pub(super) fn order_idlest(&self, order: SessionOrder, stay: usize) -> usize {
+        let mut present = Vec::new();
+        for (shard, entries) in self.shards.iter().enumerate() {
+            let entries = entries.lock();
+            let free = entries.iter().filter(|(_, entry)| entry.order().is_none());
+            present.extend(free.map(|(key, entry)| (entry.heard.load(Relaxed), shard, key)));
         }
+        let surplus = present.len().saturating_sub(stay);
+        if surplus == 0 {
+            return 0;
+        }
+        if surplus < present.len() {
+            present.select_nth_unstable(surplus);
+        }
+        for (_, shard, key) in &present[..surplus] {
+            // It may have ended meanwhile.
+            if let Some(entry) = self.shards[*shard].lock().get(*key) {
+                entry.give(order);
+            }
+        }
+        surplus
     }
 
     /// Orders sessions to end whose last byte was relayed before `since`. Returns how many there were.
@@ -450,6 +468,30 @@ mod tests {
         assert!((2500..60_000).contains(&now), "{now}");
         let ticket = admit(&Arc::new(admission), "10.0.0.1").expect("room");
         assert_eq!((u64::from(ticket.entry.admitted), ticket.entry.heard.load(Relaxed)), (now / 1000, now));
+    }
+
+    #[test]
+    fn the_idlest_sessions_are_ordered_to_end_until_few_enough_are_left() {
+        let admission = admission(Budget::new(1 << 20, 0, &[]));
+        let tickets: Vec<Ticket> = (0..40).map(|_| admit(&admission, "10.0.0.1").expect("room")).collect();
+        // The seventh has been idle for the longest, then the fourteenth, and so on.
+        for (n, ticket) in tickets.iter().enumerate() {
+            ticket.entry.heard.store((n as u64 * 23) % 40, Relaxed);
+        }
+        let ordered = || -> Vec<u64> {
+            let entries = tickets.iter().map(|ticket| &ticket.entry).filter(|entry| entry.order().is_some());
+            let mut heard: Vec<u64> = entries.map(|entry| entry.heard.load(Relaxed)).collect();
+            heard.sort_unstable();
+            heard
+        };
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 40), ordered()), (0, vec![]));
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 37), ordered()), (3, vec![0, 1, 2]));
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 37), ordered().len()), (0, 3), "37 are left");
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 30), ordered()), (7, (0..10).collect()));
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 0), ordered()), (30, (0..40).collect()));
+        assert_eq!(admission.order_idlest(SessionOrder::Drain, 0), 0);
+        drop(tickets);
+        assert_eq!(admission.order_idlest(SessionOrder::Drain, 0), 0);
     }
 
     #[test]

@@ -649,6 +649,38 @@ async fn a_drain_waits_for_the_sessions_and_ends_those_that_are_left() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_sessions_evenly_over_its_time() {
+    let settings = MuxSettings { drain_timeout: SECOND * 100, capacity: 50, logging_in: 50, ..settings() };
+    let mux = Mux::start(
+        settings.clone(),
+        Arc::new(OneServer { link: Mutex::default(), place: Arc::default() }),
+        Telemetry::new("0"),
+    );
+    let client = SocketAddr::from(([192, 0, 2, 1], 4000));
+    let via = Via { client, port: 1533.into(), transport: Transport::Raw, accepted: Instant::now().into_std() };
+    let mut tickets: Vec<Ticket> = (0..50).map(|_| mux.0.admission.admit(&settings, &via).expect("room")).collect();
+    let (since, draining) = (Instant::now(), mux.clone());
+    let drain = tokio::spawn(async move { draining.drain().await });
+    // After 30 s, ten clients leave by themselves. Then nobody else has to for a while.
+    let mut present = Vec::new();
+    sleep(SECOND / 4).await;
+    for second in 1..=110 {
+        sleep(SECOND).await;
+        tickets.retain(|ticket| ticket.entry.order().is_none());
+        if second == 30 {
+            tickets.truncate(tickets.len() - 10);
+        }
+        present.push(tickets.len());
+    }
+    let at = |second: usize| present[second - 1];
+    assert_eq!((at(10), at(20), at(29)), (45, 40, 36));
+    assert_eq!((at(30), at(40), at(49)), (25, 25, 25), "ten have left by themselves");
+    assert_eq!((at(60), at(90), at(99), at(101)), (20, 5, 1, 0));
+    assert_eq!(drain.await.expect("no panic"), Drained { ended: 40, left: 0 });
+    assert!(since.elapsed() < SECOND * 111);
+}
+
 /// What is logged on this thread as long as the guard is there.
 fn log() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
     struct Captured(Arc<Mutex<Vec<u8>>>);

@@ -6,8 +6,8 @@ use super::Server;
 use crate::mux::Drained;
 
 impl Server {
-    /// Refuses new clients and waits until the present ones have left, or until `limits.drain_timeout` has passed; then
-    /// ends their sessions.
+    /// Refuses new clients, and waits until the present ones have left. Their sessions are ended evenly over
+    /// `limits.drain_timeout`.
     ///
     /// Ports stay open until then, because the clients of the tunnel send each request on a new connection.
     pub async fn drain(&self) -> Drained {
@@ -18,7 +18,7 @@ impl Server {
             let _ended = closing.await;
         }
         if drained.ended > 0 {
-            warn!(ended = drained.ended, left = drained.left, "drained: sessions were ended at the deadline");
+            warn!(ended = drained.ended, left = drained.left, "drained: sessions were ended");
         } else {
             info!("drained: every session has ended by itself");
         }

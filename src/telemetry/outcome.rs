@@ -195,7 +195,7 @@ outcomes! {
         Idle = "idle": None, INFO, Farewell(Reason::IdleTooLong);
         /// The Community did not log the client in within `limits.logging_in_timeout`.
         NotLoggedIn = "not_logged_in": Client, INFO, Farewell(Reason::TimedOut);
-        /// The multiplexer was stopped, and `limits.drain_timeout` passed.
+        /// The multiplexer was stopped: its sessions are ended evenly over `limits.drain_timeout`.
         Drained = "drained": Limit, INFO, Farewell(Reason::ConnectionBroken);
     }
 
