@@ -3,14 +3,15 @@
 //! - `pool` is the set of servers: reconfiguration, status, and a link for each client.
 //! - `balance` chooses the server. `health` is what is known of one, `trust` whether it is trusted not to lead back to
 //!   this program, and `state_log` when its state is logged. They do no I/O.
-//! - `endpoint` is one server: opening links to it, and checking it. `Endpoint::open_stream` is where a trunk would
-//!   open its streams, in place of `direct`.
+//! - `endpoint` is one server: opening links to it, and checking it. `Endpoint::open_stream` opens a
+//!   stream of the trunk, or by `direct` a TCP connection for each client.
 //! - `failure` has the errors, and the table of what follows from each.
-//! - `direct` opens a TCP connection for each client.
 
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::trunk::TrunkSettings;
 
 mod balance;
 mod direct;
@@ -87,6 +88,8 @@ pub struct CommunitySettings {
     pub slow_start: Duration,
     /// Whether the server gets the client's address in a PROXY v2 header.
     pub send_proxy_protocol: bool,
+    /// Trunks to the servers.
+    pub trunk: TrunkSettings,
     /// How long a server may take to accept a connection.
     pub connect_timeout: Duration,
     /// How long a server may take to answer a Handshake.

@@ -28,6 +28,7 @@ use crate::{
         Telemetry,
         outcome::{ConnectionDrop, Outcome},
     },
+    trunk::{FarEnd, TrunkListenerSettings},
     wire::{Transport, reason::Reason},
 };
 
@@ -39,6 +40,7 @@ pub mod http;
 pub mod identify;
 pub mod peers;
 pub mod tls;
+mod trunk_listener;
 pub mod tunnel;
 
 pub use connection_limits::ConnectionLimits;
@@ -78,6 +80,8 @@ pub struct IngressSettings {
     pub max_frame: u32,
     /// The certificate and its key, and client certificates.
     pub tls: TlsSettings,
+    /// The far end of trunks.
+    pub trunk_listener: TrunkListenerSettings,
     /// The web server for requests that are not the tunnel's: scheme and authority of a URL.
     pub http_backend: Option<hyper::Uri>,
     /// How many requests may be at the web server at once.
@@ -102,6 +106,8 @@ pub struct Ingress {
     /// For log lines about connections that are dropped, by [`ConnectionDrop`].
     dropped: Throttles,
     tunnel: Arc<tunnel::Service>,
+    /// For `trunk_listener`.
+    trunk: Arc<FarEnd>,
     http: Arc<http::HttpContext>,
 }
 
@@ -140,6 +146,7 @@ impl Ingress {
             counters,
             dropped: Throttles::new(ConnectionDrop::ALL.len()),
             tunnel,
+            trunk: FarEnd::new(settings.trunk_listener.clone(), Arc::clone(&telemetry)),
             http,
             settings: ArcSwap::from_pointee(settings),
             core,
@@ -151,6 +158,7 @@ impl Ingress {
     pub fn reconfigure(&self, settings: IngressSettings, tls: &tls::Acceptor) {
         self.tls.replace(tls);
         self.tunnel.reconfigure(settings.tunnel.clone());
+        self.trunk.reconfigure(settings.trunk_listener.clone());
         self.http.reconfigure(&settings);
         self.settings.store(Arc::new(settings));
     }
@@ -168,6 +176,12 @@ impl Ingress {
     /// How many connections there are that are not a session.
     pub fn connections(&self) -> usize {
         self.counters.connections()
+    }
+
+    /// Waits until the streams of the trunks that this program is the far end of have ended, or until
+    /// `limits.drain_timeout` has passed. No new ones are accepted.
+    pub async fn drain_trunks(&self) {
+        self.trunk.drain().await;
     }
 
     /// How many tunnel sessions there are. A session that has ended counts until it is forgotten.

@@ -47,13 +47,14 @@
 //! | 7 | [`community`] | the Community servers: choice, health, links |
 //! | 7 | [`sandbox`] | a small Community server for trials and tests |
 //! | 8 | [`cluster`] | the other nodes of a cluster: names, proofs, requests that are passed to them |
-//! | 8 | [`stream`] | the seams between the rooms of floor 7: arrivals, refusals, links, the core's trait |
-//! | 9 | [`telemetry`] | what happened: closed enums of outcomes, and the metrics |
-//! | 10 | [`limits`] | counting in total and for each address |
-//! | 11 | [`runtime`] | worker threads, sharing of cores, the shared read buffer |
-//! | 12 | [`net`] | the system's sockets, names and addresses |
-//! | 13 | [`log`] | the log's subscriber, the line writer, the throttle for rare lines |
-//! | 14 | [`wire`] | bytes to values and back, without I/O |
+//! | 8 | [`trunk`] | many clients over few connections to a Community server: the near end and the far end |
+//! | 9 | [`stream`] | the seams between the rooms of floor 7: arrivals, refusals, links, the core's trait |
+//! | 10 | [`telemetry`] | what happened: closed enums of outcomes, and the metrics |
+//! | 11 | [`limits`] | counting in total and for each address |
+//! | 12 | [`runtime`] | worker threads, sharing of cores, the shared read buffer |
+//! | 13 | [`net`] | the system's sockets, names and addresses |
+//! | 14 | [`log`] | the log's subscriber, the line writer, the throttle for rare lines |
+//! | 15 | [`wire`] | bytes to values and back, without I/O |
 //!
 //! Floor 1 is the program itself, which only calls [`cli::main`]. The rooms of floor 7 do not import each other: they
 //! meet at the traits of [`stream`], and only [`server`] knows which types implement them.
@@ -80,7 +81,8 @@
 //! | the memory of a slow client is bounded | [`limits::budget`], asked by [`mux::relay`](mux) and [`ingress::tunnel::live`](ingress::tunnel) |
 //! | a Community server is chosen | [`community::pool`](community), by [`community::balance`](community) |
 //! | a Community server is checked | [`community::endpoint`](community), by [`community::health`](community) |
-//! | a trunk would be | in [`community`], beside [`community::direct`](community): `Endpoint::open_stream` in [`community::endpoint`](community) opens the stream of a [`stream::Link`] |
+//! | a stream of a trunk is opened | [`trunk::near`](trunk), called by `Endpoint::open_stream` in [`community::endpoint`](community) |
+//! | a trunk is accepted | [`trunk::far`](trunk), called by [`ingress::trunk_listener`](ingress) |
 //! | SIGHUP is handled | [`cli::run`] receives it, [`server::reload`] exchanges the settings |
 //! | a reload is refused that is probably a mistake | `server::reload_guard` |
 //! | SIGTERM is handled | [`cli::run`] receives it, [`server::drain`] drains |
@@ -115,4 +117,5 @@ pub mod sandbox;
 pub mod server;
 pub mod stream;
 pub mod telemetry;
+pub mod trunk;
 pub mod wire;

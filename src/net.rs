@@ -9,6 +9,7 @@ pub mod listen;
 pub mod lookup;
 pub mod loop_guard;
 pub mod own;
+pub mod pem;
 mod port;
 pub mod resolve;
 mod section;

@@ -5,3 +5,8 @@ pub mod scratch;
 mod workers;
 
 pub use workers::{Threads, Workers};
+
+/// The number of the worker that the present thread is; `None` if it is none.
+pub fn current_worker() -> Option<usize> {
+    core_sharing::worker()
+}

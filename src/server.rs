@@ -32,6 +32,7 @@ use crate::{
     mux::Mux,
     net::Section,
     telemetry::{Telemetry, outcome::ReloadRefusal},
+    trunk::Trunks,
 };
 
 mod admin_service;
@@ -108,6 +109,7 @@ struct ServerContext {
     revision: Mutex<ConfigurationRevision>,
     telemetry: Arc<Telemetry>,
     pool: Arc<community::Pool>,
+    trunks: Arc<Trunks>,
     mux: Mux,
     ingress: Arc<Ingress>,
     ports: Ports,

@@ -13,7 +13,7 @@ mod policy;
 use metrics::{
     cluster::ClusterMetrics, community::CommunityMetrics, connections::ConnectionMetrics, http::HttpMetrics,
     listeners::ListenerMetrics, process::ProcessMetrics, server::ServerMetrics, sessions::SessionMetrics,
-    tls::TlsMetrics, traffic::TrafficMetrics, tunnel::TunnelMetrics,
+    tls::TlsMetrics, traffic::TrafficMetrics, trunk::TrunkMetrics, tunnel::TunnelMetrics,
 };
 pub use metrics::{sessions::SessionsGauge, traffic::Direction};
 
@@ -35,6 +35,8 @@ pub struct Telemetry {
     pub http: HttpMetrics,
     /// The HTTP tunnel.
     pub tunnel: TunnelMetrics,
+    /// The trunk.
+    pub trunk: TrunkMetrics,
     /// The cluster.
     pub cluster: ClusterMetrics,
     /// Listeners.
@@ -59,6 +61,7 @@ impl Telemetry {
             tls: TlsMetrics::register(&mut all),
             http: HttpMetrics::register(&mut all),
             tunnel: TunnelMetrics::register(&mut all),
+            trunk: TrunkMetrics::register(&mut all),
             cluster: ClusterMetrics::register(&mut all),
             listeners: ListenerMetrics::register(&mut all),
             community: CommunityMetrics::register(&mut all),

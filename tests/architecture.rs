@@ -22,6 +22,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "community",
             "sandbox",
             "cluster",
+            "trunk",
             "stream",
             "telemetry",
             "runtime",
@@ -31,12 +32,13 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("load", &["stream", "runtime", "net", "wire"]),
-    ("config", &["admin", "ingress", "cluster", "mux", "community", "net", "log", "wire"]),
+    ("config", &["admin", "ingress", "cluster", "mux", "community", "trunk", "net", "log", "wire"]),
     ("admin", &["telemetry", "net", "log"]),
-    ("ingress", &["cluster", "stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
+    ("ingress", &["cluster", "trunk", "stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("mux", &["stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
-    ("community", &["stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
+    ("community", &["trunk", "stream", "telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("sandbox", &["stream", "limits", "runtime", "net", "log", "wire"]),
+    ("trunk", &["stream", "telemetry", "runtime", "net", "log"]),
     ("cluster", &["telemetry", "limits", "runtime", "net", "log", "wire"]),
     ("stream", &["telemetry", "limits", "runtime", "net", "wire"]),
     ("telemetry", &["net", "wire"]),
@@ -52,7 +54,10 @@ const ROOMS: &[(&str, &[&str])] = &[
 /// of each other. The room's own file, which declares the parts, may name all of them and is named by all: it
 /// holds what they share.
 const INSIDE: &[(&str, &[&str])] = &[
-    ("ingress", &["accept peers", "connection", "http", "tls tunnel", "connection_limits identify", "detect"]),
+    (
+        "ingress",
+        &["accept peers", "connection trunk_listener", "http", "tls tunnel", "connection_limits identify", "detect"],
+    ),
     ("cluster", &["peer", "handshake passing reach", "hello", "secret"]),
     ("ingress/tls", &["alert connection key_kind pair"]),
     (
@@ -73,11 +78,12 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
     ("mux", &["session", "opening", "relay", "direction closing", "facts report", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
+    ("trunk", &["far near", "relay", "stream identity"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope stream", "cipher name"]),
     (
         "net",
-        &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address port section shortage"],
+        &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address pem port section shortage"],
     ),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),
@@ -85,7 +91,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("telemetry", &["metrics", "outcome", "policy"]),
     ("log", &["subscriber", "lines throttle"]),
     ("config", &["schema", "section_reader own_targets", "reader legal ceiling"]),
-    ("config/schema", &["listeners community trunk http_backend tls tunnel cluster admin log", "limits"]),
+    ("config/schema", &["community listeners", "trunk http_backend tls tunnel cluster admin log", "limits"]),
     ("admin", &["http", "pages slots", "auth response status"]),
     (
         "server",

@@ -51,7 +51,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("community.recalculate_after", "0", "0 is out of bounds"),
     ("community.slow_start", "\"2h\"", "\"2h\" is out of bounds"),
     ("community.link", "\"tunnel\"", "unknown variant `tunnel`"),
-    ("community.link", "\"trunk\"", "\"trunk\" is not in this version"),
+    ("community.link", "\"trunk\"", "the sandbox has no trunk"),
     ("community.send_proxy_protocol", "true", "the sandbox does not expect a PROXY header"),
     ("community.send_proxy_protocol", "2", "2: invalid type: integer"),
     ("community.connect_timeout", "\"0s\"", "\"0s\" is out of bounds"),
@@ -62,7 +62,12 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("trunk.tls", "\"\"", "invalid type: string"),
     ("trunk.certificate_authority", "false", "false: invalid type: boolean"),
     ("trunk_listener.host_name", "\"*\"", "\"*\" is neither an address nor a name"),
-    ("trunk_listener.ports", "[9443]", "the trunk is not in this version"),
+    ("trunk.certificate", "1", "1: invalid type: integer"),
+    ("trunk.private_key", "\"near.key\"", "belong together"),
+    ("trunk.target", "\"1533\"", "\"1533\" has no port"),
+    ("trunk_listener.ports", "[70000]", "70000 is no port"),
+    ("trunk_listener.tls", "\"yes\"", "invalid type: string"),
+    ("trunk_listener.client_ca", "1", "1: invalid type: integer"),
     ("trunk_listener.target", "\"1533\"", "\"1533\" has no port"),
     ("http_backend.url", "\"https://web.example\"", "does not begin with http://"),
     ("http_backend.url", "\"http://web.example/path\"", "is more, or less, than http://host:port"),
@@ -250,6 +255,9 @@ const MAY_BE_EMPTY: &[&str] = &[
     "cluster.listen",
     "cluster.secret_file",
     "trunk.certificate_authority",
+    "trunk.certificate",
+    "trunk.private_key",
+    "trunk_listener.client_ca",
     "trunk_listener.host_name",
     "http_backend.url",
     "tls.client_ca",
@@ -287,7 +295,7 @@ fn an_empty_variable_is_a_legal_empty_value_or_an_error_and_never_an_empty_list(
     }
     // An empty list is written.
     let lists = config::keys().iter().filter(|key| key.legal.starts_with("a list")).count();
-    assert_eq!(lists, 8, "ports of three sections, servers, two lists of proxies, exempt addresses, nodes");
+    assert_eq!(lists, 9, "ports of four sections, servers, two lists of proxies, exempt addresses, nodes");
     let none = "SAMETIME_MUX__HTTP_TUNNELED_CLIENT_CONNECTIONS__PORTS";
     assert_eq!(parse(none, "[]").unwrap().ingress.listeners.len(), 2);
     let says = parse("SAMETIME_MUX__CLIENT_CONNECTIONS__PORTS", "").unwrap_err().to_string();

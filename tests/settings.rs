@@ -33,8 +33,9 @@ use tokio::io::AsyncWriteExt;
 fn parse(key: &str, value: &str, by_variable: bool) -> Result<Settings, String> {
     let (section, name) = key.split_once('.').unwrap();
     let variable = |key: &str| format!("SAMETIME_MUX__{}", key.to_uppercase().replace('.', "__"));
-    // The sandbox and a PROXY header do not fit together.
-    let servers = if key == "community.send_proxy_protocol" { "chat.example:1533" } else { "sandbox" };
+    // The sandbox fits neither a PROXY header nor a trunk.
+    let servers =
+        if matches!(key, "community.send_proxy_protocol" | "community.link") { "chat.example:1533" } else { "sandbox" };
     let mut variables = BTreeMap::from([(variable("community.servers"), servers.to_owned())]);
     let mut text = String::new();
     if by_variable {
@@ -171,8 +172,10 @@ fn setting(settings: &Settings, key: &str) -> Option<String> {
         "log.format" => word(&settings.log.format),
         "log.level" => word(&settings.log.level),
         "community.send_proxy_protocol" => community.send_proxy_protocol.to_string(),
-        // Not in this version: the document says so.
-        "community.link" | "trunk.connections" | "trunk.tls" => return None,
+        "community.link" => if community.trunk.is_used { "trunk" } else { "direct" }.to_owned(),
+        "trunk.connections" => community.trunk.connections.to_string(),
+        "trunk.tls" => community.trunk.tls.to_string(),
+        "trunk_listener.tls" => ingress.trunk_listener.tls.to_string(),
         _ => panic!("{key} is in no test here"),
     })
 }
@@ -218,10 +221,14 @@ const OTHERS: &[(&str, &str)] = &[
     ("tls.client_ca", "tests/tls.rs"),
     ("admin.listen", "tests/process.rs"),
     ("admin.token_file", "tests/process.rs"),
-    ("trunk.certificate_authority", "not in this version"),
-    ("trunk_listener.host_name", "not in this version"),
-    ("trunk_listener.ports", "not in this version"),
-    ("trunk_listener.target", "not in this version"),
+    ("trunk.certificate_authority", "tests/trunk.rs"),
+    ("trunk.certificate", "tests/trunk.rs"),
+    ("trunk.private_key", "tests/trunk.rs"),
+    ("trunk.target", "tests/trunk.rs"),
+    ("trunk_listener.host_name", "hosts"),
+    ("trunk_listener.ports", "tests/trunk.rs"),
+    ("trunk_listener.target", "tests/trunk.rs"),
+    ("trunk_listener.client_ca", "tests/trunk.rs"),
 ];
 
 #[test]
@@ -237,7 +244,10 @@ fn no_key_is_left_out() {
 fn each_word_is_a_setting_of_its_own() {
     for (key, legal) in words() {
         for word in legal {
-            let more = if key == "tls.client_certificates" { "\nclient_ca = \"ca.pem\"" } else { "" };
+            let more = match &*key {
+                "tls.client_certificates" => "\nclient_ca = \"ca.pem\"",
+                _ => "",
+            };
             let settings = parse(&key, &format!("{word}{more}"), false).unwrap();
             let bare = word.trim_matches('"');
             assert_eq!(setting(&settings, &key).unwrap_or(bare.to_owned()), bare, "{key}");

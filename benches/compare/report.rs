@@ -79,7 +79,7 @@ pub fn write(folder: &Path, results: &Results, plan: &Plan) -> String {
          - HAProxy runs `mode tcp` with two threads otherwise. nginx runs `stream` (for polls `return 200`) with two workers. The\n  \
            multiplexer runs with its default settings. With `log.level = \"warn\"` it writes no log line for each session,\n  \
            as the other proxies do.\n\
-         - There is no trunk in this version, so it has no rows.\n\n\
+         - The trunk has no rows yet.\n\n\
          ## Machine and versions\n\n\
          {machine}{versions}{missing}\n## Figures\n\n{table}\n## Targets\n\n{targets}\n## Plots\n\n{plots}",
         plan.rounds, plan.memory_rounds

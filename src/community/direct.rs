@@ -1,6 +1,6 @@
-//! Direct links: one TCP connection to a Community server for each client.
+//! Opens the stream of a link: a TCP connection to a Community server for each client, or a stream of a trunk.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
@@ -13,6 +13,7 @@ use crate::{
         lookup::RemoteHost,
     },
     stream::Stream,
+    trunk::Trunk,
     wire::proxy_protocol,
 };
 
@@ -51,14 +52,29 @@ fn prepare(
 ) -> io::Result<Vec<u8>> {
     tcp.set_nodelay(true)?;
     watch_for_vanished(SockRef::from(tcp), VANISHED_TIMEOUT)?;
-    if settings.send_proxy_protocol { proxy_header(tcp, client, server) } else { Ok(Vec::new()) }
-}
-
-/// The PROXY header that tells the server the client's address.
-fn proxy_header(tcp: &TcpStream, client: Option<SocketAddr>, server: SocketAddr) -> io::Result<Vec<u8>> {
+    if !settings.send_proxy_protocol {
+        return Ok(Vec::new());
+    }
     let client = match client {
         Some(client) => client,
         None => tcp.local_addr()?,
     };
     Ok(proxy_protocol::v2(client, server))
+}
+
+/// Opens a stream of `trunk` for `client`; `None`: for this program itself. The PROXY header travels as the first bytes of
+/// the stream, so that it also passes far ends that know nothing of it.
+///
+/// # Errors
+/// No far end could be reached, or it could not reach its target, each within `connect_timeout`.
+pub(super) async fn open_on_trunk(
+    trunk: &Arc<Trunk>,
+    client: Option<SocketAddr>,
+    settings: &CommunitySettings,
+) -> Result<OpenedStream, ConnectError> {
+    let opened = trunk.open(&settings.trunk, settings.connect_timeout).await.map_err(ConnectError::Trunk)?;
+    let (local, address) = opened.addresses;
+    let preamble =
+        if settings.send_proxy_protocol { proxy_protocol::v2(client.unwrap_or(local), address) } else { Vec::new() };
+    Ok(OpenedStream { stream: Stream::other(opened.stream), address, preamble })
 }

@@ -31,6 +31,7 @@ use crate::{
     net::{lookup::RemoteHost, own::OwnListeners},
     runtime::scratch,
     stream::{Lease, MoreFromClient, Stream},
+    trunk::{Trunk, Trunks},
     wire::{
         frame::{self, First},
         message::{self, kind},
@@ -57,7 +58,8 @@ pub enum ServerState {
 pub(super) struct Endpoint {
     /// As in the configuration; "sandbox" for the sandbox.
     pub(super) name: Arc<str>,
-    host: RemoteHost,
+    host: Arc<RemoteHost>,
+    trunk: Arc<Trunk>,
     health: Mutex<Health>,
     sessions: AtomicU64,
     is_draining: AtomicBool,
@@ -95,10 +97,12 @@ struct EndpointLines {
 
 impl Endpoint {
     /// A server that was not tried yet. `address` is `host:port`; it must not be one of the listeners of `own`.
-    pub(super) fn new(name: &str, address: &str, own: OwnListeners) -> Arc<Self> {
+    pub(super) fn new(name: &str, address: &str, own: OwnListeners, trunks: &Arc<Trunks>) -> Arc<Self> {
+        let host = Arc::new(RemoteHost::new(address, own));
         Arc::new(Self {
             name: name.into(),
-            host: RemoteHost::new(address, own),
+            trunk: Trunk::new(Arc::clone(trunks), address, Arc::clone(&host)),
+            host,
             health: Mutex::new(Health::untried()),
             sessions: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
@@ -153,14 +157,17 @@ impl Endpoint {
 
     /// Opens the stream of a link for `client`; `None`: for this program itself.
     ///
-    /// This is the only place that opens streams to a server. Today each client gets its own TCP connection. A trunk
-    /// would return the stream of one of its channels here.
+    /// This is the only place that opens streams to a server.
     async fn open_stream(
         &self,
         client: Option<SocketAddr>,
         settings: &CommunitySettings,
     ) -> Result<OpenedStream, ConnectError> {
-        direct::open(&self.host, client, settings).await
+        if settings.trunk.is_used {
+            direct::open_on_trunk(&self.trunk, client, settings).await
+        } else {
+            direct::open(&self.host, client, settings).await
+        }
     }
 
     /// Opens a link for `client`, sends `hello`, and waits for the answer until `more` is ready. Returns the stream and

@@ -6,6 +6,7 @@
 //! | [`ConnectError::NotResolved`] | the server's | cannot connect | down | down |
 //! | [`ConnectError::Unreachable`] | the server's | cannot connect | down | down |
 //! | [`ConnectError::TimedOut`], [`ConnectError::LookupTimedOut`] | the server's | not responding | down | down |
+//! | [`ConnectError::Trunk`] | the server's | cannot connect, or not responding | down | down |
 //! | [`HandshakeError::System`] | this machine's | server is full | unchanged | unchanged |
 //! | [`OpenError::LeadsBack`] | the configuration's | cannot connect | suspect and down | suspect and down |
 //! | the other [`HandshakeError`]s | the server's, or the client's | not responding | suspect | suspect and down |
@@ -24,6 +25,7 @@ use crate::{
         shortage::is_shortage,
     },
     stream::LinkFailure,
+    trunk::TrunkError,
 };
 
 /// No connection to a server was made.
@@ -39,6 +41,8 @@ pub(super) enum ConnectError {
     Unreachable(Unconnected),
     /// An address of the server was silent until the system, or this program, gave up waiting.
     TimedOut(Unconnected),
+    /// The trunk to the server has no stream for the client.
+    Trunk(TrunkError),
     /// Its name was not looked up within `community.connect_timeout`, which is this long.
     LookupTimedOut(Duration),
 }
@@ -88,9 +92,12 @@ impl OpenError {
     pub(super) fn link_failure(&self) -> LinkFailure {
         match self {
             _ if self.is_of_this_machine() => LinkFailure::System,
-            Self::Connect(ConnectError::TimedOut(_) | ConnectError::LookupTimedOut(_)) | Self::Handshake(_) => {
-                LinkFailure::NotResponding
-            }
+            Self::Connect(
+                ConnectError::TimedOut(_)
+                | ConnectError::LookupTimedOut(_)
+                | ConnectError::Trunk(TrunkError::TimedOut(_)),
+            )
+            | Self::Handshake(_) => LinkFailure::NotResponding,
             Self::Connect(_) | Self::LeadsBack(_) => LinkFailure::CannotConnect,
         }
     }
@@ -194,6 +201,7 @@ impl fmt::Display for ConnectError {
         match self {
             Self::System(all) | Self::Unreachable(all) | Self::TimedOut(all) => all.fmt(f),
             Self::NotLookedUp(error) | Self::NotResolved(error) => error.fmt(f),
+            Self::Trunk(error) => error.fmt(f),
             Self::LookupTimedOut(within) => {
                 write!(f, "its name was not resolved within {}", humantime::format_duration(*within))
             }

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     net::own::OwnListeners,
     stream::{Community, Link, LinkError, LinkFailure, Linking, MoreFromClient},
+    trunk::Trunks,
     wire::message,
 };
 
@@ -39,6 +40,7 @@ pub struct Pool {
     /// The tasks that check the configured servers.
     checks: Mutex<Vec<AbortHandle>>,
     own: OwnListeners,
+    trunks: Arc<Trunks>,
 }
 
 /// A server, as the status shows it.
@@ -56,12 +58,18 @@ pub struct ServerStatus {
 
 impl Pool {
     /// Starts to check the servers of `settings`. `sandbox` is the address of the sandbox Community server, if it runs.
-    /// A server whose address is that of a listener in `own` is not used. Must be called on a tokio runtime.
-    pub fn start(settings: CommunitySettings, sandbox: Option<SocketAddr>, own: OwnListeners) -> Arc<Self> {
+    /// A server whose address is that of a listener in `own` is not used. Trunks share what
+    /// is in `trunks`. Must be called on a tokio runtime.
+    pub fn start(
+        settings: CommunitySettings,
+        sandbox: Option<SocketAddr>,
+        own: OwnListeners,
+        trunks: Arc<Trunks>,
+    ) -> Arc<Self> {
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, None);
         let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), weights: Vec::new(), balancer };
         let current = ArcSwap::from_pointee(none);
-        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own });
+        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own, trunks });
         pool.reconfigure(settings, sandbox);
         pool
     }
@@ -81,7 +89,7 @@ impl Pool {
                 };
                 let known = before.endpoints.iter().chain(&*leaving).find(|endpoint| *endpoint.name == *name);
                 let added = || {
-                    let endpoint = Endpoint::new(name, &address, self.own.clone());
+                    let endpoint = Endpoint::new(name, &address, self.own.clone(), &self.trunks);
                     if !before.endpoints.is_empty() {
                         endpoint.start_slowly();
                     }

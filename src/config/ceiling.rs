@@ -2,6 +2,7 @@
 //! and its terms, and `tests/limits.rs` verifies that the program stays below it.
 
 use super::Settings;
+use crate::{net::Section, trunk::STREAM_WINDOW};
 
 const KIB: u64 = 1024;
 /// The program without clients, and the tables that have a bound of their own.
@@ -37,6 +38,10 @@ impl Settings {
             + self.ingress.tunnel.sessions as u64 * TUNNEL_SESSION
             + self.ingress.http_backend_connections as u64 * BACKEND_REQUEST
             + self.mux.held_bytes as u64 * 2;
+        let trunks = u64::from(self.community.trunk.is_used)
+            + u64::from(self.ingress.listeners.iter().any(|listener| listener.section == Section::TrunkListener));
+        // In each direction as many bytes as a stream's window has.
+        let plain = plain + trunks * clients * 2 * u64::from(STREAM_WINDOW);
         Ceiling { plain, tls: plain + (clients + connections) * TLS }
     }
 }

@@ -32,14 +32,17 @@ const NETWORKS: &str = "a list of networks and addresses, e.g. [\"10.0.0.0/8\", 
 pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
     let listeners = listeners::read(reader);
     let community = community::read(reader);
-    trunk::read(reader);
     let http_backend = http_backend::read(reader);
-    let tls = tls::read(reader);
+    let mut tls = tls::read(reader);
     let limits = limits::read(reader);
     let tunnel = tunnel::read(reader, &limits);
+    let trunk_listener = trunk::far(reader, &limits, listeners.has_trunk());
     let admin = admin::read(reader, &listeners.listeners);
     let cluster = cluster::read(reader, &listeners.listeners, admin.listen);
     let log = log::read(reader);
+    if listeners.has_trunk() && trunk_listener.tls {
+        tls.trunk_client_ca.clone_from(&trunk_listener.client_ca);
+    }
     let ingress = ingress::IngressSettings {
         listeners: listeners.listeners,
         require_all: listeners.require_all,
@@ -51,6 +54,7 @@ pub(super) fn settings(reader: &mut KeyReader<'_>, file: &Path) -> Settings {
         vanished_timeout: limits.vanished_timeout,
         max_frame: limits.max_frame,
         tls,
+        trunk_listener,
         http_backend: http_backend.url,
         http_backend_connections: http_backend.connections,
         http_backend_response_timeout: http_backend.response_timeout,

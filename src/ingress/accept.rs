@@ -14,7 +14,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -27,11 +27,11 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
-use super::{Ingress, connection};
+use super::{Ingress, connection, trunk_listener};
 use crate::{
     log::{Throttle, Throttles},
     net::{
-        Port,
+        Port, Section,
         keepalive::watch_for_vanished,
         listen::{accept_queued, listen_beside},
     },
@@ -66,6 +66,8 @@ pub struct OpenPort {
     /// One for each worker.
     sockets: Vec<Arc<TcpListener>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Whether near ends of trunks connect to it, and not clients.
+    is_trunk: Arc<AtomicBool>,
     closes: watch::Sender<Option<Instant>>,
 }
 
@@ -73,6 +75,11 @@ impl OpenPort {
     /// Its sockets. Whoever keeps one keeps the port open.
     pub fn sockets(&self) -> &[Arc<TcpListener>] {
         &self.sockets
+    }
+
+    /// Serves connections from now on as those of near ends of trunks, or of clients.
+    pub fn set_section(&self, section: Section) {
+        self.is_trunk.store(section == Section::TrunkListener, Relaxed);
     }
 
     /// Accepts until `at`, and then what the kernel has accepted already. The port is closed when the tasks have ended.
@@ -106,6 +113,7 @@ pub fn accept(
     port: Port,
     ingress: &Arc<Ingress>,
     accepted: &Arc<AtomicU64>,
+    section: Section,
 ) -> io::Result<OpenPort> {
     let workers = &ingress.accepting.workers;
     if workers.runtimes().len() > 1 {
@@ -114,6 +122,7 @@ pub fn accept(
     let address = listener.local_addr()?;
     let (closes, closing) = watch::channel(None);
     let sockets = RefCell::new(Vec::new());
+    let is_trunk = Arc::new(AtomicBool::new(section == Section::TrunkListener));
     let tasks = workers.spawn_on_each(|worker| {
         let another = if worker > 0 { listen_beside(address).map(Some) } else { Ok(None) };
         let another = another.unwrap_or_else(|error| {
@@ -126,19 +135,39 @@ pub fn accept(
         };
         let own = Arc::new(own);
         sockets.borrow_mut().push(Arc::clone(&own));
-        Ok(accept_on(worker, own, port, Arc::clone(ingress), Arc::clone(accepted), closing.clone()))
+        let served = Served { port, is_trunk: Arc::clone(&is_trunk) };
+        Ok(accept_on(worker, own, served, Arc::clone(ingress), Arc::clone(accepted), closing.clone()))
     })?;
-    Ok(OpenPort { sockets: sockets.into_inner(), tasks, closes })
+    Ok(OpenPort { sockets: sockets.into_inner(), tasks, is_trunk, closes })
+}
+
+/// The port whose connections are served.
+struct Served {
+    port: Port,
+    /// See [`OpenPort`].
+    is_trunk: Arc<AtomicBool>,
+}
+
+impl Served {
+    /// Serves a connection on the present runtime.
+    fn start(ingress: Arc<Ingress>, tcp: TcpStream, peer: SocketAddr, port: Port, is_trunk: bool) {
+        if is_trunk {
+            trunk_listener::start(&ingress, tcp, peer, port);
+        } else {
+            connection::start(ingress, tcp, peer, port);
+        }
+    }
 }
 
 async fn accept_on(
     worker: usize,
     listener: Arc<TcpListener>,
-    port: Port,
+    served: Served,
     ingress: Arc<Ingress>,
     accepted: Arc<AtomicU64>,
     closing: watch::Receiver<Option<Instant>>,
 ) {
+    let port = served.port;
     let (mut vanished_timeout, mut closed) = (None, pin!(closed(closing)));
     loop {
         // Accepted sockets inherit it. It is set again after a reload has changed it.
@@ -161,7 +190,7 @@ async fn accept_on(
                     report_pause(&ingress, port.number);
                     tokio::time::sleep(pause).await;
                 }
-                serve(&ingress, worker, tcp, peer, port);
+                serve(&ingress, worker, tcp, peer, &served);
             }
             Err(error) => {
                 let class = AcceptError::of(&error);
@@ -176,7 +205,7 @@ async fn accept_on(
     while let Ok(Some((tcp, peer))) = accept_queued(&listener) {
         accepted.fetch_add(1, Relaxed);
         apply_vanished_timeout(&ingress, &tcp);
-        serve(&ingress, worker, tcp, peer, port);
+        serve(&ingress, worker, tcp, peer, &served);
     }
 }
 
@@ -219,16 +248,17 @@ fn report_error(ingress: &Ingress, class: AcceptError, failed: &io::Error, port:
 }
 
 /// Serves a connection on the worker that accepted it, or hands it over to a worker that is less busy.
-fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, port: Port) {
+fn serve(ingress: &Arc<Ingress>, worker: usize, tcp: TcpStream, peer: SocketAddr, served: &Served) {
+    let (port, is_trunk) = (served.port, served.is_trunk.load(Relaxed));
     let serving = Arc::clone(ingress);
     let Some(other) = ingress.accepting.workers.less_busy_than(worker) else {
-        return connection::start(serving, tcp, peer, port);
+        return Served::start(serving, tcp, peer, port, is_trunk);
     };
     // A socket belongs to the I/O driver of one runtime: it is deregistered here and registered there.
     let handed_over = tcp.into_std().map(|tcp| {
         other.spawn(async move {
             match TcpStream::from_std(tcp) {
-                Ok(tcp) => connection::start(serving, tcp, peer, port),
+                Ok(tcp) => Served::start(serving, tcp, peer, port, is_trunk),
                 Err(error) => debug!(client = %peer, port = port.number, %error, "the connection can't be registered"),
             }
         });

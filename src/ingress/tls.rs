@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{
@@ -15,6 +15,9 @@ use tokio_rustls::{
     },
 };
 use tracing::warn;
+
+pub use crate::net::pem::TlsError;
+use crate::{net::pem, trunk::FarIdentity};
 
 mod alert;
 mod connection;
@@ -35,6 +38,8 @@ pub struct TlsSettings {
     pub client_certificates: ClientCertificates,
     /// PEM file with the authorities that sign clients' certificates; empty with [`ClientCertificates::Off`].
     pub client_ca: PathBuf,
+    /// PEM file with the authorities that sign the certificates of trunks' near ends; empty: there are none.
+    pub trunk_client_ca: PathBuf,
 }
 
 /// Whether clients are asked for a certificate.
@@ -48,18 +53,6 @@ pub enum ClientCertificates {
     /// They are. A client without a certificate, or without TLS, is refused.
     Required,
 }
-
-/// Why TLS can't be used: a text for the admin, with the file and how to fix it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsError(String);
-
-impl std::fmt::Display for TlsError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for TlsError {}
 
 /// The server's own certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +106,8 @@ pub struct Acceptor {
     /// Whether clients need a certificate, and of which authorities. A client that was accepted under a different rule
     /// must not resume its TLS session with a ticket.
     clients: ArcSwap<(ClientCertificates, Vec<CertificateDer<'static>>)>,
+    /// For the far end of trunks.
+    trunk: ArcSwapOption<FarIdentity>,
 }
 
 impl Acceptor {
@@ -140,14 +135,19 @@ impl Acceptor {
                 )));
             }
         }
-        let chain = pair::certificates(certificate)?;
+        let chain = pem::certificates(certificate)?;
         let own = Certificate::read(certificate.clone(), chain[0].clone())?;
         let authorities = match settings.client_certificates {
             ClientCertificates::Off => Vec::new(),
-            _ => pair::certificates(&settings.client_ca)?,
+            _ => pem::certificates(&settings.client_ca)?,
         };
-        let private = pair::key(key)?;
+        let private = pem::key(key)?;
         let kind = key_kind::kind_of_key(private.secret_der(), &own.der);
+        let trunk = if settings.trunk_client_ca.as_os_str().is_empty() {
+            None
+        } else {
+            Some((chain.clone(), private.clone_key(), pem::certificates(&settings.trunk_client_ca)?))
+        };
         let config = ServerConfig::builder()
             .with_client_cert_verifier(verifier(settings, &authorities)?)
             .with_single_cert(chain, private)
@@ -167,7 +167,12 @@ impl Acceptor {
                 )),
                 error => TlsError(format!("{} with {}: {error}", certificate.display(), key.display())),
             })?;
-        Ok(Self::new(config, own, (settings.client_certificates, authorities)))
+        let acceptor = Self::new(config, own, (settings.client_certificates, authorities));
+        if let Some((chain, key, authorities)) = trunk {
+            let identity = FarIdentity::new(chain, key, &authorities, &settings.trunk_client_ca.display())?;
+            acceptor.trunk.store(Some(Arc::new(identity)));
+        }
+        Ok(acceptor)
     }
 
     fn new(
@@ -190,6 +195,7 @@ impl Acceptor {
             config: ArcSwap::from_pointee(config),
             certificate: ArcSwap::from_pointee(certificate),
             clients: ArcSwap::from_pointee(clients),
+            trunk: ArcSwapOption::empty(),
         }
     }
 
@@ -208,6 +214,12 @@ impl Acceptor {
         self.config.store(Arc::new(config));
         self.certificate.store(other.certificate());
         self.clients.store(other.clients.load_full());
+        self.trunk.store(other.trunk.load_full());
+    }
+
+    /// For the far end of trunks; `None`: it has no TLS.
+    pub(super) fn trunk(&self) -> Option<FarIdentity> {
+        self.trunk.load().as_deref().cloned()
     }
 
     /// Makes a handshake.
@@ -263,6 +275,7 @@ mod tests {
             private_key: folder.join(key),
             client_certificates: ClientCertificates::Off,
             client_ca: PathBuf::new(),
+            trunk_client_ca: PathBuf::new(),
         }
     }
 

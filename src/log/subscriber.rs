@@ -10,7 +10,7 @@ use tracing::{error, field::Field};
 use tracing_subscriber::{
     Layer, Registry,
     field::MakeExt,
-    filter::LevelFilter,
+    filter::{LevelFilter, filter_fn},
     fmt::{
         format::{Writer, debug_fn},
         layer,
@@ -90,7 +90,9 @@ impl Log {
             LogFormat::Text => lines.fmt_fields(debug_fn(write_field).delimited(" ")).boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
-        let _ = tracing_subscriber::registry().with(level).with(lines).try_init();
+        // Another end of a trunk can cause lines of the HTTP/2 library, which are not throttled.
+        let own = filter_fn(|line| !line.target().starts_with("h2"));
+        let _ = tracing_subscriber::registry().with(level).with(own).with(lines).try_init();
         Some(Self { level: handle, _writing: writing })
     }
 

@@ -14,10 +14,12 @@ pub enum Section {
     HttpTunneledClientConnections,
     /// Ports for connections through the CONNECT of an HTTPS proxy.
     HttpsTunneledClientConnections,
+    /// Ports for the far end of trunks.
+    TrunkListener,
 }
 
 impl Section {
-    /// All sections, in the order of the file.
+    /// The sections for clients, in the order of the file.
     pub const ALL: [Self; 3] =
         [Self::ClientConnections, Self::HttpTunneledClientConnections, Self::HttpsTunneledClientConnections];
 
@@ -26,6 +28,7 @@ impl Section {
         match self {
             Self::ClientConnections => "client_connections",
             Self::HttpTunneledClientConnections => "http_tunneled_client_connections",
+            Self::TrunkListener => "trunk_listener",
             Self::HttpsTunneledClientConnections => "https_tunneled_client_connections",
         }
     }

@@ -109,6 +109,11 @@ impl Observer {
     }
 }
 
+/// The number of the worker that the present thread is; `None` if it is none.
+pub(super) fn worker() -> Option<usize> {
+    OBSERVER.with_borrow(|observer| observer.as_ref().map(|observer| observer.own))
+}
+
 /// Counts a read of a number of bytes. When a check is due and another worker waits for the core, yields the core.
 #[inline]
 pub(super) fn count_read(bytes: usize) {

@@ -12,6 +12,7 @@ use crate::{
         tls::{self, Acceptor, Certificate, TlsError},
     },
     telemetry::outcome::ReloadRefusal,
+    trunk::NearIdentity,
 };
 
 /// A day, in seconds.
@@ -66,11 +67,22 @@ async fn load(
     Ok(loaded.map_err(|error| ServerError::new(ReloadRefusal::Tls, error.to_string()))??)
 }
 
+/// Loads the certificates of the trunks' near ends, on a thread for blocking work.
+///
+/// # Errors
+/// A file can't be used.
+pub(super) async fn load_near_identity(settings: &config::Settings) -> Result<Option<NearIdentity>, ServerError> {
+    let settings = settings.community.trunk.clone();
+    let loaded = tokio::task::spawn_blocking(move || NearIdentity::load(&settings)).await;
+    Ok(loaded.map_err(|error| ServerError::new(ReloadRefusal::Tls, error.to_string()))??)
+}
+
 /// Checks the files that `settings` name: the certificate would not keep the program from starting. Writes nothing.
 ///
 /// # Errors
 /// What is wrong with a file.
 pub fn check_files(settings: &config::Settings) -> Result<(), ServerError> {
+    NearIdentity::load(&settings.community.trunk)?;
     let settings = &settings.ingress.tls;
     if !tls::is_certificate_missing(settings)? {
         Acceptor::load(settings)?;

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     community::Pool, config::Settings, ingress::Ingress, mux::Mux, net::own::OwnListeners, runtime::Workers,
-    stream::Core, telemetry::Telemetry,
+    stream::Core, telemetry::Telemetry, trunk::Trunks,
 };
 
 impl Server {
@@ -44,7 +44,7 @@ impl Server {
     pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
         let telemetry = Telemetry::new(VERSION);
         let acceptor = certificate::load_for_start(&settings).await?;
-        let Prepared { settings, acceptor, listeners, sandbox, admin } =
+        let Prepared { settings, acceptor, near_identity, listeners, sandbox, admin } =
             Prepared::for_start(settings, acceptor, &telemetry).await?;
         let node = settings.cluster.clone().map(|cluster| cluster_service::prepare(cluster, &telemetry)).transpose()?;
         telemetry.process.set_runtimes(workers.runtimes());
@@ -54,7 +54,9 @@ impl Server {
         };
         let own = OwnListeners::default();
         let sandbox_address = sandbox.as_ref().map(|service| service.address);
-        let pool = Pool::start(settings.community.clone(), sandbox_address, own.clone());
+        let trunks = Trunks::new(workers.runtimes().to_vec(), Arc::clone(&telemetry));
+        trunks.set_identity(near_identity);
+        let pool = Pool::start(settings.community.clone(), sandbox_address, own.clone(), Arc::clone(&trunks));
         let mux = Mux::start(settings.mux.clone(), Arc::clone(&pool) as _, Arc::clone(&telemetry));
         let own_certificate = acceptor.certificate();
         let ingress = Ingress::start(
@@ -76,6 +78,7 @@ impl Server {
             revision: Mutex::new(ConfigurationRevision { number: 1, loaded_at: unix_time(), last_error: None }),
             telemetry,
             pool,
+            trunks,
             mux,
             ingress,
             ports,

@@ -12,7 +12,7 @@ impl Server {
     /// Ports stay open until then, because the clients of the tunnel send each request on a new connection.
     pub async fn drain(&self) -> Drained {
         info!(sessions = self.0.mux.sessions(), "draining: no new clients");
-        let drained = self.0.mux.drain().await;
+        let (drained, ()) = tokio::join!(self.0.mux.drain(), self.0.ingress.drain_trunks());
         for closing in self.0.ports.close_all() {
             // When the task has ended, its socket is closed.
             let _ended = closing.await;

@@ -187,7 +187,7 @@ impl Ports {
                 let open = || {
                     let (address, accepted) = (listener.local_addr()?, Arc::default());
                     let port = self.telemetry.sessions.port(address);
-                    let open = accept(listener, port, &self.ingress, &accepted)?;
+                    let open = accept(listener, port, &self.ingress, &accepted, section)?;
                     Ok(HeldSocket { request: request.clone(), address, open, accepted })
                 };
                 let opened = open().map_err(|error| ListenerError::from_listen(&error));
@@ -204,6 +204,7 @@ impl Ports {
                 if before != now {
                     info!(section = %now, address = %socket.address, %before, "port is in another section");
                 }
+                socket.open.set_section(now);
                 socket.request = request.clone();
                 Ok(socket)
             }

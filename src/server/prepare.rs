@@ -9,7 +9,7 @@ use std::{
 use tokio::net::TcpListener;
 
 use super::{
-    ServerContext, ServerError,
+    ServerContext, ServerError, certificate,
     host_names::{HostNames, look_up_all},
     listener_error::ListenerError,
     own_sockets::OwnSockets,
@@ -21,12 +21,15 @@ use crate::{
     ingress::tls::Acceptor,
     net::listen::BoundSocket,
     telemetry::{Telemetry, outcome::ReloadRefusal},
+    trunk::NearIdentity,
 };
 
 /// New settings, and all that they need to come into force.
 pub(super) struct Prepared {
     pub(super) settings: Settings,
     pub(super) acceptor: Acceptor,
+    /// The certificates of trunks' near ends.
+    pub(super) near_identity: Option<NearIdentity>,
     pub(super) listeners: ListenerPlan<StdListener>,
     pub(super) sandbox: ServicePlan<TcpListener>,
     pub(super) admin: ServicePlan<Arc<TcpListener>>,
@@ -93,6 +96,7 @@ impl Prepared {
         running: RunningParts,
         telemetry: &Telemetry,
     ) -> Result<Self, ServerError> {
+        let near_identity = certificate::load_near_identity(&settings).await?;
         let hosts = settings.ingress.listeners.iter().map(|listener| listener.host.clone());
         let names = running.names.clone().updated(look_up_all(hosts).await);
         let admin = settings.admin.listen;
@@ -119,7 +123,7 @@ impl Prepared {
             None if settings.admin.listen.is_none() => ServicePlan::Off,
             None => ServicePlan::Kept,
         };
-        Ok(Self { settings, acceptor, listeners, sandbox, admin })
+        Ok(Self { settings, acceptor, near_identity, listeners, sandbox, admin })
     }
 }
 

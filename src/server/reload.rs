@@ -92,7 +92,7 @@ async fn load(file: PathBuf) -> Result<Settings, ServerError> {
 /// The server may be stopped at the same time. Stopping closes the ports first, and then takes what runs out of its
 /// lock. So whoever starts something holds its lock, and has seen that the ports are not closed.
 async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
-    let Prepared { settings, acceptor, listeners, sandbox, admin } = prepared;
+    let Prepared { settings, acceptor, near_identity, listeners, sandbox, admin } = prepared;
     let sandbox_address = match sandbox {
         ServicePlan::Off => None,
         ServicePlan::Kept => server.sandbox.lock().as_ref().map(|service| service.address),
@@ -106,6 +106,7 @@ async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
         }
     };
     server.report_certificate(&acceptor.certificate(), &settings.ingress);
+    server.trunks.set_identity(near_identity);
     server.pool.reconfigure(settings.community.clone(), sandbox_address);
     server.mux.reconfigure(settings.mux.clone());
     server.ingress.reconfigure(settings.ingress.clone(), &acceptor);

@@ -17,6 +17,8 @@ pub enum StreamError {
     Truncated,
     /// No request arrived on an HTTP connection within `limits.login_timeout`.
     NoRequest,
+    /// The other end of a trunk has closed the stream, which takes no bytes any more.
+    TrunkStreamClosed,
     /// The client read nothing of a response within `limits.login_timeout`.
     ResponseNotTaken,
 }
@@ -42,6 +44,7 @@ impl fmt::Display for StreamError {
             Self::CommunityTooSlow => "the Community took nothing within tunnel.session_timeout",
             Self::Truncated => "TLS ended without close_notify",
             Self::NoRequest => "no request within limits.login_timeout",
+            Self::TrunkStreamClosed => "the other end of the trunk has closed the stream",
             Self::ResponseNotTaken => "the client took nothing of the response within limits.login_timeout",
         })
     }

@@ -23,6 +23,7 @@ pub mod server;
 pub mod sessions;
 pub mod tls;
 pub mod traffic;
+pub mod trunk;
 pub mod tunnel;
 
 /// The label of a metric that counts outcomes.

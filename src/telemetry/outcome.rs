@@ -7,16 +7,13 @@
 //! This file is also the one table of what follows from an outcome: what ends with it, which is the same for all of a
 //! kind, and by [`Policy`] who caused it, how loud the log is, and what the client is sent. To add an outcome, add a line here. The compiler and that test then report every place that has to know it.
 
-use std::io;
-
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
-use rustix::io::Errno;
 use tracing::Level;
 
 mod session_end;
 
-pub use super::policy::{Blame, Ends, Policy, Sent, TlsAlert};
-use crate::{net::shortage::is_shortage, wire::reason::Reason};
+pub use super::policy::{Blame, Ends, OutcomeKind, OutcomeRow, Policy, Sent, TlsAlert};
+use crate::wire::reason::Reason;
 
 /// One kind of outcomes: a closed set of reasons.
 pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
@@ -35,28 +32,6 @@ pub trait Outcome: Copy + PartialEq + Send + Sync + 'static {
     fn policy(self) -> Policy;
     /// Its position in [`Self::ALL`].
     fn index(self) -> usize;
-}
-
-/// A kind of outcomes without its type, for tests and documents.
-#[derive(Debug, Clone, Copy)]
-pub struct OutcomeKind {
-    /// See [`Outcome::METRIC`].
-    pub metric: &'static str,
-    /// See [`Outcome::ENDS`].
-    pub ends: Ends,
-    /// The rows of its table.
-    pub rows: fn() -> Vec<OutcomeRow>,
-}
-
-/// An outcome without its type.
-#[derive(Debug, Clone, Copy)]
-pub struct OutcomeRow {
-    /// See [`Outcome::name`].
-    pub name: &'static str,
-    /// See [`Outcome::meaning`].
-    pub meaning: &'static str,
-    /// See [`Outcome::policy`].
-    pub policy: Policy,
 }
 
 // The levels of the table.
@@ -410,6 +385,40 @@ outcomes! {
         Failed = "failed": Client, UNLOGGED, Nothing;
     }
 
+    /// Why the far end of a trunk refuses a request.
+    TrunkRefusal counted as "trunk_streams_refused" ends Request {
+        /// The method is not CONNECT.
+        Method = "method": Client, INFO, Status(405);
+        /// The request asks for another place than `trunk_listener.target`.
+        Target = "target": Configuration, INFO, Status(403);
+        /// No connection to `trunk_listener.target` could be made.
+        Unreachable = "unreachable": Server, INFO, Status(502);
+        /// This machine has no descriptors, or no memory, for a connection to `trunk_listener.target`.
+        Shortage = "shortage": System, INFO, Status(503);
+        /// `trunk_listener.target` did not accept the connection within `limits.login_timeout`.
+        TimedOut = "timed_out": Server, INFO, Status(504);
+    }
+
+    /// Why a connection of the trunk is over, at either end.
+    TrunkClose counted as "trunk_connections_closed" ends Connection {
+        /// One end closed it in order.
+        Closed = "closed": None, UNLOGGED, Nothing;
+        /// The connection broke.
+        Broken = "broken": System, WARN, Nothing;
+        /// The other end did not answer a PING within 10 s.
+        NoPong = "no_pong": Server, WARN, Nothing;
+        /// The TLS handshake failed.
+        TlsHandshake = "tls_handshake": Client, INFO, Nothing;
+        /// The near end has no certificate of the authorities in `trunk_listener.client_ca`.
+        ClientCertificate = "client_certificate": Client, INFO, Nothing;
+        /// The near end did not begin HTTP/2 within `limits.login_timeout`.
+        LoginTimeout = "login_timeout": Client, INFO, Nothing;
+        /// One end violated HTTP/2, or does not speak it.
+        Protocol = "protocol": Client, WARN, Nothing;
+        /// One end sent more frames of a kind than any proper use needs.
+        Flood = "flood": Client, WARN, Nothing;
+    }
+
     /// Why a listener could not accept a connection.
     AcceptError counted as "accept_errors" ends Nothing {
         /// The connection was gone before it was accepted.
@@ -476,17 +485,5 @@ outcomes! {
         Sandbox = "sandbox": System, ERROR, Nothing;
         /// The program is being stopped, and its ports are closed.
         Stopping = "stopping": None, ERROR, Nothing;
-    }
-}
-
-impl AcceptError {
-    /// What an error of accept means.
-    pub fn of(error: &io::Error) -> Self {
-        match error.raw_os_error().map(Errno::from_raw_os_error) {
-            _ if is_shortage(error) => Self::Exhausted,
-            Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
-            // Linux returns network errors that a new connection already has from accept (accept(2)).
-            _ => Self::Connection,
-        }
     }
 }

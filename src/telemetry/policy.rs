@@ -102,6 +102,14 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The status of the HTTP response, if it is one.
+    pub fn status(self) -> Option<http::StatusCode> {
+        match self.sent {
+            Sent::Status(status) => http::StatusCode::from_u16(status).ok(),
+            _ => None,
+        }
+    }
+
     /// The reason of the farewell message, if the outcome alone decides it.
     pub fn farewell(self) -> Option<Reason> {
         match self.sent {
@@ -109,6 +117,28 @@ impl Policy {
             Sent::Nothing | Sent::LinkFailure | Sent::LastBytes | Sent::Status(_) | Sent::TlsAlert(_) => None,
         }
     }
+}
+
+/// A kind of outcomes without its type, for tests and documents.
+#[derive(Debug, Clone, Copy)]
+pub struct OutcomeKind {
+    /// See [`super::outcome::Outcome::METRIC`].
+    pub metric: &'static str,
+    /// See [`super::outcome::Outcome::ENDS`].
+    pub ends: Ends,
+    /// The rows of its table.
+    pub rows: fn() -> Vec<OutcomeRow>,
+}
+
+/// An outcome without its type.
+#[derive(Debug, Clone, Copy)]
+pub struct OutcomeRow {
+    /// See [`super::outcome::Outcome::name`].
+    pub name: &'static str,
+    /// See [`super::outcome::Outcome::meaning`].
+    pub meaning: &'static str,
+    /// See [`super::outcome::Outcome::policy`].
+    pub policy: Policy,
 }
 
 /// As the document's tables show it; empty for [`Blame::None`].

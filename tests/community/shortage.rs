@@ -13,6 +13,8 @@ use sametime_mux::{
     community::{Balance, Check, CommunitySettings, Pool, ServerAddress, ServerState},
     net::own::OwnListeners,
     stream::{Community as _, LinkFailure},
+    telemetry::Telemetry,
+    trunk::{TrunkSettings, Trunks},
 };
 use tokio::{
     io::AsyncWriteExt,
@@ -76,6 +78,7 @@ fn settings(server: String) -> CommunitySettings {
         recalculate_after: 1,
         slow_start: Duration::ZERO,
         send_proxy_protocol: false,
+        trunk: TrunkSettings::unused(),
         connect_timeout: Duration::from_secs(5),
         handshake_timeout: Duration::from_secs(5),
         check: Check::Handshake,
@@ -90,7 +93,12 @@ async fn a_name_that_is_not_resolved_without_descriptors_takes_no_server_down() 
     }
     let port = server().await.port();
     let taken = all_descriptors();
-    let pool = Pool::start(settings(format!("localhost:{port}")), None, OwnListeners::default());
+    let pool = Pool::start(
+        settings(format!("localhost:{port}")),
+        None,
+        OwnListeners::default(),
+        Trunks::new(vec![tokio::runtime::Handle::current()], Telemetry::new("0")),
+    );
     let client = SocketAddr::from(([192, 0, 2, 1], 4000));
     for _ in 0..3 {
         let hello = frames::handshake().bytes();

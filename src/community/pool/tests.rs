@@ -17,6 +17,10 @@ use crate::{
 
 const CLIENT: &str = "192.0.2.9:4000";
 
+fn trunks() -> Arc<Trunks> {
+    Trunks::new(vec![tokio::runtime::Handle::current()], crate::telemetry::Telemetry::new("0"))
+}
+
 async fn listener() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound").to_string();
@@ -34,6 +38,7 @@ fn settings(servers: &[&str], balance: Balance) -> CommunitySettings {
         recalculate_after: 1,
         slow_start: Duration::ZERO,
         send_proxy_protocol: false,
+        trunk: crate::trunk::TrunkSettings::unused(),
         connect_timeout: Duration::from_secs(5),
         handshake_timeout: Duration::from_secs(30),
         check: Check::Connect,
@@ -94,7 +99,7 @@ async fn clients_are_spread_as_configured() {
     let pool = |balance, after| {
         let mut settings = settings(&[&a, &b], balance);
         settings.recalculate_after = after;
-        Pool::start(settings, None, OwnListeners::default())
+        Pool::start(settings, None, OwnListeners::default(), trunks())
     };
     assert_eq!(names(&pool(Balance::Failover, 1), 3).await.0, [&*a, &a, &a]);
     assert_eq!(names(&pool(Balance::RoundRobin, 1), 3).await.0, [&*a, &b, &a]);
@@ -108,7 +113,7 @@ async fn a_server_gets_clients_by_its_weight_and_few_at_first_when_it_is_back() 
     let mut settings = settings(&[&a, &b], Balance::RoundRobin);
     settings.servers[0].weight = 2;
     settings.slow_start = Duration::from_secs(3600);
-    let pool = Pool::start(settings.clone(), None, OwnListeners::default());
+    let pool = Pool::start(settings.clone(), None, OwnListeners::default(), trunks());
     until(|| pool.status()[0].last_error.is_some()).await;
     let _back = TcpListener::bind(&a).await.expect("its port again");
     until(|| pool.status()[0].state == ServerState::Up).await;
@@ -122,7 +127,7 @@ async fn a_server_gets_clients_by_its_weight_and_few_at_first_when_it_is_back() 
 #[tokio::test]
 async fn sessions_are_counted_until_their_link_is_dropped() {
     let (_a, a) = listener().await;
-    let pool = Pool::start(settings(&[&a], Balance::Failover), None, OwnListeners::default());
+    let pool = Pool::start(settings(&[&a], Balance::Failover), None, OwnListeners::default(), trunks());
     let (_, links) = names(&pool, 3).await;
     assert_eq!(pool.status()[0].sessions, 3);
     drop(links);
@@ -132,7 +137,7 @@ async fn sessions_are_counted_until_their_link_is_dropped() {
 #[tokio::test]
 async fn a_server_that_refuses_is_skipped_and_taken_up_again() {
     let (a, (_b, b)) = (closed_port().await, listener().await);
-    let pool = Pool::start(settings(&[&a, &b], Balance::Failover), None, OwnListeners::default());
+    let pool = Pool::start(settings(&[&a, &b], Balance::Failover), None, OwnListeners::default(), trunks());
     assert_eq!(*connect(&pool).await.expect("the other").server, *b);
     let status = pool.status();
     assert_eq!(status[0].state, ServerState::Down);
@@ -145,7 +150,7 @@ async fn a_server_that_refuses_is_skipped_and_taken_up_again() {
 #[tokio::test]
 async fn without_any_server_the_client_is_told_and_all_comes_back() {
     let a = closed_port().await;
-    let pool = Pool::start(settings(&[&a], Balance::LeastSessions), None, OwnListeners::default());
+    let pool = Pool::start(settings(&[&a], Balance::LeastSessions), None, OwnListeners::default(), trunks());
     let error = connect(&pool).await.expect_err("nobody there");
     assert_eq!(error.failure.reason(), Reason::CannotConnect);
     assert!(error.detail.contains(&a), "{}", error.detail);
@@ -157,7 +162,12 @@ async fn without_any_server_the_client_is_told_and_all_comes_back() {
 
 #[tokio::test]
 async fn a_name_that_does_not_resolve_is_said() {
-    let pool = Pool::start(settings(&["no-such-host.invalid:1533"], Balance::Failover), None, OwnListeners::default());
+    let pool = Pool::start(
+        settings(&["no-such-host.invalid:1533"], Balance::Failover),
+        None,
+        OwnListeners::default(),
+        trunks(),
+    );
     let error = connect(&pool).await.expect_err("no address");
     assert!(error.detail.contains("no-such-host.invalid:1533"), "{}", error.detail);
 }
@@ -165,7 +175,7 @@ async fn a_name_that_does_not_resolve_is_said() {
 #[tokio::test]
 async fn a_server_that_stays_keeps_its_sessions_and_one_that_goes_drains() {
     let ((_a, a), (_b, b)) = (listener().await, listener().await);
-    let pool = Pool::start(settings(&[&a, &b], Balance::RoundRobin), None, OwnListeners::default());
+    let pool = Pool::start(settings(&[&a, &b], Balance::RoundRobin), None, OwnListeners::default(), trunks());
     let (_, links) = names(&pool, 2).await;
     pool.reconfigure(settings(&[&b], Balance::RoundRobin), None);
     let status = pool.status();
@@ -181,7 +191,7 @@ async fn the_server_is_told_who_the_client_is() {
     let (server, a) = listener().await;
     let mut settings = settings(&[&a], Balance::Failover);
     settings.send_proxy_protocol = true;
-    let pool = Pool::start(settings, None, OwnListeners::default());
+    let pool = Pool::start(settings, None, OwnListeners::default(), trunks());
     let link = connect(&pool).await.expect("a link");
     let expected = crate::wire::proxy_protocol::v2(CLIENT.parse().expect("address"), a.parse().expect("address"));
     loop {
@@ -202,7 +212,7 @@ async fn a_server_that_hangs_is_skipped_until_it_answers() {
     fine.store(true, Relaxed);
     let mut settings = settings(&[&a, &b], Balance::Failover);
     settings.handshake_timeout = Duration::from_millis(200);
-    let pool = Pool::start(settings, None, OwnListeners::default());
+    let pool = Pool::start(settings, None, OwnListeners::default(), trunks());
     let (link, answer) = connect_and_wait(&pool).await.expect("the one that answers");
     assert_eq!(*link.server, *b);
     assert_eq!(answer, b"answer", "the first bytes of the server");
@@ -225,7 +235,7 @@ async fn who_speaks_on_is_not_kept_waiting_and_who_waits_in_vain_is_told() {
     let (_hangs, a) = hanging().await;
     let mut settings = settings(&[&a], Balance::Failover);
     settings.handshake_timeout = Duration::from_millis(200);
-    let pool = Pool::start(settings, None, OwnListeners::default());
+    let pool = Pool::start(settings, None, OwnListeners::default(), trunks());
     connect(&pool).await.expect("a link without an answer");
     let error = connect_and_wait(&pool).await.expect_err("no answer");
     assert_eq!(error.failure.reason(), Reason::NotResponding);
@@ -250,7 +260,7 @@ async fn a_client_that_a_server_hangs_up_on_takes_no_server_away() {
             });
         }
     });
-    let pool = Pool::start(settings(&[&a], Balance::Failover), None, OwnListeners::default());
+    let pool = Pool::start(settings(&[&a], Balance::Failover), None, OwnListeners::default(), trunks());
     until(|| pool.any_up()).await;
     for _ in 0..5 {
         let error = connect_and_wait(&pool).await.expect_err("hung up on");
@@ -266,7 +276,7 @@ async fn a_look_by_handshake_finds_a_server_that_hangs_without_a_client() {
     let (hangs, a) = hanging().await;
     let mut settings = settings(&[&a], Balance::Failover);
     (settings.check, settings.handshake_timeout) = (Check::Handshake, Duration::from_millis(200));
-    let pool = Pool::start(settings, None, OwnListeners::default());
+    let pool = Pool::start(settings, None, OwnListeners::default(), trunks());
     until(|| pool.status()[0].last_error.is_some()).await;
     assert!(!pool.any_up());
     hangs.store(true, Relaxed);

@@ -15,7 +15,7 @@ const NUMBER_OR_NONE: &str = "1 to 1000000, or 0 for no limit";
 
 /// The values of this section: limits of clients, of connections and of tunnel sessions.
 pub(super) struct LimitsSection {
-    capacity: usize,
+    pub(super) capacity: usize,
     per_address: usize,
     logging_in: usize,
     logging_in_per_address: usize,
@@ -33,7 +33,7 @@ pub(super) struct LimitsSection {
     idle_timeout: Option<Duration>,
     pub(super) vanished_timeout: Duration,
     pub(super) max_frame: u32,
-    drain_timeout: Duration,
+    pub(super) drain_timeout: Duration,
 }
 
 pub(super) fn read(reader: &mut KeyReader<'_>) -> LimitsSection {

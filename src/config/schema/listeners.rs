@@ -19,6 +19,13 @@ pub(super) struct ListenersSection {
     pub(super) forwarded_for_from: Vec<IpNet>,
 }
 
+impl ListenersSection {
+    /// Whether there is a port for the far end of trunks.
+    pub(super) fn has_trunk(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.section == Section::TrunkListener)
+    }
+}
+
 pub(super) fn read(reader: &mut KeyReader<'_>) -> ListenersSection {
     let listeners = ports(reader);
     let mut section = SectionReader::new(reader, "listeners");
@@ -31,14 +38,15 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> ListenersSection {
     }
 }
 
-/// Reads the three sections of ports. One port may be in two sections only with two different addresses.
+/// Reads the sections of ports. One port may be in two sections only with two different addresses.
 fn ports(reader: &mut KeyReader<'_>) -> Vec<ListenerSettings> {
     let mut listeners: Vec<ListenerSettings> = Vec::new();
-    for listed_in in Section::ALL {
+    for listed_in in Section::ALL.into_iter().chain([Section::TrunkListener]) {
         let default: &[i64] = match listed_in {
             Section::ClientConnections => &[1533],
             Section::HttpTunneledClientConnections => &[80, 8082],
             Section::HttpsTunneledClientConnections => &[443],
+            Section::TrunkListener => &[],
         };
         let mut section = SectionReader::new(reader, listed_in.name());
         let legal = "an address or a name of this machine, or \"\" for every address, IPv4 and IPv6";

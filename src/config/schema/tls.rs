@@ -18,7 +18,7 @@ pub(super) fn read(reader: &mut KeyReader<'_>) -> TlsSettings {
     if client_certificates != ClientCertificates::Off && client_ca.as_os_str().is_empty() {
         section.conflict("client_ca", "tls.client_certificates is not off: there must be a file");
     }
-    TlsSettings { certificate, private_key, client_certificates, client_ca }
+    TlsSettings { certificate, private_key, client_certificates, client_ca, trunk_client_ca: PathBuf::new() }
 }
 
 fn pem_file(section: &mut SectionReader<'_, '_>, name: &'static str, default: &str) -> PathBuf {

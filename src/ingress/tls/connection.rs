@@ -72,12 +72,15 @@ mod tests {
             certificate: folder.path().join("server.pem"),
             private_key: folder.path().join("server.key"),
             client_certificates: ClientCertificates::Off,
+            trunk_client_ca: std::path::PathBuf::new(),
             client_ca: std::path::PathBuf::new(),
         };
         pair::make_missing(&settings.certificate, &settings.private_key).expect("a self-signed certificate");
         let acceptor = Acceptor::load(&settings).expect("it is valid");
         let mut roots = RootCertStore::empty();
-        roots.add(pair::certificates(&settings.certificate).expect("written").remove(0)).expect("a certificate");
+        roots
+            .add(crate::net::pem::certificates(&settings.certificate).expect("written").remove(0))
+            .expect("a certificate");
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let (near, far) = tokio::io::duplex(64 * 1024);
         let name = ServerName::try_from("localhost").expect("a name");

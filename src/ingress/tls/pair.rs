@@ -1,5 +1,4 @@
-//! The certificate and its key on disk. A file of the wrong format is refused with the command that converts it. If
-//! there are no files, a self-signed certificate is made.
+//! The certificate and its key on disk. If there are no files, a self-signed certificate is made.
 
 use std::{
     fs,
@@ -11,11 +10,9 @@ use std::{
 
 use rcgen::KeyPair;
 use rustix::io::Errno;
-use rustls_pemfile::Item;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tracing::warn;
 
-use super::TlsError;
+use crate::net::pem::TlsError;
 
 /// How long a self-signed certificate is valid. The admin should replace it long before.
 const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
@@ -23,84 +20,6 @@ const SELF_SIGNED_FOR: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
 /// The first line of a key that this program made. Readers of PEM skip what is in front of the first `-----BEGIN`
 /// (RFC 7468, section 2).
 const MADE_HERE: &str = "Made by sametime-mux for a self-signed certificate.\n";
-
-/// What a PEM file has to contain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PemContent {
-    Certificates,
-    Key,
-}
-
-/// The items of a PEM file.
-fn items(path: &Path, wanted: PemContent) -> Result<Vec<Item>, TlsError> {
-    let bytes = fs::read(path).map_err(|error| TlsError(format!("{} can't be read: {error}", path.display())))?;
-    let file = path.display();
-    if let Some(der) = der(&bytes) {
-        return Err(TlsError(match (der, wanted) {
-            (Der::Pkcs12, PemContent::Certificates) => format!(
-                "{file} is PKCS#12 (a .p12 or .pfx file), but PEM is needed: openssl pkcs12 -in {file} -nokeys -out {file}.pem"
-            ),
-            (Der::Pkcs12, PemContent::Key) => format!(
-                "{file} is PKCS#12 (a .p12 or .pfx file), but PEM is needed: openssl pkcs12 -in {file} -nocerts -nodes -out {file}.key"
-            ),
-            (Der::Other, PemContent::Certificates) => {
-                format!("{file} is DER, but PEM is needed: openssl x509 -inform der -in {file} -out {file}.pem")
-            }
-            (Der::Other, PemContent::Key) => {
-                format!("{file} is DER, but PEM is needed: openssl pkey -inform der -in {file} -out {file}.pem")
-            }
-        }));
-    }
-    let contains = |text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
-    if wanted == PemContent::Key && (contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED")) {
-        return Err(TlsError(format!(
-            "the key in {file} is encrypted, and the server can't ask for its password: openssl pkey -in {file} -out {file}.open"
-        )));
-    }
-    rustls_pemfile::read_all(&mut &bytes[..])
-        .collect::<Result<_, _>>()
-        .map_err(|error| TlsError(format!("{file} is not a PEM file: {error}")))
-}
-
-/// A binary file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Der {
-    Pkcs12,
-    Other,
-}
-
-/// Whether the file is binary: it begins with a SEQUENCE. PKCS#12 has the version 3 there (RFC 7292, section 4).
-fn der(bytes: &[u8]) -> Option<Der> {
-    let after = match bytes {
-        [0x30, 0x80, ..] => 2,
-        [0x30, long @ 0x81..=0x84, ..] => 2 + usize::from(long - 0x80),
-        _ => return None,
-    };
-    Some(if bytes.get(after..)?.starts_with(&[2, 1, 3]) { Der::Pkcs12 } else { Der::Other })
-}
-
-/// The certificates in a file. There is at least one.
-pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Vec<_> = items(path, PemContent::Certificates)?
-        .into_iter()
-        .filter_map(|item| if let Item::X509Certificate(certificate) = item { Some(certificate) } else { None })
-        .collect();
-    if chain.is_empty() {
-        return Err(TlsError(format!("{} holds no certificate (-----BEGIN CERTIFICATE-----)", path.display())));
-    }
-    Ok(chain)
-}
-
-/// The first private key in a file.
-pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let key = items(path, PemContent::Key)?.into_iter().find_map(|item| match item {
-        Item::Pkcs8Key(key) => Some(key.into()),
-        Item::Pkcs1Key(key) => Some(key.into()),
-        Item::Sec1Key(key) => Some(key.into()),
-        _ => None,
-    });
-    key.ok_or_else(|| TlsError(format!("{} holds no private key (-----BEGIN PRIVATE KEY-----)", path.display())))
-}
 
 /// Which files of a certificate and its key are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,7 +180,7 @@ mod tests {
         });
         let pem = fs::read_to_string(&key).expect("written");
         let key = KeyPair::from_pem(&pem).expect("a key");
-        let chain = certificates(&certificate).expect("a certificate");
+        let chain = crate::net::pem::certificates(&certificate).expect("a certificate");
         let (_, certificate) = x509_parser::parse_x509_certificate(&chain[0]).expect("a certificate");
         assert_eq!(certificate.public_key().subject_public_key.data, key.public_key_raw(), "of one pair");
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 2, "nothing else is left");

@@ -1,6 +1,9 @@
 //! Listeners: which of them are bound, and their errors.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -8,10 +11,11 @@ use prometheus_client::{
     metrics::{family::Family, gauge::Gauge},
     registry::Registry,
 };
+use rustix::io::Errno;
 
 use super::{OutcomeCounters, registered};
 use crate::{
-    net::Section,
+    net::{Section, shortage::is_shortage},
     telemetry::outcome::{AcceptError, ListenerFailure},
 };
 
@@ -92,5 +96,17 @@ impl ListenerMetrics {
             self.address_up.remove(gone);
         }
         *shown = (ports.into_keys().collect(), addresses.into_keys().collect());
+    }
+}
+
+impl AcceptError {
+    /// What an error of accept means.
+    pub fn of(error: &io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            _ if is_shortage(error) => Self::Exhausted,
+            Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => Self::Listener,
+            // Linux returns network errors that a new connection already has from accept (accept(2)).
+            _ => Self::Connection,
+        }
     }
 }
