@@ -44,6 +44,9 @@ fn connect_request(stream: u32, target: SocketAddr) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &[method, authority].concat())
 }
 
+/// What an attacker sends as the first, the second, and so on.
+type Next = Box<dyn FnMut(u32) -> Vec<u8>>;
+
 /// Sends `begin`, and then what `next` returns for 0, 1, and so on, until it is shut out. What comes back is discarded.
 async fn attack(far: SocketAddr, begin: &[u8], mut next: impl FnMut(u32) -> Vec<u8>) {
     let (mut from, mut into) = TcpStream::connect(far).await.unwrap().into_split();
@@ -82,7 +85,7 @@ async fn a_near_end_that_floods_is_shut_out_and_the_others_go_on() {
     let channel = client.open_chat("echo").await;
     let stream = |n: u32| 2 * n + 1;
     let endless_headers = frame(HEADERS, 0, 1, &[&[0x02, 7][..], b"CONNECT"].concat());
-    let floods: [(&str, Vec<u8>, Box<dyn FnMut(u32) -> Vec<u8>>); 7] = [
+    let floods: [(&str, Vec<u8>, Next); 7] = [
         ("PING", vec![], Box::new(|_| frame(PING, 0, 0, &[7; 8]))),
         ("SETTINGS", vec![], Box::new(|_| frame(SETTINGS, 0, 0, &[]))),
         ("PRIORITY", vec![], Box::new(|_| frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 9]))),
