@@ -95,7 +95,7 @@ async fn a_near_end_that_floods_is_shut_out_and_the_others_go_on() {
         (
             "requests that are reset at once",
             vec![],
-            Box::new(|n| [connect_request(stream(n), target), frame(RESET, 0, stream(n), &[0, 0, 0, 8])].concat()),
+            Box::new(move |n| [connect_request(stream(n), target), frame(RESET, 0, stream(n), &[0, 0, 0, 8])].concat()),
         ),
     ];
     for (at, (what, begin, next)) in floods.into_iter().enumerate() {
