@@ -11,6 +11,8 @@
 //!
 //! - `near` keeps the connections to one Community server, and opens streams on them.
 //! - `far` accepts such connections, and connects each stream to the only target.
+//! - `guard` watches what the other end sends, and ends the connection of one that floods.
+//! - `liveness` asks the other end for a sign of life.
 //! - `stream` is a stream at either end, `relay` copies between it and a TCP connection, `identity` has what both ends
 //!   need for TLS.
 
@@ -19,7 +21,9 @@ use std::{path::PathBuf, time::Duration};
 use crate::telemetry::outcome::TrunkClose;
 
 mod far;
+mod guard;
 mod identity;
+mod liveness;
 mod near;
 mod relay;
 mod stream;

@@ -78,7 +78,7 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("ingress/tunnel/streaming", &["connection", "body handle", "inbox"]),
     ("mux", &["session", "opening", "relay", "direction closing", "facts report", "end", "admission"]),
     ("community", &["pool", "endpoint balance", "direct health trust state_log", "failure"]),
-    ("trunk", &["far near", "relay", "stream identity"]),
+    ("trunk", &["far near", "relay", "stream identity guard liveness"]),
     ("wire", &["tunnel", "reason", "message", "frame proxy_protocol transport"]),
     ("wire/tunnel", &["envelope stream", "cipher name"]),
     (

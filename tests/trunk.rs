@@ -14,6 +14,8 @@ use support::{
 };
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
+#[path = "trunk/hostile.rs"]
+mod hostile;
 mod support;
 
 /// The files of a private authority, and of certificates that it has signed.

@@ -19,6 +19,8 @@ pub enum StreamError {
     NoRequest,
     /// The other end of a trunk has closed the stream, which takes no bytes any more.
     TrunkStreamClosed,
+    /// The other end of a trunk sends more frames of a kind than any proper use needs.
+    TrunkFlood,
     /// The client read nothing of a response within `limits.login_timeout`.
     ResponseNotTaken,
 }
@@ -45,6 +47,7 @@ impl fmt::Display for StreamError {
             Self::Truncated => "TLS ended without close_notify",
             Self::NoRequest => "no request within limits.login_timeout",
             Self::TrunkStreamClosed => "the other end of the trunk has closed the stream",
+            Self::TrunkFlood => "the other end of the trunk floods",
             Self::ResponseNotTaken => "the client took nothing of the response within limits.login_timeout",
         })
     }

@@ -7,7 +7,12 @@
 //! When the program is stopped, each connection gets GOAWAY, and its streams go on until they end or
 //! `limits.drain_timeout` has passed.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -23,7 +28,10 @@ use tokio_rustls::{TlsAcceptor, rustls};
 use tracing::info;
 
 use super::{
-    CONNECTION_WINDOW, FarIdentity, STREAM_WINDOW, TrunkListenerSettings, TrunkStream, close_of, relay::relay,
+    CONNECTION_WINDOW, FarIdentity, STREAM_WINDOW, TrunkListenerSettings, TrunkStream, close_of,
+    guard::{FrameWatch, WatchedStream},
+    liveness::Liveness,
+    relay::relay,
     stream::counted,
 };
 use crate::{
@@ -146,13 +154,18 @@ impl FarEnd {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let failed = |error: h2::Error| (close_of(&error), Some(error.to_string()));
+        let streams = self.in_force.load().settings.streams;
+        let (stream, flood) = WatchedStream::new(stream, FrameWatch::new(true, streams, Instant::now()));
+        let failed = |error: h2::Error| match flood.get() {
+            Some(flood) => (TrunkClose::Flood, Some(flood.name().to_owned())),
+            None => (close_of(&error), Some(error.to_string())),
+        };
         let mut builder = server::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(STREAM_WINDOW as usize)
-            .max_concurrent_streams(self.in_force.load().settings.streams)
+            .max_concurrent_streams(streams)
             .max_header_list_size(HEADERS)
             .max_local_error_reset_streams(Some(MOST_ERRORS))
             .max_concurrent_reset_streams(1024)
@@ -161,6 +174,7 @@ impl FarEnd {
         let mut connection = handshake.map_err(|_| (TrunkClose::LoginTimeout, None))?.map_err(failed)?;
         let counted = Arc::new(self.telemetry.trunk.far.connection());
         let (mut draining, mut has_notified) = (self.draining.subscribe(), false);
+        let mut liveness = Liveness::of(connection.ping_pong());
         loop {
             tokio::select! {
                 request = connection.accept() => match request {
@@ -170,6 +184,7 @@ impl FarEnd {
                     Some(Err(error)) => return Err(failed(error)),
                     None => return Ok(()),
                 },
+                () = liveness.lost() => return Err((TrunkClose::NoPong, None)),
                 Ok(_) = draining.wait_for(|draining| *draining), if !has_notified => {
                     connection.graceful_shutdown();
                     has_notified = true;
@@ -188,7 +203,14 @@ impl FarEnd {
         let in_force = self.in_force.load_full();
         let checked = check(&request, &in_force.settings.target);
         let connected = match checked {
-            Ok(()) => connect(&in_force.target, in_force.settings.login_timeout).await.map_err(|error| refusal(&error)),
+            Ok(()) => {
+                let connecting = connect(&in_force.target, in_force.settings.login_timeout);
+                tokio::select! {
+                    connected = connecting => connected.map_err(|error| refusal(&error)),
+                    // The near end has given up meanwhile.
+                    _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
+                }
+            }
             Err(refusal) => Err(refusal),
         };
         match connected {

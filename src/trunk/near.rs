@@ -11,10 +11,9 @@
 
 use std::{
     fmt,
-    future::poll_fn,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -22,7 +21,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use h2::{Ping, client};
+use h2::client;
 use http::{Method, Request, StatusCode};
 use parking_lot::Mutex;
 use socket2::SockRef;
@@ -30,13 +29,15 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     runtime::Handle,
     sync::{oneshot, watch},
-    time::{interval, timeout, timeout_at},
+    time::{timeout, timeout_at},
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tracing::{info, warn};
 
 use super::{
-    CONNECTION_WINDOW, NearIdentity, PING_INTERVAL, STREAM_WINDOW, TrunkSettings, TrunkStream, close_of,
+    CONNECTION_WINDOW, NearIdentity, STREAM_WINDOW, TrunkSettings, TrunkStream, close_of,
+    guard::{Flood, FrameWatch, WatchedStream},
+    liveness::Liveness,
     stream::counted,
 };
 use crate::{
@@ -58,6 +59,8 @@ use crate::{
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 /// How many connections a worker has at the most, if the far end permits few streams on each.
 const MOST_CONNECTIONS: usize = 64;
+/// How many streams a far end may reset twice at once: more than a process has descriptors for.
+const MOST_STREAMS: u32 = 65_536;
 /// How often a request is repeated that the far end has not processed.
 const ATTEMPTS: usize = 3;
 
@@ -310,6 +313,7 @@ impl Trunk {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let (stream, flood) = WatchedStream::new(stream, FrameWatch::new(false, MOST_STREAMS, Instant::now()));
         let handshake = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -322,7 +326,7 @@ impl Trunk {
             .await;
         let (requests, connection) = handshake.map_err(|error| TrunkError::NotConnected(error.to_string()))?;
         let (is_there, answered) = oneshot::channel();
-        tokio::spawn(drive(connection, is_there, Arc::clone(self)));
+        tokio::spawn(drive(connection, flood, is_there, Arc::clone(self)));
         // The answer to a PING comes after the far end's settings.
         if let Err(error) = answered.await.unwrap_or_else(|_| Err("it closed".to_owned())) {
             return Err(TrunkError::NotConnected(format!("the far end does not answer in HTTP/2: {error}")));
@@ -335,12 +339,11 @@ impl Trunk {
     }
 
     /// Counts and logs a connection that is over.
-    fn note_closed(&self, outcome: TrunkClose, error: Option<&h2::Error>) {
+    fn note_closed(&self, outcome: TrunkClose, error: Option<String>) {
         self.trunks.telemetry.trunk.closed.count(outcome);
         if outcome != TrunkClose::Closed
             && let Some(more) = self.lost.pass()
         {
-            let error = error.map(ToString::to_string);
             warn!(server = %self.name, reason = outcome.name(), error, more, "trunk lost");
         }
     }
@@ -366,43 +369,36 @@ impl fmt::Display for Failure {
 /// for the first time, or why it has not.
 async fn drive<S>(
     mut connection: client::Connection<S, Bytes>,
+    flood: Arc<OnceLock<Flood>>,
     is_there: oneshot::Sender<Result<(), String>>,
     trunk: Arc<Trunk>,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (mut ping, mut is_there) = (connection.ping_pong(), Some(is_there));
-    let (mut ticks, mut is_waiting) = (interval(PING_INTERVAL), false);
+    let (mut liveness, mut is_there) = (Liveness::of(connection.ping_pong()), Some(is_there));
     let (outcome, error) = loop {
-        let pong = poll_fn(|cx| match &mut ping {
-            Some(ping) if is_waiting => ping.poll_pong(cx),
-            _ => std::task::Poll::Pending,
-        });
         tokio::select! {
-            ended = &mut connection => break match ended {
-                Ok(()) => (TrunkClose::Closed, None),
-                Err(error) => (close_of(&error), Some(error)),
+            ended = &mut connection => break match (ended, flood.get()) {
+                (Ok(()), _) => (TrunkClose::Closed, None),
+                (Err(_), Some(flood)) => (TrunkClose::Flood, Some(flood.name().to_owned())),
+                (Err(error), None) => (close_of(&error), Some(error.to_string())),
             },
-            Ok(_) = pong => {
-                is_waiting = false;
+            answered = liveness.answered() => {
+                if answered.is_err() {
+                    break (TrunkClose::NoPong, None);
+                }
                 if let Some(is_there) = is_there.take() {
                     let _ = is_there.send(Ok(()));
                 }
-            }
-            _ = ticks.tick() => {
-                if is_waiting {
-                    break (TrunkClose::NoPong, None);
-                }
-                is_waiting = ping.as_mut().is_some_and(|ping| ping.send_ping(Ping::opaque()).is_ok());
             }
         }
     };
     match is_there {
         // The one who dials reports it.
         Some(is_there) => {
-            let _ = is_there.send(Err(error.map_or_else(|| outcome.to_string(), |error| error.to_string())));
+            let _ = is_there.send(Err(error.unwrap_or_else(|| outcome.to_string())));
         }
-        None => trunk.note_closed(outcome, error.as_ref()),
+        None => trunk.note_closed(outcome, error),
     }
 }
 
