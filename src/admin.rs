@@ -5,7 +5,7 @@
 //! - `auth` decides who may have it: by token, Host and Origin.
 //! - [`status`] is the content of `/api/status`.
 //!
-//! On loopback, everybody may read. A reload always needs the token, and so does reading from elsewhere. What the
+//! On loopback, everybody may read. Whatever changes something always needs the token, and so does reading from elsewhere. What the
 //! pages show, and what they ask of the server, goes through [`ServerControl`].
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, pin::Pin};
@@ -44,6 +44,18 @@ pub trait ServerControl: Send + Sync + 'static {
 
     /// The file with the token, by the settings in force.
     fn token_file(&self) -> Option<PathBuf>;
+
+    /// Drains a Community server: it gets no new clients, and the sessions on it are ended. Returns how many there are.
+    ///
+    /// # Errors
+    /// Why not.
+    fn drain_server(&self, name: &str) -> Result<u64, String>;
+
+    /// Sends clients to a Community server again. Returns how many sessions are on it.
+    ///
+    /// # Errors
+    /// Why not.
+    fn resume_server(&self, name: &str) -> Result<u64, String>;
 
     /// Reads the configuration database again. Returns the new revision of the configuration.
     ///

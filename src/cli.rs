@@ -7,8 +7,10 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+mod admin_client;
 mod check;
 mod community;
+mod drain;
 mod load;
 mod output;
 pub(crate) mod run;
@@ -61,7 +63,11 @@ enum Command {
     /// Test a multiplexer with simulated clients over every transport
     Load(Box<load::Arguments>),
     /// Show the running server's ports, sessions and Community servers
-    Status(status::Arguments),
+    Status(admin_client::AdminArguments),
+    /// Send a Community server no new clients, and end its sessions evenly over community.drain_timeout
+    Drain(drain::Arguments),
+    /// Send a Community server clients again after `drain`
+    Resume(drain::Arguments),
 }
 
 /// Whether the first argument begins the command `run`, which needs no name.
@@ -83,6 +89,8 @@ pub fn main() -> ExitCode {
         Command::Community(arguments) => on_runtime(community::run(arguments)),
         Command::Load(arguments) => on_runtime(load::run(*arguments)),
         Command::Status(arguments) => on_runtime(status::run(arguments)),
+        Command::Drain(arguments) => on_runtime(drain::drain(arguments)),
+        Command::Resume(arguments) => on_runtime(drain::resume(arguments)),
     }
 }
 

@@ -23,7 +23,7 @@ mod state_log;
 mod trust;
 
 pub use endpoint::ServerState;
-pub use pool::{Pool, ServerStatus};
+pub use pool::{DrainRefusal, DrainingServer, Pool, ServerStatus};
 
 /// How the server for a client is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -63,12 +63,14 @@ pub struct ConfiguredServer {
     pub address: ServerAddress,
     /// Its share of the clients beside the other servers, for least-sessions and round-robin; 1 to [`MAX_WEIGHT`].
     pub weight: u32,
+    /// Whether it gets no new clients.
+    pub is_drained: bool,
 }
 
 impl From<ServerAddress> for ConfiguredServer {
     /// With the weight that a server has if the file names none.
     fn from(address: ServerAddress) -> Self {
-        Self { address, weight: 1 }
+        Self { address, weight: 1, is_drained: false }
     }
 }
 
@@ -84,6 +86,8 @@ pub struct CommunitySettings {
     pub balance: Balance,
     /// After how many log-ins the server with the fewest sessions is determined again; at least 1.
     pub recalculate_after: u32,
+    /// The time over which the sessions on a server are ended that is drained.
+    pub drain_timeout: Duration,
     /// How long the share of a server grows that is back; zero: it has its whole share at once.
     pub slow_start: Duration,
     /// Whether the server gets the client's address in a PROXY v2 header.

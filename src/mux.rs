@@ -158,22 +158,42 @@ impl Mux {
     /// session that ends by itself takes the place of one that would be ended.
     pub async fn drain(&self) -> Drained {
         self.begin_drain();
-        let (mut first, lasts) = (self.sessions(), self.0.settings.load().drain_timeout);
-        let (deadline, step) = (Instant::now() + lasts, (lasts / 200).clamp(DRAIN_STEP, Duration::from_secs(1)));
-        let mut ended = 0;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || (self.sessions() == 0 && !self.0.admission.may_arrive()) {
-                break;
-            }
-            // Clients that have arrived meanwhile.
-            first = first.max(self.sessions());
-            ended += self.0.admission.order_idlest(SessionOrder::Drain, may_stay(first, left, lasts));
-            tokio::time::sleep(step.min(left)).await;
-        }
-        ended += self.0.admission.order_idlest(SessionOrder::Drain, 0);
+        let lasts = self.0.settings.load().drain_timeout;
+        let ended = self.end_evenly(SessionOrder::Drain, None, lasts, || self.0.admission.may_arrive()).await;
         self.wait_for_none(Instant::now() + FAREWELL_TIMEOUT).await;
         Drained { ended, left: self.sessions() }
+    }
+
+    /// Ends the sessions on a Community server, as [`drain`](Self::drain) ends all: evenly over `lasts`, and the idlest
+    /// first. `server` is the number that the leases of its links have. Returns how many were ended, when the time is
+    /// over or none is left.
+    pub async fn drain_server(&self, server: u16, lasts: Duration) -> usize {
+        self.end_evenly(SessionOrder::ServerDrain, Some(server), lasts, || false).await
+    }
+
+    /// Gives the sessions on `server` (`None`: on any) an order to end, evenly over `lasts`. Returns how many got it.
+    async fn end_evenly(
+        &self,
+        order: SessionOrder,
+        server: Option<u16>,
+        lasts: Duration,
+        may_arrive: impl Fn() -> bool,
+    ) -> usize {
+        let admission = &self.0.admission;
+        let (deadline, step) = (Instant::now() + lasts, (lasts / 200).clamp(DRAIN_STEP, Duration::from_secs(1)));
+        let (mut first, mut ended) = (0, 0);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let present = admission.sessions_on(server);
+            if left.is_zero() || (present == 0 && !may_arrive()) {
+                break;
+            }
+            // Clients may have arrived meanwhile.
+            first = first.max(present);
+            ended += admission.order_idlest(order, may_stay(first, left, lasts), server);
+            tokio::time::sleep(step.min(left)).await;
+        }
+        ended + admission.order_idlest(order, 0, server)
     }
 
     async fn wait_for_none(&self, deadline: Instant) {

@@ -3,7 +3,7 @@
 //! - `compose` starts it: it connects `ingress` to the core, and the core to the Community servers.
 //! - `reload` takes over new settings under running sessions. `reload_guard` refuses those that are probably a file that
 //!   is cut off.
-//! - `drain` ends it.
+//! - `drain` ends it. `server_drain` ends the sessions on a Community server that is drained.
 //! - `prepare` does everything of a start or a reload that can fail, before anything changes.
 //! - `control` is what the admin endpoint sees of the server, and can ask of it.
 //! - `ports` keeps the listeners for clients: up, down, opened and closed. `plan` decides what becomes of each, by the
@@ -52,11 +52,13 @@ pub(crate) mod reload;
 mod reload_guard;
 mod retry;
 mod sandbox_service;
+mod server_drain;
 
 use admin_service::RunningAdmin;
 pub use certificate::check_files;
 use cluster_service::RunningNode;
 use ports::Ports;
+use server_drain::ServerDrains;
 
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -109,6 +111,7 @@ struct ServerContext {
     revision: Mutex<ConfigurationRevision>,
     telemetry: Arc<Telemetry>,
     pool: Arc<community::Pool>,
+    server_drains: ServerDrains,
     trunks: Arc<Trunks>,
     mux: Mux,
     ingress: Arc<Ingress>,

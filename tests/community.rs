@@ -6,6 +6,8 @@
 mod addresses;
 #[path = "faults/dns.rs"]
 mod dns;
+#[path = "community/draining.rs"]
+mod draining;
 #[path = "community/loops.rs"]
 mod loops;
 #[path = "faults/namespaces.rs"]

@@ -49,6 +49,8 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("community.servers", "[\"10.0.0.256:1533\"]", "\"10.0.0.256\" is neither an address nor a name"),
     ("community.balance", "\"random\"", "unknown variant `random`"),
     ("community.recalculate_after", "0", "0 is out of bounds"),
+    ("community.drain_timeout", "\"31d\"", "\"31d\" is out of bounds"),
+    ("community.servers", "[\"a:1 drain=1\"]", "\"drain=1\" is no word for a server"),
     ("community.slow_start", "\"2h\"", "\"2h\" is out of bounds"),
     ("community.link", "\"tunnel\"", "unknown variant `tunnel`"),
     ("community.link", "\"trunk\"", "the sandbox has no trunk"),

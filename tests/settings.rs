@@ -130,6 +130,7 @@ fn setting(settings: &Settings, key: &str) -> Option<String> {
         "listeners.share_ports" => ingress.share_ports.to_string(),
         "community.balance" => word(&community.balance).replace("sessions", "-sessions").replace("robin", "-robin"),
         "community.recalculate_after" => community.recalculate_after.to_string(),
+        "community.drain_timeout" => ms(community.drain_timeout),
         "community.slow_start" => ms(community.slow_start),
         "community.connect_timeout" => ms(community.connect_timeout),
         "community.handshake_timeout" => ms(community.handshake_timeout),

@@ -22,6 +22,8 @@ const INDEX: &str = "<!doctype html>
 <li><a href=\"/readyz\">/readyz</a>: whether clients can be served
 <li><a href=\"/healthz\">/healthz</a>: whether the process is up
 <li><code>POST /api/reload</code>: reads the configuration database again; needs the token
+<li><code>POST /api/drain?server=HOST:PORT</code>, <code>POST /api/resume?server=HOST:PORT</code>: sends a Community
+server no new clients and ends its sessions, or sends it clients again; needs the token
 </ul>
 <p>In a terminal: <code>sametime-mux status</code></p>
 </html>
@@ -35,6 +37,8 @@ enum Page {
     Metrics,
     Status,
     Reload,
+    Drain,
+    Resume,
 }
 
 impl Page {
@@ -46,6 +50,8 @@ impl Page {
             "/metrics" => Self::Metrics,
             "/api/status" => Self::Status,
             "/api/reload" => Self::Reload,
+            "/api/drain" => Self::Drain,
+            "/api/resume" => Self::Resume,
             _ => return None,
         })
     }
@@ -54,7 +60,7 @@ impl Page {
     fn methods(self) -> &'static str {
         match self {
             Self::Index | Self::Health | Self::Readiness | Self::Metrics | Self::Status => "GET, HEAD",
-            Self::Reload => "POST",
+            Self::Reload | Self::Drain | Self::Resume => "POST",
         }
     }
 
@@ -66,11 +72,12 @@ impl Page {
         match self {
             Self::Health | Self::Readiness => Access::Probe,
             Self::Index | Self::Metrics | Self::Status => Access::Read,
-            Self::Reload => Access::Change,
+            Self::Reload | Self::Drain | Self::Resume => Access::Change,
         }
     }
 
-    async fn content(self, server: &dyn ServerControl) -> AdminResponse {
+    /// The page's response; `query` is what follows the path in the request.
+    async fn content(self, server: &dyn ServerControl, query: &str) -> AdminResponse {
         match self {
             Self::Index => with_header(text(StatusCode::OK, INDEX), header::CONTENT_TYPE, "text/html; charset=utf-8"),
             Self::Health => text(StatusCode::OK, "up\n"),
@@ -84,8 +91,33 @@ impl Page {
                 Ok(revision) => json(StatusCode::OK, &serde_json::json!({ "revision": revision })),
                 Err(why) => text(StatusCode::UNPROCESSABLE_ENTITY, &format!("{why}\n")),
             },
+            Self::Drain => of_server(query, |name| server.drain_server(name)),
+            Self::Resume => of_server(query, |name| server.resume_server(name)),
         }
     }
+}
+
+/// The response to a request that has the server in its query: what `change` returns for it.
+fn of_server(query: &str, change: impl FnOnce(&str) -> Result<u64, String>) -> AdminResponse {
+    let Some(name) = query.split('&').find_map(|field| field.strip_prefix("server=")).and_then(decoded) else {
+        return text(StatusCode::BAD_REQUEST, "Name the server, as in ?server=chat.example:1533\n");
+    };
+    match change(&name) {
+        Ok(sessions) => json(StatusCode::OK, &serde_json::json!({ "server": name, "sessions": sessions })),
+        Err(why) => text(StatusCode::UNPROCESSABLE_ENTITY, &format!("{why}\n")),
+    }
+}
+
+/// The text of a value in a query (RFC 3986, section 2.1); `None` if it is none.
+fn decoded(value: &str) -> Option<String> {
+    let mut parts = value.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (code, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(code, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// Whether a request with this head is a health check.
@@ -111,7 +143,7 @@ pub(super) async fn respond(
         return with_header(text(StatusCode::METHOD_NOT_ALLOWED, ""), header::ALLOW, page.methods());
     }
     match auth::check(page.access(), &head.headers, is_on_loopback, || server.token_file(), unreadable).await {
-        Ok(()) => page.content(server).await,
+        Ok(()) => page.content(server, head.uri.query().unwrap_or_default()).await,
         Err(refusal) => refused(refusal),
     }
 }

@@ -67,7 +67,8 @@ fn report(settings: &Settings, nodes: Option<String>) -> String {
             ServerAddress::Sandbox => "sandbox (any password logs in)",
             ServerAddress::Address(address) => address,
         };
-        if server.weight == 1 { address.to_owned() } else { format!("{address} (weight {})", server.weight) }
+        let weight = if server.weight == 1 { String::new() } else { format!(" (weight {})", server.weight) };
+        format!("{address}{weight}{}", if server.is_drained { " (drained)" } else { "" })
     });
     let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());
     let ceiling = settings.memory_ceiling();

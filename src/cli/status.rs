@@ -1,74 +1,24 @@
 //! `sametime-mux status`: the status of a running server, which its admin endpoint has as JSON, as tables.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode, Uri, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use hyper::Method;
 
-use super::{BAD_USAGE, FAILED, output, table};
+use super::{
+    admin_client::{self, AdminArguments},
+    output, table,
+};
 use crate::admin::status::{ListenerState, Status};
 
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest status that is read, in bytes.
-const MAX_RESPONSE: usize = 4 * 1024 * 1024;
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// The URL of the admin endpoint
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9533")]
-    admin: String,
-    /// The file with the token; needed if the endpoint is not on loopback
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-}
-
-pub(super) async fn run(arguments: Arguments) -> ExitCode {
-    // A port that is none, such as 99999, is not in the parsed URL, and the default would take its place.
-    let is_port = |url: &Uri| url.port_u16().is_some() || url.authority().is_some_and(|all| all.as_str() == all.host());
-    let url = arguments.admin.parse::<Uri>().ok().filter(|url| url.scheme_str() == Some("http") && is_port(url));
-    let Some(url) = url else {
-        output::complain(format_args!(
-            "sametime-mux: --admin {}: not of the form http://address:port",
-            arguments.admin
-        ));
-        return ExitCode::from(BAD_USAGE);
+pub(super) async fn run(arguments: AdminArguments) -> ExitCode {
+    let read = |body: &[u8]| {
+        serde_json::from_slice::<Status>(body)
+            .map_err(|error| format!("this is not the status of a sametime-mux: {error}"))
     };
-    let fetched = timeout(RESPONSE_TIMEOUT, fetch(&url, arguments.token_file)).await;
-    match fetched.unwrap_or_else(|_| Err(format!("no response within {RESPONSE_TIMEOUT:?}"))) {
+    match admin_client::ask(&arguments, Method::GET, "/api/status", read).await {
         Ok(status) => output::print(&report(&status), ExitCode::SUCCESS),
-        Err(why) => {
-            output::complain(format_args!(
-                "sametime-mux: {url}: {why}\nIs the server running, and is this its admin.listen? Use --admin URL for another address."
-            ));
-            ExitCode::from(FAILED)
-        }
+        Err(code) => code,
     }
-}
-
-/// Gets the status from the admin endpoint.
-async fn fetch(url: &Uri, token_file: Option<PathBuf>) -> Result<Status, String> {
-    let authority = url.authority().ok_or("no address")?;
-    let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
-    let tcp = TcpStream::connect(&address).await.map_err(|error| error.to_string())?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await.map_err(|error| error.to_string())?;
-    tokio::spawn(connection);
-    let mut request = Request::get("/api/status").header(header::HOST, authority.as_str());
-    if let Some(file) = token_file {
-        let token = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-        request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
-    }
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await.map_err(|error| error.to_string())?;
-    let body = body.to_bytes();
-    if status != StatusCode::OK {
-        return Err(format!("{status}: {}", String::from_utf8_lossy(&body).trim()));
-    }
-    serde_json::from_slice(&body).map_err(|error| format!("this is not the status of a sametime-mux: {error}"))
 }
 
 /// The status as text.

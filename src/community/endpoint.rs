@@ -7,7 +7,7 @@ use std::{
     num::NonZero,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -50,19 +50,34 @@ pub enum ServerState {
     Up,
     /// It failed the last time, or was not tried yet.
     Down,
-    /// It is no longer in the configuration, and sessions on it continue.
+    /// It is drained, or no longer in the configuration. It gets no new clients, and the sessions on it are ended.
     Draining,
+}
+
+/// Why a server is drained. A server may have several causes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum DrainCause {
+    /// A reload has removed it from the configuration.
+    Removed = 1,
+    /// The configuration says so.
+    Configured = 2,
+    /// A command of the admin.
+    Command = 4,
 }
 
 /// One server. See [`Health`] for what is known of it.
 pub(super) struct Endpoint {
     /// As in the configuration; "sandbox" for the sandbox.
     pub(super) name: Arc<str>,
+    /// By which the core finds its sessions; not 0.
+    pub(super) number: u16,
     host: Arc<RemoteHost>,
     trunk: Arc<Trunk>,
     health: Mutex<Health>,
     sessions: AtomicU64,
-    is_draining: AtomicBool,
+    /// The [`DrainCause`]s, as bits.
+    drain_causes: AtomicU8,
     /// A client has seen something that a check clears up.
     is_check_wanted: AtomicBool,
     /// Wakes [`Endpoint::keep_checking`] when that has happened, or the server went down.
@@ -97,7 +112,7 @@ struct EndpointLines {
 
 impl Endpoint {
     /// A server that was not tried yet. `address` is `host:port`; it must not be one of the listeners of `own`.
-    pub(super) fn new(name: &str, address: &str, own: OwnListeners, trunks: &Arc<Trunks>) -> Arc<Self> {
+    pub(super) fn new(name: &str, address: &str, number: u16, own: OwnListeners, trunks: &Arc<Trunks>) -> Arc<Self> {
         let host = Arc::new(RemoteHost::new(address, own));
         Arc::new(Self {
             name: name.into(),
@@ -105,7 +120,8 @@ impl Endpoint {
             host,
             health: Mutex::new(Health::untried()),
             sessions: AtomicU64::new(0),
-            is_draining: AtomicBool::new(false),
+            number,
+            drain_causes: AtomicU8::new(0),
             is_check_wanted: AtomicBool::new(false),
             check_now: Notify::new(),
             trust: Mutex::default(),
@@ -121,12 +137,27 @@ impl Endpoint {
         self.sessions.load(Relaxed)
     }
 
-    pub(super) fn set_draining(&self, draining: bool) {
-        self.is_draining.store(draining, Relaxed);
+    /// Drains it because of `cause`, or no longer. When it is drained no longer, it starts slowly.
+    pub(super) fn set_drained(&self, cause: DrainCause, is_drained: bool) {
+        let bit = cause as u8;
+        if is_drained {
+            self.drain_causes.fetch_or(bit, Relaxed);
+        } else if self.drain_causes.fetch_and(!bit, Relaxed) == bit {
+            self.health.lock().resumed(Instant::now());
+        }
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.drain_causes.load(Relaxed) != 0
+    }
+
+    /// Whether it is drained because of `cause`.
+    pub(super) fn is_drained_by(&self, cause: DrainCause) -> bool {
+        self.drain_causes.load(Relaxed) & cause as u8 != 0
     }
 
     pub(super) fn state(&self) -> ServerState {
-        if self.is_draining.load(Relaxed) {
+        if self.is_draining() {
             ServerState::Draining
         } else if self.health.lock().is_up() {
             ServerState::Up
@@ -140,9 +171,14 @@ impl Endpoint {
         self.health.lock().last_error().map(str::to_owned)
     }
 
-    /// Its health, as the choice of a server needs it.
+    /// Its health, as the choice of a server needs it. No client is sent to one that is drained.
     pub(super) fn view(&self, now: Instant) -> HealthView {
-        self.health.lock().view(now)
+        let health = self.health.lock().view(now);
+        if self.is_draining() {
+            HealthView { is_up: false, is_hopeful: false, may_be_tried: false, ..health }
+        } else {
+            health
+        }
     }
 
     /// Has it start slowly as soon as it is up, as one that was down.
@@ -447,6 +483,10 @@ impl fmt::Debug for EndpointLease {
 impl Lease for EndpointLease {
     fn broken(&self) {
         self.0.want_check();
+    }
+
+    fn server_number(&self) -> u16 {
+        self.0.number
     }
 }
 

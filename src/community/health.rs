@@ -110,6 +110,15 @@ impl Health {
         self.starts_slowly = true;
     }
 
+    /// Clients are sent to it again, which were not for a while: it starts slowly.
+    pub(super) fn resumed(&mut self, now: Instant) {
+        if self.is_up() {
+            self.back_since = Some(now);
+        } else {
+            self.start_slowly();
+        }
+    }
+
     /// For how long it is up, if it was down before, or was to start slowly; `None` if not.
     pub(super) fn back_for(&self, now: Instant) -> Option<Duration> {
         self.back_since.filter(|_| self.is_up()).map(|since| now.saturating_duration_since(since))

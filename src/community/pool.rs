@@ -1,15 +1,23 @@
 //! The set of Community servers: reconfiguration, status, and a link for each client.
 
-use std::{net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
 use super::{
-    CommunitySettings, ServerAddress, ServerState,
+    CommunitySettings, ConfiguredServer, ServerAddress, ServerState,
     balance::{Balancer, Candidate, full_share, share},
-    endpoint::Endpoint,
+    endpoint::{DrainCause, Endpoint},
     trust::Suspicion,
 };
 use crate::{
@@ -39,6 +47,8 @@ pub struct Pool {
     leaving: Mutex<Vec<Arc<Endpoint>>>,
     /// The tasks that check the configured servers.
     checks: Mutex<Vec<AbortHandle>>,
+    /// Where the next number of a server is looked for.
+    next_number: AtomicU16,
     own: OwnListeners,
     trunks: Arc<Trunks>,
 }
@@ -56,6 +66,44 @@ pub struct ServerStatus {
     pub last_error: Option<String>,
 }
 
+/// A server that gets no new clients, and whose sessions are to be ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrainingServer {
+    /// As in the configuration.
+    pub name: Arc<str>,
+    /// The number that the leases of its links have.
+    pub number: u16,
+    /// The sessions of this program on it, with those that are being opened.
+    pub sessions: u64,
+}
+
+/// Why a server is not drained, or not resumed, by a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DrainRefusal {
+    /// The configuration has no such server.
+    Unknown {
+        /// The name that was given.
+        server: String,
+        /// The names of the configured servers.
+        known: Vec<String>,
+    },
+    /// The configuration says that this server is drained.
+    Configured(String),
+}
+
+impl fmt::Display for DrainRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { server, known } => {
+                write!(f, "{server:?} is no server of community.servers, which has {}", known.join(", "))
+            }
+            Self::Configured(server) => {
+                write!(f, "{server} is drained by community.servers: remove the word \"drain\" there and reload")
+            }
+        }
+    }
+}
+
 impl Pool {
     /// Starts to check the servers of `settings`. `sandbox` is the address of the sandbox Community server, if it runs.
     /// A server whose address is that of a listener in `own` is not used. Trunks share what
@@ -69,7 +117,14 @@ impl Pool {
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, None);
         let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), weights: Vec::new(), balancer };
         let current = ArcSwap::from_pointee(none);
-        let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own, trunks });
+        let pool = Arc::new(Self {
+            current,
+            leaving: Mutex::default(),
+            checks: Mutex::default(),
+            next_number: AtomicU16::new(1),
+            own,
+            trunks,
+        });
         pool.reconfigure(settings, sandbox);
         pool
     }
@@ -79,7 +134,7 @@ impl Pool {
     pub fn reconfigure(&self, settings: CommunitySettings, sandbox: Option<SocketAddr>) {
         let before = self.current.load_full();
         let mut leaving = self.leaving.lock();
-        let (endpoints, weights): (Vec<Arc<Endpoint>>, Vec<u32>) = settings
+        let (endpoints, servers): (Vec<Arc<Endpoint>>, Vec<&ConfiguredServer>) = settings
             .servers
             .iter()
             .filter_map(|server| {
@@ -89,20 +144,25 @@ impl Pool {
                 };
                 let known = before.endpoints.iter().chain(&*leaving).find(|endpoint| *endpoint.name == *name);
                 let added = || {
-                    let endpoint = Endpoint::new(name, &address, self.own.clone(), &self.trunks);
+                    let endpoint =
+                        Endpoint::new(name, &address, self.unused_number(&leaving), self.own.clone(), &self.trunks);
                     if !before.endpoints.is_empty() {
                         endpoint.start_slowly();
                     }
                     endpoint
                 };
-                Some((known.cloned().unwrap_or_else(added), server.weight))
+                Some((known.cloned().unwrap_or_else(added), server))
             })
             .unzip();
         let stays = |endpoint: &Arc<Endpoint>| endpoints.iter().any(|other| Arc::ptr_eq(other, endpoint));
         leaving.extend(before.endpoints.iter().cloned());
         leaving.retain(|endpoint| !stays(endpoint) && endpoint.sessions() > 0);
-        leaving.iter().for_each(|endpoint| endpoint.set_draining(true));
-        endpoints.iter().for_each(|endpoint| endpoint.set_draining(false));
+        leaving.iter().for_each(|endpoint| endpoint.set_drained(DrainCause::Removed, true));
+        for (endpoint, server) in endpoints.iter().zip(&servers) {
+            endpoint.set_drained(DrainCause::Removed, false);
+            endpoint.set_drained(DrainCause::Configured, server.is_drained);
+        }
+        let weights = servers.iter().map(|server| server.weight).collect();
         let mut checks = self.checks.lock();
         checks.drain(..).for_each(|check| check.abort());
         for endpoint in &endpoints {
@@ -111,6 +171,62 @@ impl Pool {
         }
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, Some(&before.balancer));
         self.current.store(Arc::new(ServerSet { settings, endpoints, weights, balancer }));
+    }
+
+    /// A number that no server has.
+    fn unused_number(&self, leaving: &[Arc<Endpoint>]) -> u16 {
+        let current = self.current.load();
+        loop {
+            let number = self.next_number.fetch_add(1, Relaxed);
+            if number != 0 && !current.endpoints.iter().chain(leaving).any(|endpoint| endpoint.number == number) {
+                return number;
+            }
+        }
+    }
+
+    /// Drains a configured server by its name: it gets no new clients until [`resume`](Self::resume), also after a reload.
+    /// Returns the number of its sessions.
+    ///
+    /// # Errors
+    /// There is no such server.
+    pub fn drain(&self, server: &str) -> Result<u64, DrainRefusal> {
+        let endpoint = self.configured(server)?;
+        endpoint.set_drained(DrainCause::Command, true);
+        Ok(endpoint.sessions())
+    }
+
+    /// Sends clients to a server again that was drained by [`drain`](Self::drain). Returns the number of its sessions.
+    ///
+    /// # Errors
+    /// There is no such server, or the configuration says that it is drained.
+    pub fn resume(&self, server: &str) -> Result<u64, DrainRefusal> {
+        let endpoint = self.configured(server)?;
+        endpoint.set_drained(DrainCause::Command, false);
+        if endpoint.is_drained_by(DrainCause::Configured) {
+            return Err(DrainRefusal::Configured(server.to_owned()));
+        }
+        Ok(endpoint.sessions())
+    }
+
+    fn configured(&self, server: &str) -> Result<Arc<Endpoint>, DrainRefusal> {
+        let current = self.current.load();
+        let found = current.endpoints.iter().find(|endpoint| *endpoint.name == *server);
+        found.cloned().ok_or_else(|| DrainRefusal::Unknown {
+            server: server.to_owned(),
+            known: current.endpoints.iter().map(|endpoint| endpoint.name.to_string()).collect(),
+        })
+    }
+
+    /// The servers that are drained, or were removed from the configuration.
+    pub fn draining(&self) -> Vec<DrainingServer> {
+        let (current, leaving) = (self.current.load(), self.leaving.lock());
+        let draining = current.endpoints.iter().chain(&*leaving).filter(|endpoint| endpoint.is_draining());
+        let server = |endpoint: &Arc<Endpoint>| DrainingServer {
+            name: Arc::clone(&endpoint.name),
+            number: endpoint.number,
+            sessions: endpoint.sessions(),
+        };
+        draining.map(server).collect()
     }
 
     /// Every server. Those that are leaving are the last ones.
@@ -191,12 +307,14 @@ impl Pool {
             }
         }
         if details.is_empty() {
+            // No server may be tried.
             let now = Instant::now();
             if endpoints.iter().any(|endpoint| endpoint.view(now).is_suspect) {
                 failure = LinkFailure::NotResponding;
             }
-            let down = |endpoint: &Arc<Endpoint>| {
-                format!("{}: down ({})", endpoint.name, endpoint.last_error().unwrap_or_default())
+            let down = |endpoint: &Arc<Endpoint>| match endpoint.state() {
+                ServerState::Draining => format!("{}: draining", endpoint.name),
+                _ => format!("{}: down ({})", endpoint.name, endpoint.last_error().unwrap_or_default()),
             };
             details = endpoints.iter().map(down).collect();
         }
@@ -219,7 +337,8 @@ impl ServerSet {
                 starts_slowly: share < full_share(weight),
             }
         };
-        self.balancer.order(self.endpoints.iter().zip(&self.weights).enumerate().map(candidate).collect())
+        let candidates = self.endpoints.iter().zip(&self.weights).enumerate();
+        self.balancer.order(candidates.map(candidate).collect())
     }
 }
 

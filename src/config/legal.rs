@@ -207,6 +207,7 @@ fn server(address: ServerAddress, words: &str) -> Result<ConfiguredServer, Strin
                 let weight = weight.filter(|weight| (1..=MAX_WEIGHT).contains(weight));
                 server.weight = weight.ok_or(format!("a weight is 1 to {MAX_WEIGHT}"))?;
             }
+            ("drain", None) => server.is_drained = true,
             _ => return Err(format!("{word:?} is no word for a server")),
         }
         if seen.contains(&key) {

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::Context,
 };
@@ -39,6 +39,8 @@ pub(super) enum SessionOrder {
     NotLoggedIn = 2,
     /// `limits.drain_timeout` has passed.
     Drain = 3,
+    /// Its Community server is drained.
+    ServerDrain = 4,
 }
 
 /// A session, as other tasks see it. The session's own task has it through its [`Ticket`].
@@ -46,6 +48,10 @@ pub(super) struct Entry {
     /// A [`SessionOrder`], or 0.
     order: AtomicU8,
     is_logging_in: AtomicBool,
+    /// The number of its Community server, as [`Lease::server_number`] has it; 0: it has no link yet.
+    ///
+    /// [`Lease::server_number`]: crate::stream::Lease::server_number
+    server: AtomicU16,
     /// When the client was admitted: the clock in seconds.
     admitted: u32,
     /// Wakes the session's task for an order.
@@ -68,8 +74,14 @@ impl Entry {
             0 => None,
             1 => Some(SessionOrder::Idle),
             2 => Some(SessionOrder::NotLoggedIn),
-            _ => Some(SessionOrder::Drain),
+            3 => Some(SessionOrder::Drain),
+            _ => Some(SessionOrder::ServerDrain),
         }
+    }
+
+    /// Whether it is on this server; `None`: on any, or on none yet.
+    fn is_on(&self, server: Option<u16>) -> bool {
+        server.is_none_or(|server| self.server.load(Relaxed) == server)
     }
 
     fn give(&self, order: SessionOrder) {
@@ -191,6 +203,7 @@ impl Admission {
         let entry = Arc::new(Entry {
             order: AtomicU8::new(0),
             is_logging_in: AtomicBool::new(true),
+            server: AtomicU16::new(0),
             admitted: seconds(clock),
             waker: AtomicWaker::new(),
             heard: AtomicU64::new(clock),
@@ -211,13 +224,20 @@ impl Admission {
         now
     }
 
-    /// Gives sessions an order until at most `stay` are left without one: those first whose last byte was relayed the
-    /// longest ago. Returns how many there were.
-    pub(super) fn order_idlest(&self, order: SessionOrder, stay: usize) -> usize {
+    /// The number of sessions on this server; `None`: of all.
+    pub(super) fn sessions_on(&self, server: Option<u16>) -> usize {
+        let on_server =
+            |entries: &Mutex<Slab<Arc<Entry>>>| entries.lock().iter().filter(|(_, entry)| entry.is_on(server)).count();
+        if server.is_none() { self.sessions() } else { self.shards.iter().map(on_server).sum() }
+    }
+
+    /// Gives sessions on `server` (`None`: on any) an order until at most `stay` of them are left without one: those first
+    /// whose last byte was relayed the longest ago. Returns how many there were.
+    pub(super) fn order_idlest(&self, order: SessionOrder, stay: usize, server: Option<u16>) -> usize {
         let mut present = Vec::new();
         for (shard, entries) in self.shards.iter().enumerate() {
             let entries = entries.lock();
-            let free = entries.iter().filter(|(_, entry)| entry.order().is_none());
+            let free = entries.iter().filter(|(_, entry)| entry.is_on(server) && entry.order().is_none());
             present.extend(free.map(|(key, entry)| (entry.heard.load(Relaxed), shard, key)));
         }
         let surplus = present.len().saturating_sub(stay);
@@ -228,8 +248,8 @@ impl Admission {
             present.select_nth_unstable(surplus);
         }
         for (_, shard, key) in &present[..surplus] {
-            // It may have ended meanwhile.
-            if let Some(entry) = self.shards[*shard].lock().get(*key) {
+            // It may have ended meanwhile, and another one may have its key.
+            if let Some(entry) = self.shards[*shard].lock().get(*key).filter(|entry| entry.is_on(server)) {
                 entry.give(order);
             }
         }
@@ -299,6 +319,11 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
+    /// Notes the server that the session is on.
+    pub(super) fn is_on(&self, server: u16) {
+        self.entry.server.store(server, Relaxed);
+    }
+
     /// Notes that bytes were relayed.
     #[inline]
     pub(super) fn heard(&self) {
@@ -496,14 +521,29 @@ mod tests {
             heard.sort_unstable();
             heard
         };
-        assert_eq!((admission.order_idlest(SessionOrder::Drain, 40), ordered()), (0, vec![]));
-        assert_eq!((admission.order_idlest(SessionOrder::Drain, 37), ordered()), (3, vec![0, 1, 2]));
-        assert_eq!((admission.order_idlest(SessionOrder::Drain, 37), ordered().len()), (0, 3), "37 are left");
-        assert_eq!((admission.order_idlest(SessionOrder::Drain, 30), ordered()), (7, (0..10).collect()));
-        assert_eq!((admission.order_idlest(SessionOrder::Drain, 0), ordered()), (30, (0..40).collect()));
-        assert_eq!(admission.order_idlest(SessionOrder::Drain, 0), 0);
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 40, None), ordered()), (0, vec![]));
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 37, None), ordered()), (3, vec![0, 1, 2]));
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 37, None), ordered().len()), (0, 3), "37 are left");
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 30, None), ordered()), (7, (0..10).collect()));
+        assert_eq!((admission.order_idlest(SessionOrder::Drain, 0, None), ordered()), (30, (0..40).collect()));
+        assert_eq!(admission.order_idlest(SessionOrder::Drain, 0, None), 0);
         drop(tickets);
-        assert_eq!(admission.order_idlest(SessionOrder::Drain, 0), 0);
+        assert_eq!(admission.order_idlest(SessionOrder::Drain, 0, None), 0);
+    }
+
+    #[test]
+    fn the_sessions_of_one_server_are_ordered_to_end_and_no_others() {
+        let admission = admission(Budget::new(1 << 20, 0, &[]));
+        let tickets: Vec<Ticket> = (0..30).map(|_| admit(&admission, "10.0.0.1").expect("room")).collect();
+        for (n, ticket) in (0..).zip(&tickets) {
+            ticket.is_on(n % 3);
+        }
+        assert_eq!([None, Some(1), Some(2), Some(3)].map(|server| admission.sessions_on(server)), [30, 10, 10, 0]);
+        assert_eq!(admission.order_idlest(SessionOrder::ServerDrain, 4, Some(2)), 6);
+        assert_eq!(admission.order_idlest(SessionOrder::ServerDrain, 0, Some(2)), 4);
+        for (n, ticket) in tickets.iter().enumerate() {
+            assert_eq!(ticket.entry.order(), (n % 3 == 2).then_some(SessionOrder::ServerDrain));
+        }
     }
 
     #[test]

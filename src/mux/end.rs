@@ -149,6 +149,7 @@ impl End {
             Self::Ordered(SessionOrder::Idle) => SessionEnd::Idle,
             Self::Ordered(SessionOrder::NotLoggedIn) => SessionEnd::NotLoggedIn,
             Self::Ordered(SessionOrder::Drain) => SessionEnd::Drained,
+            Self::Ordered(SessionOrder::ServerDrain) => SessionEnd::ServerDrained,
         }
     }
 
@@ -282,6 +283,7 @@ mod tests {
         causes.push((End::Ordered(SessionOrder::Idle), Blame::None));
         causes.push((End::Ordered(SessionOrder::NotLoggedIn), Blame::Client));
         causes.push((End::Ordered(SessionOrder::Drain), Blame::Limit));
+        causes.push((End::Ordered(SessionOrder::ServerDrain), Blame::Limit));
         causes
     }
 

@@ -83,6 +83,7 @@ async fn connect(relay: &mut Relay) -> Result<ClientRead, End> {
         unless_ordered(ticket, linking).await?
     };
     let (link, mut answer) = link.map_err(End::NoLink)?;
+    ticket.is_on(link.lease.server_number());
     *opened = Some(link);
     let answered = to_client.take(Direction::ToClient, &mut answer, facts, observer);
     to_client.kept = answer;

@@ -20,7 +20,9 @@ use super::{
     own_sockets::OwnSockets,
     ports::Ports,
     prepare::{Prepared, ServicePlan},
-    retry, sandbox_service, unix_time,
+    retry, sandbox_service,
+    server_drain::ServerDrains,
+    unix_time,
 };
 use crate::{
     community::Pool,
@@ -92,6 +94,7 @@ impl Server {
             revision: Mutex::new(ConfigurationRevision { number: 1, loaded_at: unix_time(), last_error: None }),
             telemetry,
             pool,
+            server_drains: ServerDrains::default(),
             trunks,
             mux,
             ingress,
@@ -103,6 +106,7 @@ impl Server {
             log: watch::Sender::new(log),
             reloading: tokio::sync::Mutex::new(()),
         });
+        server.follow_drains();
         server.report_unused_sockets();
         server.report_certificate(&own_certificate, &server.settings.load().ingress);
         if let ServicePlan::Bound(listener, address) = admin {

@@ -99,6 +99,16 @@ impl ServerControl for AdminControl {
         self.0.upgrade()?.settings.load().admin.token_file.clone()
     }
 
+    fn drain_server(&self, name: &str) -> Result<u64, String> {
+        let server = self.0.upgrade().ok_or("stopped")?;
+        server.drain_server(name).map_err(|refusal| refusal.to_string())
+    }
+
+    fn resume_server(&self, name: &str) -> Result<u64, String> {
+        let server = self.0.upgrade().ok_or("stopped")?;
+        server.resume_server(name).map_err(|refusal| refusal.to_string())
+    }
+
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<u64, String>> + Send + '_>> {
         Box::pin(async {
             let server = self.0.upgrade().ok_or("stopped")?;

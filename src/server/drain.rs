@@ -66,6 +66,7 @@ impl Server {
     /// their runtimes.
     pub fn stop(&self) {
         drop(self.0.ports.close_all());
+        self.0.server_drains.stop();
         if let Some(node) = &self.0.node {
             node.stop();
         }

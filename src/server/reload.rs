@@ -133,6 +133,7 @@ async fn exchange(server: &Arc<ServerContext>, prepared: Prepared) -> u64 {
     }
     server.log.send_replace(settings.log);
     server.settings.store(Arc::new(settings));
+    server.follow_drains();
     let number = {
         let mut revision = server.revision.lock();
         *revision = ConfigurationRevision { number: revision.number + 1, loaded_at: unix_time(), last_error: None };

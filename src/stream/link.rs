@@ -42,6 +42,11 @@ pub struct Link {
 pub trait Lease: Send + Sync + fmt::Debug {
     /// Reports that the link broke. The server may have a problem, so it is checked.
     fn broken(&self);
+
+    /// The number of the server, by which its sessions are found; 0: it has none.
+    fn server_number(&self) -> u16 {
+        0
+    }
 }
 
 /// Why no server accepted a client.

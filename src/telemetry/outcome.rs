@@ -197,6 +197,8 @@ outcomes! {
         NotLoggedIn = "not_logged_in": Client, INFO, Farewell(Reason::TimedOut);
         /// The multiplexer was stopped: its sessions are ended evenly over `limits.drain_timeout`.
         Drained = "drained": Limit, INFO, Farewell(Reason::ConnectionBroken);
+        /// Its Community server is drained: the sessions on it are ended evenly over `community.drain_timeout`.
+        ServerDrained = "server_drained": Limit, INFO, Farewell(Reason::ConnectionBroken);
     }
 
     /// Why a connection never became a session.

@@ -77,6 +77,7 @@ fn settings(server: String) -> CommunitySettings {
         balance: Balance::Failover,
         recalculate_after: 1,
         slow_start: Duration::ZERO,
+        drain_timeout: Duration::ZERO,
         send_proxy_protocol: false,
         trunk: TrunkSettings::unused(),
         connect_timeout: Duration::from_secs(5),

@@ -37,6 +37,7 @@ fn settings(servers: &[&str], balance: Balance) -> CommunitySettings {
         balance,
         recalculate_after: 1,
         slow_start: Duration::ZERO,
+        drain_timeout: Duration::ZERO,
         send_proxy_protocol: false,
         trunk: crate::trunk::TrunkSettings::unused(),
         connect_timeout: Duration::from_secs(5),

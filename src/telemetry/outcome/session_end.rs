@@ -26,7 +26,8 @@ impl SessionEnd {
             | Self::NoHandshake
             | Self::SessionTimeout
             | Self::HalfClosed
-            | Self::Drained => None,
+            | Self::Drained
+            | Self::ServerDrained => None,
         }
     }
 }
