@@ -105,11 +105,13 @@ impl Visitors {
         let visits: Arc<Vec<AtomicUsize>> = Arc::new(transports.iter().map(|_| AtomicUsize::default()).collect());
         let mut tasks = JoinSet::new();
         for (at, transport) in transports.iter().copied().enumerate() {
-            for _ in 0..CLIENTS {
+            for number in 0..CLIENTS {
                 let (stops, visits) = (Arc::clone(&stops), Arc::clone(&visits));
                 tasks.spawn(async move {
                     while !stops.load(Relaxed) {
                         let mut client = Client::connect(transport, to).await;
+                        // Some have a connection, and are not known as clients for a moment.
+                        tokio::time::sleep(Duration::from_millis(40) * number as u32).await;
                         client.log_in("bob").await;
                         let channel = client.open_chat("echo").await;
                         client.send_text(channel, b"still here").await;
