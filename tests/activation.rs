@@ -275,6 +275,55 @@ async fn a_reload_keeps_passed_sockets_and_names_those_that_no_listener_has() {
     assert_eq!(program.log.lock().matches("in vain").count(), 1);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_empty_host_takes_a_socket_of_each_family() {
+    let port = free_address().port();
+    let listen = |domain, address: SocketAddr| -> TcpListener {
+        let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+        if address.is_ipv6() {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&address.into()).unwrap();
+        socket.listen(16).unwrap();
+        socket.into()
+    };
+    let four = listen(Domain::IPV4, SocketAddr::from(([0; 4], port)));
+    let six = listen(Domain::IPV6, SocketAddr::from(([0; 16], port)));
+    let setup = setup(&[port], free_address().port(), "");
+    let toml = fs::read_to_string(setup.file()).unwrap();
+    fs::write(setup.file(), toml.replace("host_name = \"127.0.0.1\"", "host_name = \"\"")).unwrap();
+    let program = setup.spawn_with(Sockets(vec![four, six]).pass());
+    program.wait_for_log(&format!("port open section=client_connections address=[::]:{port}"));
+    for host in ["127.0.0.1", "::1"] {
+        Client::connect(Transport::Raw, SocketAddr::new(host.parse().unwrap(), port)).await.log_in("bob").await;
+    }
+    assert!(!program.log.lock().contains("in vain"));
+}
+
+#[tokio::test]
+async fn the_port_of_a_cluster_may_be_passed_and_one_socket_is_enough_for_the_admin_endpoint() {
+    let (cluster, admin, folder) = (free_address(), free_address(), tempfile::tempdir().unwrap());
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "a secret of tests alone").unwrap();
+    let more = format!(
+        "[cluster]\nnode = \"a\"\npeer = {{ a = \"http://{cluster}\" }}\nlisten = \"{cluster}\"\nsecret_file = \"{}\"\n",
+        secret.display()
+    );
+    let sockets = Sockets::on(&[cluster, admin]);
+    let program = setup(&[free_address().port()], admin.port(), &more).spawn_with(sockets.pass());
+    program.wait_for_log("ready");
+    assert_eq!(program.request("GET /healthz").await.status, 200);
+    assert!(!program.log.lock().contains("in vain"));
+    let admin = free_address();
+    let mut several = setup(&[free_address().port()], admin.port(), "").spawn_with(Sockets::two_on(admin).pass());
+    assert_eq!(several.exit_code(), Some(1));
+    let log = several.log.lock().clone();
+    assert!(
+        log.contains("admin.listen: the service manager passed several sockets on this address: one is enough"),
+        "{log}"
+    );
+}
+
 #[tokio::test]
 async fn a_socket_on_an_address_that_overlaps_is_an_error_of_its_own() {
     let every = SocketAddr::from(([0, 0, 0, 0], free_address().port()));
