@@ -526,7 +526,7 @@ async fn systemd_replaces_the_program_while_clients_log_in_and_none_is_refused()
     systemd.must(&["reload", "sametime-mux.service"]);
     wait_until("the status of the reload", || {
         let status = systemd.property("sametime-mux.service", "StatusText");
-        status == "serving on 1 ports, configuration revision 2"
+        status == "serving; open ports: 1; configuration revision: 2"
     })
     .await;
     assert_eq!(systemd.property("sametime-mux.service", "WatchdogUSec"), "30s");
@@ -620,7 +620,7 @@ async fn the_service_manager_is_told_of_the_start_of_reloads_and_of_the_end() {
     let mut program = manager.start_program(setup, "0");
     let ready = manager.any();
     assert_eq!(value(&ready, "READY"), "1");
-    assert_eq!(value(&ready, "STATUS"), "serving on 1 ports, configuration revision 1");
+    assert_eq!(value(&ready, "STATUS"), "serving; open ports: 1; configuration revision: 1");
     // A client can connect when READY is sent.
     let mut client = Client::connect(Transport::Raw, address).await;
     client.log_in("bob").await;
@@ -635,7 +635,7 @@ async fn the_service_manager_is_told_of_the_start_of_reloads_and_of_the_end() {
     if !message.contains(&"READY=1".to_owned()) {
         message = manager.any();
     }
-    assert_eq!(value(&message, "STATUS"), "serving on 1 ports, configuration revision 2");
+    assert_eq!(value(&message, "STATUS"), "serving; open ports: 1; configuration revision: 2");
     program.wait_for_log("revision=2");
     fs::write(&file, "[client_connections]\nports = [0]\n").unwrap();
     program.signal("HUP");
@@ -648,13 +648,13 @@ async fn the_service_manager_is_told_of_the_start_of_reloads_and_of_the_end() {
     assert_eq!(value(&ready, "READY"), "1");
     let status = value(&ready, "STATUS");
     assert!(
-        status.starts_with("serving on 1 ports, configuration revision 2; the last reload was refused: "),
+        status.starts_with("serving; open ports: 1; configuration revision: 2; the last reload was refused: "),
         "{status}"
     );
     program.signal("TERM");
     let stopping = manager.any();
     assert_eq!(value(&stopping, "STOPPING"), "1");
-    assert_eq!(value(&stopping, "STATUS"), "draining for at most 2h: 1 clients");
+    assert_eq!(value(&stopping, "STATUS"), "draining for at most 2h; clients: 1");
     assert_eq!(value(&stopping, "EXTEND_TIMEOUT_USEC"), "7215000000");
     client.log_out().await;
     assert_eq!(program.exit_code(), Some(0));
