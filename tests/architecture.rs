@@ -105,7 +105,7 @@ const INSIDE: &[(&str, &[&str])] = &[
             "prepare retry",
             "admin_service",
             "control",
-            "ports certificate sandbox_service cluster_service reload_guard",
+            "ports certificate sandbox_service cluster_service reload_guard server_drain",
             "plan",
             "host_names own_sockets",
             "listener_error",

@@ -46,15 +46,15 @@ pub(super) async fn ask<T>(
     };
     let fetched = timeout(RESPONSE_TIMEOUT, fetch(&url, method, page, arguments.token_file.as_ref())).await;
     let fetched =
-        fetched.unwrap_or_else(|_| Err(Failure::Unreachable(format!("no response within {RESPONSE_TIMEOUT:?}"))));
+        fetched.unwrap_or_else(|_| Err(AskFailure::Unreachable(format!("no response within {RESPONSE_TIMEOUT:?}"))));
     let failure = match fetched.map(|body| read(&body)) {
         Ok(Ok(result)) => return Ok(result),
-        Ok(Err(why)) => Failure::Unreachable(why),
+        Ok(Err(why)) => AskFailure::Unreachable(why),
         Err(failure) => failure,
     };
     match failure {
-        Failure::Refused(why) => output::complain(format_args!("sametime-mux: {url}: {why}")),
-        Failure::Unreachable(why) => output::complain(format_args!(
+        AskFailure::Refused(why) => output::complain(format_args!("sametime-mux: {url}: {why}")),
+        AskFailure::Unreachable(why) => output::complain(format_args!(
             "sametime-mux: {url}: {why}\nIs the server running, and is this its admin.listen? Use --admin URL for another address."
         )),
     }
@@ -62,20 +62,20 @@ pub(super) async fn ask<T>(
 }
 
 /// Why there is no result.
-enum Failure {
+enum AskFailure {
     /// The endpoint has answered that it does not do this.
     Refused(String),
     /// There is no answer, or it is not that of an admin endpoint.
     Unreachable(String),
 }
 
-impl From<String> for Failure {
+impl From<String> for AskFailure {
     fn from(why: String) -> Self {
         Self::Unreachable(why)
     }
 }
 
-async fn fetch(url: &Uri, method: Method, page: &str, token_file: Option<&PathBuf>) -> Result<Bytes, Failure> {
+async fn fetch(url: &Uri, method: Method, page: &str, token_file: Option<&PathBuf>) -> Result<Bytes, AskFailure> {
     let authority = url.authority().ok_or("no address".to_owned())?;
     let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
     let tcp = TcpStream::connect(&address).await.map_err(|error| error.to_string())?;
@@ -84,7 +84,7 @@ async fn fetch(url: &Uri, method: Method, page: &str, token_file: Option<&PathBu
     let mut request = Request::builder().method(method).uri(page).header(header::HOST, authority.as_str());
     if let Some(file) = token_file {
         let token = std::fs::read_to_string(file);
-        let token = token.map_err(|error| Failure::Refused(format!("{}: {error}", file.display())))?;
+        let token = token.map_err(|error| AskFailure::Refused(format!("{}: {error}", file.display())))?;
         request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
@@ -94,7 +94,7 @@ async fn fetch(url: &Uri, method: Method, page: &str, token_file: Option<&PathBu
     let body = body.to_bytes();
     match status {
         StatusCode::OK => Ok(body),
-        StatusCode::NOT_FOUND => Err(Failure::Unreachable(status.to_string())),
-        _ => Err(Failure::Refused(format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
+        StatusCode::NOT_FOUND => Err(AskFailure::Unreachable(status.to_string())),
+        _ => Err(AskFailure::Refused(format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
     }
 }
