@@ -12,6 +12,7 @@ mod community;
 mod load;
 mod output;
 pub(crate) mod run;
+mod service_manager;
 mod status;
 
 /// Exit code: a failure while running.

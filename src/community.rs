@@ -56,15 +56,36 @@ pub enum ServerAddress {
     Address(String),
 }
 
+/// A Community server, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfiguredServer {
+    /// Where it is.
+    pub address: ServerAddress,
+    /// Its share of the clients beside the other servers, for least-sessions and round-robin; 1 to [`MAX_WEIGHT`].
+    pub weight: u32,
+}
+
+impl From<ServerAddress> for ConfiguredServer {
+    /// With the weight that a server has if the file names none.
+    fn from(address: ServerAddress) -> Self {
+        Self { address, weight: 1 }
+    }
+}
+
+/// The highest weight of a server.
+pub const MAX_WEIGHT: u32 = 256;
+
 /// The settings of the links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommunitySettings {
     /// The servers in the order of the file; at least one.
-    pub servers: Vec<ServerAddress>,
+    pub servers: Vec<ConfiguredServer>,
     /// How the server for a client is chosen.
     pub balance: Balance,
     /// After how many log-ins the server with the fewest sessions is determined again; at least 1.
     pub recalculate_after: u32,
+    /// How long the share of a server grows that is back; zero: it has its whole share at once.
+    pub slow_start: Duration,
     /// Whether the server gets the client's address in a PROXY v2 header.
     pub send_proxy_protocol: bool,
     /// Trunks to the servers.

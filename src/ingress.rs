@@ -173,9 +173,19 @@ impl Ingress {
         self.tls.certificate()
     }
 
+    /// The workers that serve connections.
+    pub fn workers(&self) -> &Workers {
+        self.accepting.workers()
+    }
+
     /// How many connections there are that are not a session.
     pub fn connections(&self) -> usize {
         self.counters.connections()
+    }
+
+    /// How many of them may still become a session: they have not been served a request.
+    pub fn unsettled_connections(&self) -> usize {
+        self.counters.unsettled()
     }
 
     /// Waits until the streams of the trunks that this program is the far end of have ended, or until

@@ -86,6 +86,8 @@
 //! | SIGHUP is handled | [`cli::run`] receives it, [`server::reload`] exchanges the settings |
 //! | a reload is refused that is probably a mistake | `server::reload_guard` |
 //! | SIGTERM is handled | [`cli::run`] receives it, [`server::drain`] drains |
+//! | a service manager's sockets are taken | [`net::activation`]; [`ingress::accept`] accepts on them, [`server::drain`] leaves them to the next process |
+//! | a service manager is told the state | [`cli::service_manager`](cli) |
 //! | a port is opened or closed | [`server::ports`], by the plan of [`server::plan`](server) |
 //! | a port that is down is tried again | [`server::retry`](server) |
 //! | the `host_name` of a port is looked up | [`net::resolve`], called by [`server::host_names`](server) |

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use crate::{
     limits::Budget,
     log::{Throttle, Throttles},
+    net::Port,
     stream::{Arrival, Community, Core},
     telemetry::{
         Telemetry,
@@ -142,6 +143,11 @@ impl Mux {
         self.0.admission.drain();
     }
 
+    /// Admits clients of some ports also during the drain, which then waits for them. To be called once, before it begins.
+    pub fn admit_last(&self, last: LastArrivals) {
+        self.0.admission.admit_last(last);
+    }
+
     /// Whether the drain has begun.
     pub fn is_draining(&self) -> bool {
         self.0.admission.is_draining()
@@ -152,14 +158,16 @@ impl Mux {
     /// session that ends by itself takes the place of one that would be ended.
     pub async fn drain(&self) -> Drained {
         self.begin_drain();
-        let (first, lasts) = (self.sessions(), self.0.settings.load().drain_timeout);
+        let (mut first, lasts) = (self.sessions(), self.0.settings.load().drain_timeout);
         let (deadline, step) = (Instant::now() + lasts, (lasts / 200).clamp(DRAIN_STEP, Duration::from_secs(1)));
         let mut ended = 0;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.sessions() == 0 {
+            if left.is_zero() || (self.sessions() == 0 && !self.0.admission.may_arrive()) {
                 break;
             }
+            // Clients that have arrived meanwhile.
+            first = first.max(self.sessions());
             ended += self.0.admission.order_idlest(SessionOrder::Drain, may_stay(first, left, lasts));
             tokio::time::sleep(step.min(left)).await;
         }
@@ -173,6 +181,15 @@ impl Mux {
             tokio::time::sleep(DRAIN_STEP).await;
         }
     }
+}
+
+/// Clients that are admitted although the core drains: their connections were accepted before the drain began, on a port
+/// whose further connections another process accepts. Nobody is refused when one process takes the place of another.
+pub struct LastArrivals {
+    /// The ports.
+    pub ports: Vec<Port>,
+    /// Whether such connections are left that are not a session yet.
+    pub may_come: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// How many of the `first` sessions may stay when `left` is left of the time that a drain lasts.

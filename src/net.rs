@@ -1,6 +1,7 @@
-//! The system's sockets: listening, connecting, keep-alive, host names, client addresses, and the configuration sections
-//! of ports.
+//! The system's sockets: listening, sockets that a service manager passes, connecting, keep-alive, host names, client
+//! addresses, and the configuration sections of ports.
 
+pub mod activation;
 pub mod address;
 mod attempts;
 pub mod connect;

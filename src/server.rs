@@ -17,7 +17,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
@@ -30,7 +30,7 @@ use crate::{
     ingress::{Ingress, tls},
     log::LogSettings,
     mux::Mux,
-    net::Section,
+    net::{Section, activation::PassedSockets},
     telemetry::{Telemetry, outcome::ReloadRefusal},
     trunk::Trunks,
 };
@@ -113,6 +113,8 @@ struct ServerContext {
     mux: Mux,
     ingress: Arc<Ingress>,
     ports: Ports,
+    /// What a service manager passed to this process.
+    passed: PassedSockets,
     /// The embedded Community server, from the first settings that name it on.
     sandbox: Mutex<Option<RunningService>>,
     /// This node of the cluster; `None`: it was started alone.
@@ -166,6 +168,18 @@ impl Server {
     /// The log's settings in force, and a notification of each change.
     pub fn log_settings(&self) -> watch::Receiver<LogSettings> {
         self.0.log.subscribe()
+    }
+
+    /// The number of the configuration in force, which each accepted reload raises by 1, and why the last reload was
+    /// refused; none if it was accepted.
+    pub fn revision(&self) -> (u64, Option<String>) {
+        let revision = self.0.revision.lock();
+        (revision.number, revision.last_error.clone())
+    }
+
+    /// How long sessions may continue after the drain has begun.
+    pub fn drain_timeout(&self) -> Duration {
+        self.0.settings.load().mux.drain_timeout
     }
 
     /// Present clients.

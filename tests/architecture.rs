@@ -83,7 +83,12 @@ const INSIDE: &[(&str, &[&str])] = &[
     ("wire/tunnel", &["envelope stream", "cipher name"]),
     (
         "net",
-        &["connect", "listen lookup resolve", "own attempts loop_guard", "keepalive address pem port section shortage"],
+        &[
+            "connect",
+            "listen lookup resolve",
+            "own attempts loop_guard activation",
+            "keepalive address pem port section shortage",
+        ],
     ),
     ("limits", &["budget rate", "tally"]),
     ("runtime", &["workers scratch", "core_sharing"]),

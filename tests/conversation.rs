@@ -8,7 +8,7 @@ use sametime_mux::net::Section;
 use support::{
     Random,
     client::{Client, Transport},
-    community::Community,
+    community::{Community, Connection},
     frames::{self, Frame},
     in_time, mux, wait_until,
 };
@@ -81,6 +81,45 @@ async fn all_transports_carry_the_same_bytes() {
         }
     }
     assert_eq!(sessions, 24);
+}
+
+/// A server that sends a client to its home server (AuthPassed 0x0018, with a host and a server's name) and logs it in
+/// when it answers with LoginCont.
+async fn redirect(mut connection: Connection) {
+    let redirect = [frames::string(b"home.example"), frames::string(b"CN=Home/O=Example")].concat();
+    while let Some(frame) = connection.recv().await {
+        match frame.kind {
+            frames::HANDSHAKE => connection.send(&Frame::new(frames::HANDSHAKE_ACK, 0, &[0; 8]).bytes()).await,
+            frames::LOGIN => connection.send(&Frame::new(AUTH_PASSED, 0, &redirect).bytes()).await,
+            LOGIN_CONT => connection.send(&Frame::new(frames::LOGIN_ACK, 0, &[0; 30]).bytes()).await,
+            _ => return,
+        }
+    }
+}
+
+const AUTH_PASSED: u16 = 0x0018;
+const LOGIN_CONT: u16 = 0x0016;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_to_a_home_server_and_its_answer_pass_untouched() {
+    let community = Community::start(redirect).await;
+    let mux = mux::start(&community.setting()).await;
+    for (session, transport) in Transport::ALL.into_iter().enumerate() {
+        let mut client = Client::connect(transport, mux.raw()).await;
+        client.send_frame(&frames::handshake()).await;
+        assert_eq!(client.recv().await.expect("an answer").kind, frames::HANDSHAKE_ACK);
+        let login = frames::login("bob", "secret");
+        client.send_frame(&login).await;
+        let redirect = client.recv().await.expect("a redirect");
+        let body = [frames::string(b"home.example"), frames::string(b"CN=Home/O=Example")].concat();
+        assert_eq!(redirect, Frame::new(AUTH_PASSED, 0, &body), "{transport:?}");
+        let answer = Frame::new(LOGIN_CONT, 0, &[]);
+        client.send_frame(&answer).await;
+        assert_eq!(client.recv().await.expect("an answer").kind, frames::LOGIN_ACK, "{transport:?}");
+        client.log_out().await;
+        let sent = [login.bytes(), answer.bytes(), frames::log_out().bytes()].concat();
+        wait_until("the log-out", || community.received(session).ends_with(&sent)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -56,6 +57,65 @@ fn the_unit_is_valid_and_has_a_good_security_score() {
     assert!(mark < 2.0, "{said}");
 }
 
+/// `systemd-analyze verify` on units in a folder.
+fn verify(folder: &Path, units: &[&str]) {
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no"]).args(units.iter().map(|unit| folder.join(unit)));
+    let verified = verify.env("SYSTEMD_UNIT_PATH", format!("{}:", folder.display())).output().unwrap();
+    let said = text(&verified.stderr);
+    assert!(verified.status.success() && !said.contains("sametime-mux"), "{said}");
+}
+
+#[test]
+fn the_socket_unit_and_the_instances_are_valid() {
+    if !has("systemd-analyze", "systemd") {
+        return;
+    }
+    let (folder, deploy) = (tempfile::tempdir().unwrap(), Path::new(UNIT).parent().unwrap());
+    unit(folder.path());
+    let copy = |from: &str, to: &str| {
+        let to = folder.path().join(to);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(deploy.join(from), to).unwrap();
+    };
+    copy("sametime-mux.socket", "sametime-mux.socket");
+    verify(folder.path(), &["sametime-mux.socket", "sametime-mux.service"]);
+    fs::rename(folder.path().join("sametime-mux.service"), folder.path().join("sametime-mux@.service")).unwrap();
+    copy("instances/service.conf", "sametime-mux@.service.d/instance.conf");
+    copy("instances/socket.conf", "sametime-mux.socket.d/instances.conf");
+    copy("instances/sametime-mux-ports.service", "sametime-mux-ports.service");
+    verify(folder.path(), &["sametime-mux.socket", "sametime-mux@9532.service", "sametime-mux-ports.service"]);
+}
+
+#[test]
+fn the_socket_unit_has_the_ports_of_the_configuration_that_comes_with_it() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/stconfig.toml");
+    let settings = sametime_mux::config::parse(&fs::read_to_string(&file).unwrap(), &file, std::iter::empty()).unwrap();
+    let wanted: Vec<String> = settings.ingress.listeners.iter().map(|listener| listener.port.to_string()).collect();
+    let unit = fs::read_to_string(Path::new(UNIT).with_extension("socket")).unwrap();
+    let lines: Vec<&str> = unit.lines().filter_map(|line| line.strip_prefix("ListenStream=")).collect();
+    assert_eq!(lines, wanted.iter().flat_map(|port| [port, port]).collect::<Vec<_>>(), "each for two cores");
+}
+
+#[test]
+fn the_unit_for_newer_systemd_leaves_sighup_to_it() {
+    if !has("systemd-analyze", "systemd") {
+        return;
+    }
+    let version = Command::new("systemd-analyze").arg("--version").output().unwrap();
+    let version: u32 = text(&version.stdout).split_whitespace().nth(1).unwrap().parse().unwrap();
+    if version < 253 {
+        return skip("systemd 253", &format!("Type=notify-reload is not known to systemd {version}"));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    unit(folder.path());
+    let to = folder.path().join("sametime-mux.service.d");
+    fs::create_dir(&to).unwrap();
+    let from = Path::new(UNIT).with_extension("service.d").join("notify-reload.conf");
+    fs::copy(from, to.join("notify-reload.conf")).unwrap();
+    verify(folder.path(), &["sametime-mux.service"]);
+}
+
 /// The system calls of a set, including those of the sets in it.
 fn system_calls(set: &str) -> BTreeSet<String> {
     let output = Command::new("systemd-analyze").args(["syscall-filter", set]).output().unwrap();
@@ -83,6 +143,10 @@ async fn the_unit_allows_every_system_call_that_the_program_makes() {
     let (raw, trace) = (setup.raw, setup.folder.path().join("trace"));
     let mut strace = Command::new("strace");
     strace.args(["-f", "-o"]).arg(&trace).arg(PROGRAM).args(["run", "--config"]).arg(setup.file());
+    // As systemd starts it.
+    let notify = setup.folder.path().join("notify");
+    let _manager = UnixDatagram::bind(&notify).unwrap();
+    strace.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "30000000");
     let log = setup.folder.path().join("log");
     let mut process = Process::start_logged(&mut strace, &log);
     wait_until("ready, or why not", || {

@@ -15,6 +15,7 @@ use std::{
 
 use proptest::{prelude::*, sample::select};
 use sametime_mux::{
+    community::{ConfiguredServer, ServerAddress},
     config::{self, Settings},
     net::address::lies_in,
 };
@@ -129,6 +130,7 @@ fn setting(settings: &Settings, key: &str) -> Option<String> {
         "listeners.share_ports" => ingress.share_ports.to_string(),
         "community.balance" => word(&community.balance).replace("sessions", "-sessions").replace("robin", "-robin"),
         "community.recalculate_after" => community.recalculate_after.to_string(),
+        "community.slow_start" => ms(community.slow_start),
         "community.connect_timeout" => ms(community.connect_timeout),
         "community.handshake_timeout" => ms(community.handshake_timeout),
         "community.check" => word(&community.check),
@@ -361,15 +363,23 @@ proptest! {
     }
 
     #[test]
-    fn a_server_has_a_port_and_a_host_that_the_system_takes(ip in addresses(), port in 0..=70_000u32) {
+    fn a_server_has_a_port_and_a_host_that_the_system_takes_and_its_weight(
+        ip in addresses(),
+        port in 0..=70_000u32,
+        weight in proptest::option::of(0..=300u32),
+    ) {
         let server = match ip {
             IpAddr::V4(ip) => format!("{ip}:{port}"),
             IpAddr::V6(ip) => format!("[{ip}]:{port}"),
         };
-        let parsed = parse("community.servers", &format!("[\"{server}\"]"), false);
+        let text = weight.map_or(server.clone(), |weight| format!("{server} weight={weight}"));
+        let parsed = parse("community.servers", &format!("[\"{text}\"]"), false);
         prop_assume!(!leads_back(&parsed));
-        prop_assert_eq!(parsed.is_ok(), (1..=65_535).contains(&port), "{}: {:?}", server, parsed.err());
-        if parsed.is_ok() {
+        let is_legal = (1..=65_535).contains(&port) && weight.is_none_or(|weight| (1..=256).contains(&weight));
+        prop_assert_eq!(parsed.is_ok(), is_legal, "{}: {:?}", text, parsed.err());
+        if let Ok(settings) = parsed {
+            let expected = ConfiguredServer { weight: weight.unwrap_or(1), ..ServerAddress::Address(server.clone()).into() };
+            prop_assert_eq!(settings.community.servers, [expected]);
             prop_assert_eq!(server.parse::<SocketAddr>().unwrap(), SocketAddr::new(ip, u16::try_from(port).unwrap()));
         }
     }

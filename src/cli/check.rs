@@ -62,9 +62,12 @@ fn report(settings: &Settings, nodes: Option<String>) -> String {
         let address = if listener.host.is_empty() { "every address" } else { &listener.host };
         vec![listener.section.to_string(), address.to_owned(), listener.port.to_string()]
     }));
-    let servers = settings.community.servers.iter().map(|server| match server {
-        ServerAddress::Sandbox => "sandbox (any password logs in)",
-        ServerAddress::Address(address) => address,
+    let servers = settings.community.servers.iter().map(|server| {
+        let address = match &server.address {
+            ServerAddress::Sandbox => "sandbox (any password logs in)",
+            ServerAddress::Address(address) => address,
+        };
+        if server.weight == 1 { address.to_owned() } else { format!("{address} (weight {})", server.weight) }
     });
     let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());
     let ceiling = settings.memory_ceiling();

@@ -1,6 +1,7 @@
 //! `sametime-mux run`: runs the multiplexer.
 //!
-//! SIGHUP reloads the configuration database. SIGTERM and SIGINT drain; a second one stops at once.
+//! SIGHUP reloads the configuration database. SIGTERM and SIGINT drain; a second one stops at once. A service manager may
+//! pass listening sockets, and is told when the program is ready, reloads and stops.
 //!
 //! ```text
 //!           receives signals, reads the file     starts the server       serves           drains
@@ -18,11 +19,11 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{BAD_USAGE, FAILED, output};
+use super::{BAD_USAGE, FAILED, output, service_manager::ServiceManager};
 use crate::{
     config::{self, ConfigErrors, Settings},
     log::Log,
-    net::listen::BACKLOG,
+    net::{activation::PassedSockets, listen::BACKLOG},
     runtime::{Threads, Workers},
     server::{Server, VERSION},
 };
@@ -91,6 +92,8 @@ pub(super) fn run(file: PathBuf, main_thread: io::Result<MainThread>) -> ExitCod
 }
 
 fn run_on(runtime: &Runtime, file: PathBuf, mut signals: Signals) -> ExitCode {
+    // There are no other threads yet, as it requires.
+    let passed = PassedSockets::from_environment();
     let Some(loaded) = runtime.block_on(load(file, &mut signals)) else { return ExitCode::SUCCESS };
     let settings = match loaded {
         Ok(settings) => settings,
@@ -101,6 +104,20 @@ fn run_on(runtime: &Runtime, file: PathBuf, mut signals: Signals) -> ExitCode {
     };
     let Some(log) = Log::start(settings.log) else { return ExitCode::from(FAILED) };
     info!(version = VERSION, file = %settings.file.display(), "sametime-mux");
+    let passed = match passed {
+        Ok(passed) => passed,
+        Err(unusable) => {
+            for why in unusable {
+                error!(%why, "not started: the service manager passed a descriptor that is not a TCP socket which listens; the socket unit needs ListenStream= with a port or an IP address, and Accept=no");
+            }
+            return ExitCode::from(FAILED);
+        }
+    };
+    if passed.block() {
+        warn!(
+            "the service manager passed sockets that block: if it starts a further process on them, this one halts; set NonBlocking=yes in the service unit"
+        );
+    }
     disable_core_dumps();
     if geteuid().is_root() {
         warn!(
@@ -117,7 +134,7 @@ fn run_on(runtime: &Runtime, file: PathBuf, mut signals: Signals) -> ExitCode {
     };
     let workers = threads.workers();
     log_short_backlog(&settings, workers.runtimes().len());
-    let code = runtime.block_on(serve(settings, workers, &log, signals));
+    let code = runtime.block_on(serve(settings, passed, workers, &log, signals));
     drop(threads);
     // The threads have ended: their last lines are written here.
     drop(log);
@@ -181,9 +198,16 @@ fn log_short_backlog(settings: &Settings, threads: usize) {
     }
 }
 
-async fn serve(settings: Settings, workers: Workers, log: &Log, mut signals: Signals) -> ExitCode {
+async fn serve(
+    settings: Settings,
+    passed: PassedSockets,
+    workers: Workers,
+    log: &Log,
+    mut signals: Signals,
+) -> ExitCode {
+    let mut service_manager = ServiceManager::from_environment();
     let started = tokio::select! {
-        started = Server::start_on(workers, settings) => started,
+        started = Server::start_on(workers.clone(), settings, passed) => started,
         () = signals.stop.recv() => {
             info!("stopped before it was ready");
             return ExitCode::SUCCESS;
@@ -197,6 +221,7 @@ async fn serve(settings: Settings, workers: Workers, log: &Log, mut signals: Sig
         }
     };
     log_ready(&server);
+    service_manager.ready(&server, workers);
     let mut log_settings = server.log_settings();
     let mut reloads = JoinSet::new();
     loop {
@@ -204,17 +229,22 @@ async fn serve(settings: Settings, workers: Workers, log: &Log, mut signals: Sig
             // On a task, so that a reload that hangs does not hold up a signal to stop. Signals that arrive during a
             // reload are one reload afterwards.
             _ = signals.reload.recv(), if reloads.is_empty() => {
+                service_manager.reloading();
                 let server = server.clone();
                 reloads.spawn(async move {
                     // The server logs the result.
                     let _ = server.reload_file().await;
                 });
             }
-            Some(_) = reloads.join_next() => (),
-            Ok(()) = log_settings.changed() => log.set(*log_settings.borrow_and_update()),
+            Some(_) = reloads.join_next() => service_manager.reloaded(&server),
+            Ok(()) = log_settings.changed() => {
+                log.set(*log_settings.borrow_and_update());
+                service_manager.changed(&server);
+            }
             () = signals.stop.recv() => break,
         }
     }
+    service_manager.stopping(&server);
     reloads.detach_all();
     tokio::select! {
         _ = server.drain() => (),
@@ -225,6 +255,7 @@ async fn serve(settings: Settings, workers: Workers, log: &Log, mut signals: Sig
     // last responses.
     tokio::time::sleep(Duration::from_millis(20)).await;
     info!("stopped");
+    service_manager.finish().await;
     ExitCode::SUCCESS
 }
 

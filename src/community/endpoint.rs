@@ -145,6 +145,16 @@ impl Endpoint {
         self.health.lock().view(now)
     }
 
+    /// Has it start slowly as soon as it is up, as one that was down.
+    pub(super) fn start_slowly(&self) {
+        self.health.lock().start_slowly();
+    }
+
+    /// For how long it is up, if it was down before; `None`: it has been up since it is known, or is not up.
+    pub(super) fn back_for(&self, now: Instant) -> Option<Duration> {
+        self.health.lock().back_for(now)
+    }
+
     /// Opens the stream of a link for `client`; `None`: for this program itself.
     ///
     /// This is the only place that opens streams to a server.
@@ -337,7 +347,8 @@ impl Endpoint {
     /// Notes that the server accepted a connection, and whether it answered a Handshake on it.
     fn note_success(self: &Arc<Self>, has_answered: bool) {
         let mut health = self.health.lock();
-        let is_up_now = if has_answered { health.answered() } else { health.accepted() };
+        let now = Instant::now();
+        let is_up_now = if has_answered { health.answered(now) } else { health.accepted(now) };
         drop(health);
         if is_up_now {
             self.log_state_change(true);

@@ -55,6 +55,10 @@ pub(super) struct Health {
     checked: Option<Instant>,
     /// Whether that check was inconclusive.
     was_inconclusive: bool,
+    /// It starts slowly when it is up, because clients have not had it until then.
+    starts_slowly: bool,
+    /// Since when it is up, if it starts slowly.
+    back_since: Option<Instant>,
 }
 
 /// What the choice of a server depends on.
@@ -74,7 +78,14 @@ pub(super) struct HealthView {
 impl Health {
     /// The health of a server that was not tried yet.
     pub(super) fn untried() -> Self {
-        Self { state: HealthState::Untried, is_suspect: false, checked: None, was_inconclusive: false }
+        Self {
+            state: HealthState::Untried,
+            is_suspect: false,
+            checked: None,
+            was_inconclusive: false,
+            starts_slowly: false,
+            back_since: None,
+        }
     }
 
     /// What the choice of a server depends on, at `now`.
@@ -92,6 +103,16 @@ impl Health {
     /// Whether it answered, or accepted a connection, the last time.
     pub(super) fn is_up(&self) -> bool {
         self.state == HealthState::Up
+    }
+
+    /// Has it start slowly when it is up next.
+    pub(super) fn start_slowly(&mut self) {
+        self.starts_slowly = true;
+    }
+
+    /// For how long it is up, if it was down before, or was to start slowly; `None` if not.
+    pub(super) fn back_for(&self, now: Instant) -> Option<Duration> {
+        self.back_since.filter(|_| self.is_up()).map(|since| now.saturating_duration_since(since))
     }
 
     /// Whether it has not answered the last Handshake.
@@ -132,18 +153,22 @@ impl Health {
     }
 
     /// *Accepted.* Returns whether the server is up since now.
-    pub(super) fn accepted(&mut self) -> bool {
-        !self.is_suspect && self.set_up()
+    pub(super) fn accepted(&mut self, now: Instant) -> bool {
+        !self.is_suspect && self.set_up(now)
     }
 
     /// *Answered.* Returns whether the server is up since now.
-    pub(super) fn answered(&mut self) -> bool {
+    pub(super) fn answered(&mut self, now: Instant) -> bool {
         self.is_suspect = false;
-        self.set_up()
+        self.set_up(now)
     }
 
-    fn set_up(&mut self) -> bool {
-        std::mem::replace(&mut self.state, HealthState::Up) != HealthState::Up
+    fn set_up(&mut self, now: Instant) -> bool {
+        let is_up_now = std::mem::replace(&mut self.state, HealthState::Up) != HealthState::Up;
+        if is_up_now && std::mem::take(&mut self.starts_slowly) {
+            self.back_since = Some(now);
+        }
+        is_up_now
     }
 
     /// *Unanswered.* Returns whether the server is suspect since now.
@@ -157,6 +182,7 @@ impl Health {
             HealthState::Untried | HealthState::Up => {
                 let (next_try, back_off) = (now + FIRST_BACK_OFF, FIRST_BACK_OFF * 2);
                 self.state = HealthState::Down { error, next_try, back_off };
+                self.starts_slowly = true;
                 Some(FIRST_BACK_OFF)
             }
             HealthState::Down { error: last_error, next_try, back_off } => {
@@ -191,9 +217,25 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_was_down_is_back_for_a_time_and_a_new_one_only_if_it_is_to_start_slowly() {
+        let (mut health, now) = (Health::untried(), Instant::now());
+        assert!(health.accepted(now));
+        assert_eq!(health.back_for(now + 5 * MS), None, "nobody has missed it");
+        failed(&mut health, now);
+        assert_eq!(health.back_for(now + 5 * MS), None, "it is down");
+        assert!(health.accepted(now + 10 * MS));
+        health.accepted(now + 12 * MS);
+        assert_eq!(health.back_for(now + 15 * MS), Some(5 * MS));
+        let mut added = Health::untried();
+        added.start_slowly();
+        assert!(added.accepted(now));
+        assert_eq!(added.back_for(now + 5 * MS), Some(5 * MS));
+    }
+
+    #[test]
     fn a_server_that_is_up_is_checked_as_configured() {
         let (mut health, now) = (Health::untried(), Instant::now());
-        assert!(health.accepted() && !health.accepted(), "up since now, then still up");
+        assert!(health.accepted(Instant::now()) && !health.accepted(Instant::now()), "up since now, then still up");
         assert!(health.is_up());
         assert_eq!(health.next_check(now, Some(5 * MS), false), Some(5 * MS));
         assert_eq!(health.next_check(now, None, false), None);
@@ -215,7 +257,7 @@ mod tests {
             assert_eq!(failed(&mut health, now), None, "down already");
         }
         // After it was up, the first wait is short again.
-        assert!(health.accepted());
+        assert!(health.accepted(Instant::now()));
         assert_eq!(health.last_error(), None);
         assert_eq!(failed(&mut health, now), Some(FIRST_BACK_OFF));
     }
@@ -223,29 +265,29 @@ mod tests {
     #[test]
     fn a_suspect_server_has_to_answer_a_handshake() {
         let (mut health, now) = (Health::untried(), Instant::now());
-        health.answered();
+        health.answered(Instant::now());
         assert!(health.unanswered() && !health.unanswered(), "suspect since now, then still suspect");
         // It is up, and others are preferred.
         let view = health.view(now);
         assert!(view.is_up && view.is_suspect && view.may_be_tried);
         failed(&mut health, now);
-        assert!(!health.accepted() && !health.is_up(), "a connection proves nothing");
+        assert!(!health.accepted(Instant::now()) && !health.is_up(), "a connection proves nothing");
         assert!(!health.view(now + 10 * FIRST_BACK_OFF).may_be_tried, "no client waits for it");
-        assert!(health.answered() && health.is_up() && !health.is_suspect());
+        assert!(health.answered(Instant::now()) && health.is_up() && !health.is_suspect());
     }
 
     #[test]
     fn an_untried_server_can_be_suspect() {
         let (mut health, now) = (Health::untried(), Instant::now());
         assert!(health.unanswered());
-        assert!(health.view(now).is_hopeful && !health.accepted() && !health.is_up());
+        assert!(health.view(now).is_hopeful && !health.accepted(Instant::now()) && !health.is_up());
         assert_eq!(health.next_check(now, None, false), Some(Duration::ZERO));
     }
 
     #[test]
     fn checks_that_clients_ask_for_are_made_once_a_second() {
         let (mut health, now) = (Health::untried(), Instant::now());
-        health.answered();
+        health.answered(Instant::now());
         assert_eq!(health.next_check(now, None, true), Some(Duration::ZERO), "the first one at once");
         health.checked(true, now);
         assert_eq!(health.next_check(now + 10 * MS, None, true), Some(PAUSE - 10 * MS));
@@ -258,7 +300,7 @@ mod tests {
     fn after_an_inconclusive_check_there_is_a_pause_in_every_state() {
         let now = Instant::now();
         let (untried, mut up, mut down) = (Health::untried(), Health::untried(), Health::untried());
-        up.answered();
+        up.answered(Instant::now());
         failed(&mut down, now - 10 * PAUSE);
         for mut health in [untried, up, down] {
             let view = health.view(now);

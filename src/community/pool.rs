@@ -8,7 +8,7 @@ use tokio::task::AbortHandle;
 
 use super::{
     CommunitySettings, ServerAddress, ServerState,
-    balance::{Balancer, Candidate},
+    balance::{Balancer, Candidate, full_share, share},
     endpoint::Endpoint,
     trust::Suspicion,
 };
@@ -27,6 +27,8 @@ const MOST_CLOSES: usize = 3;
 struct ServerSet {
     settings: CommunitySettings,
     endpoints: Vec<Arc<Endpoint>>,
+    /// The weight of each endpoint.
+    weights: Vec<u32>,
     balancer: Balancer,
 }
 
@@ -65,7 +67,7 @@ impl Pool {
         trunks: Arc<Trunks>,
     ) -> Arc<Self> {
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, None);
-        let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), balancer };
+        let none = ServerSet { settings: settings.clone(), endpoints: Vec::new(), weights: Vec::new(), balancer };
         let current = ArcSwap::from_pointee(none);
         let pool = Arc::new(Self { current, leaving: Mutex::default(), checks: Mutex::default(), own, trunks });
         pool.reconfigure(settings, sandbox);
@@ -73,22 +75,29 @@ impl Pool {
     }
 
     /// Puts new settings into force. Servers that stay keep their health and sessions. Servers that leave get no more
-    /// clients.
+    /// clients. A server that is added beside others starts slowly, like one that is back.
     pub fn reconfigure(&self, settings: CommunitySettings, sandbox: Option<SocketAddr>) {
         let before = self.current.load_full();
         let mut leaving = self.leaving.lock();
-        let endpoints: Vec<Arc<Endpoint>> = settings
+        let (endpoints, weights): (Vec<Arc<Endpoint>>, Vec<u32>) = settings
             .servers
             .iter()
             .filter_map(|server| {
-                let (name, address) = match server {
+                let (name, address) = match &server.address {
                     ServerAddress::Sandbox => ("sandbox", sandbox?.to_string()),
                     ServerAddress::Address(address) => (address.as_str(), address.clone()),
                 };
                 let known = before.endpoints.iter().chain(&*leaving).find(|endpoint| *endpoint.name == *name);
-                Some(known.cloned().unwrap_or_else(|| Endpoint::new(name, &address, self.own.clone(), &self.trunks)))
+                let added = || {
+                    let endpoint = Endpoint::new(name, &address, self.own.clone(), &self.trunks);
+                    if !before.endpoints.is_empty() {
+                        endpoint.start_slowly();
+                    }
+                    endpoint
+                };
+                Some((known.cloned().unwrap_or_else(added), server.weight))
             })
-            .collect();
+            .unzip();
         let stays = |endpoint: &Arc<Endpoint>| endpoints.iter().any(|other| Arc::ptr_eq(other, endpoint));
         leaving.extend(before.endpoints.iter().cloned());
         leaving.retain(|endpoint| !stays(endpoint) && endpoint.sessions() > 0);
@@ -101,7 +110,7 @@ impl Pool {
             checks.push(check.abort_handle());
         }
         let balancer = Balancer::new(settings.balance, settings.recalculate_after, Some(&before.balancer));
-        self.current.store(Arc::new(ServerSet { settings, endpoints, balancer }));
+        self.current.store(Arc::new(ServerSet { settings, endpoints, weights, balancer }));
     }
 
     /// Every server. Those that are leaving are the last ones.
@@ -199,12 +208,18 @@ impl ServerSet {
     /// The servers in the order in which a client tries them.
     fn order(&self) -> Vec<Candidate> {
         let now = Instant::now();
-        let candidate = |(index, endpoint): (usize, &Arc<Endpoint>)| Candidate {
-            index,
-            health: endpoint.view(now),
-            sessions: endpoint.sessions(),
+        let slow_start = self.settings.slow_start;
+        let candidate = |(index, (endpoint, &weight)): (usize, (&Arc<Endpoint>, &u32))| {
+            let share = share(weight, endpoint.back_for(now), slow_start);
+            Candidate {
+                index,
+                health: endpoint.view(now),
+                sessions: endpoint.sessions(),
+                share,
+                starts_slowly: share < full_share(weight),
+            }
         };
-        self.balancer.order(self.endpoints.iter().enumerate().map(candidate).collect())
+        self.balancer.order(self.endpoints.iter().zip(&self.weights).enumerate().map(candidate).collect())
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    community::ServerAddress,
+    community::{ConfiguredServer, MAX_WEIGHT, ServerAddress},
     net::{
         address::{canonical, overlap},
         resolve::literal,
@@ -174,24 +174,47 @@ pub(super) fn host_and_port(text: &str) -> Result<(String, u16), String> {
 }
 
 /// Community servers: at least one, each of them once.
-pub(super) fn servers(names: Vec<String>) -> Result<Vec<ServerAddress>, String> {
-    let (mut servers, mut places) = (Vec::new(), Vec::<(String, u16)>::new());
-    for name in names {
-        if name == SANDBOX {
-            if servers.contains(&ServerAddress::Sandbox) {
+pub(super) fn servers(texts: Vec<String>) -> Result<Vec<ConfiguredServer>, String> {
+    let (mut servers, mut places) = (Vec::<ConfiguredServer>::new(), Vec::<(String, u16)>::new());
+    for text in texts {
+        let (name, words) = text.split_once(char::is_whitespace).unwrap_or((&text, ""));
+        let address = if name == SANDBOX {
+            if servers.iter().any(|server| server.address == ServerAddress::Sandbox) {
                 return Err(format!("{name:?} stands there twice"));
             }
-            servers.push(ServerAddress::Sandbox);
-            continue;
-        }
-        let (host, port) = host_and_port(&name)?;
-        if places.iter().any(|(other, at)| *at == port && is_same(other, &host)) {
-            return Err(format!("{name:?} stands there twice"));
-        }
-        places.push((host, port));
-        servers.push(ServerAddress::Address(name));
+            ServerAddress::Sandbox
+        } else {
+            let (host, port) = host_and_port(name)?;
+            if places.iter().any(|(other, at)| *at == port && is_same(other, &host)) {
+                return Err(format!("{name:?} stands there twice"));
+            }
+            places.push((host, port));
+            ServerAddress::Address(name.to_owned())
+        };
+        servers.push(server(address, words).map_err(|what| format!("{text:?}: {what}"))?);
     }
     if servers.is_empty() { Err("there is no server".to_owned()) } else { Ok(servers) }
+}
+
+/// The server at `address`, with the words that follow the address in the file.
+fn server(address: ServerAddress, words: &str) -> Result<ConfiguredServer, String> {
+    let (mut server, mut seen) = (ConfiguredServer::from(address), Vec::new());
+    for word in words.split_whitespace() {
+        let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+        match (key, value) {
+            ("weight", Some(digits)) => {
+                let weight = digits.parse().ok().filter(|_| digits.bytes().all(|b| b.is_ascii_digit()));
+                let weight = weight.filter(|weight| (1..=MAX_WEIGHT).contains(weight));
+                server.weight = weight.ok_or(format!("a weight is 1 to {MAX_WEIGHT}"))?;
+            }
+            _ => return Err(format!("{word:?} is no word for a server")),
+        }
+        if seen.contains(&key) {
+            return Err(format!("{key:?} stands there twice"));
+        }
+        seen.push(key);
+    }
+    Ok(server)
 }
 
 /// `http://host[:port]`; `""` is `None`.

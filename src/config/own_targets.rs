@@ -57,7 +57,7 @@ pub(super) fn report(reader: &mut KeyReader<'_>, settings: &Settings, names: Nam
     });
     let ports: Vec<OwnPort<'_>> = listeners.chain(admin).collect();
     for server in &settings.community.servers {
-        if let ServerAddress::Address(text) = server
+        if let ServerAddress::Address(text) = &server.address
             && let Some((host, port)) = text.rsplit_once(':')
             && let Some(port) = port.parse().ok().and_then(|port| own_port(&ports, (host, port), false, names))
         {

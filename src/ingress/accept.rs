@@ -4,13 +4,14 @@
 //! for a connection that another one accepts, and few connections have to be handed over to another worker.
 //!
 //! ```text
-//!  accept ──▶ open ── close at a moment ──▶ accepts until then ──▶ empties the kernel's queue ──▶ closed
+//!  accept ──▶ open ─┬─ close at a moment ──▶ accepts until then ──▶ empties the kernel's queue ──▶ closed
+//!                   └─ leave ──▶ accepts nothing: the queue is for the next process that has the sockets
 //! ```
 
 use std::{
     cell::RefCell,
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     pin::pin,
     sync::{
         Arc,
@@ -33,7 +34,7 @@ use crate::{
     net::{
         Port, Section,
         keepalive::watch_for_vanished,
-        listen::{accept_queued, listen_beside},
+        listen::{ListeningSockets, accept_queued, listen_beside},
     },
     runtime::Workers,
     telemetry::outcome::{AcceptError, Outcome},
@@ -63,12 +64,22 @@ impl Accepting {
 
 /// A port on which connections are accepted.
 pub struct OpenPort {
-    /// One for each worker.
+    /// At least one for each worker.
     sockets: Vec<Arc<TcpListener>>,
+    are_passed: bool,
     tasks: Vec<JoinHandle<()>>,
     /// Whether near ends of trunks connect to it, and not clients.
     is_trunk: Arc<AtomicBool>,
-    closes: watch::Sender<Option<Instant>>,
+    closes: watch::Sender<Option<Close>>,
+}
+
+/// How a port is closed.
+#[derive(Debug, Clone, Copy)]
+enum Close {
+    /// Accepts until this moment, and then what the kernel has accepted already.
+    At(Instant),
+    /// Accepts nothing more: the kernel keeps the connections for the next process that has the socket.
+    Leaving,
 }
 
 impl OpenPort {
@@ -85,8 +96,21 @@ impl OpenPort {
     /// Accepts until `at`, and then what the kernel has accepted already. The port is closed when the tasks have ended.
     #[must_use = "the port is closed when the tasks have ended"]
     pub fn close(self, at: Instant) -> Vec<JoinHandle<()>> {
-        self.closes.send_replace(Some(at));
+        self.closes.send_replace(Some(Close::At(at)));
         self.tasks
+    }
+
+    /// Whether a service manager passed its sockets, and keeps them open.
+    pub fn is_passed(&self) -> bool {
+        self.are_passed
+    }
+
+    /// Accepts nothing more, and leaves what the kernel has accepted to the next process that has the sockets. When the
+    /// tasks have ended, every connection that was accepted is counted, or on its way to another worker.
+    #[must_use = "connections are accepted until the tasks have ended"]
+    pub fn leave(&mut self) -> Vec<JoinHandle<()>> {
+        self.closes.send_replace(Some(Close::Leaving));
+        std::mem::take(&mut self.tasks)
     }
 
     /// Closes the port at once: what the kernel has accepted is reset. The port is closed when the tasks have ended.
@@ -103,42 +127,47 @@ impl OpenPort {
 
 /// Accepts connections on a port with one task on each worker, until the port is closed.
 ///
-/// `listener` was bound alone, which detects a port that is in use. The sockets of the other workers are bound here.
-/// From then on, another process of the same user that shares ports can bind the port, too.
+/// A socket that this process bound was bound alone, which detects a port that is in use. The sockets of the other workers
+/// are bound here. From then on, another process of the same user that shares ports can bind the port, too.
+///
+/// Sockets that a service manager passed are spread over the workers. If there are fewer of them than workers, several
+/// workers accept on the same one; if there are more, a worker accepts on several.
 ///
 /// # Errors
 /// Descriptors have run out.
 pub fn accept(
-    listener: StdListener,
+    listener: ListeningSockets,
     port: Port,
     ingress: &Arc<Ingress>,
     accepted: &Arc<AtomicU64>,
     section: Section,
 ) -> io::Result<OpenPort> {
     let workers = &ingress.accepting.workers;
-    if workers.runtimes().len() > 1 {
-        SockRef::from(&listener).set_reuse_port(true)?;
+    let ListeningSockets { sockets: given, are_passed } = listener;
+    let address = given[0].local_addr()?;
+    if !are_passed && workers.runtimes().len() > 1 {
+        SockRef::from(&given[0]).set_reuse_port(true)?;
     }
-    let address = listener.local_addr()?;
     let (closes, closing) = watch::channel(None);
     let sockets = RefCell::new(Vec::new());
     let is_trunk = Arc::new(AtomicBool::new(section == Section::TrunkListener));
-    let tasks = workers.spawn_on_each(|worker| {
-        let another = if worker > 0 { listen_beside(address).map(Some) } else { Ok(None) };
-        let another = another.unwrap_or_else(|error| {
+    let count = workers.runtimes().len().max(given.len());
+    let tasks = workers.spawn_in_turn(count, |number, worker| {
+        let beside = if are_passed || number == 0 { Ok(None) } else { listen_beside(address).map(Some) };
+        let beside = beside.unwrap_or_else(|error| {
             warn!(port = port.number, %error, "a worker has no socket of its own on the port: it uses the first worker's");
             None
         });
-        let own = match another {
-            Some(another) => another,
-            None => TcpListener::from_std(listener.try_clone()?)?,
+        let own = match beside {
+            Some(beside) => beside,
+            None => TcpListener::from_std(given[number % given.len()].try_clone()?)?,
         };
         let own = Arc::new(own);
         sockets.borrow_mut().push(Arc::clone(&own));
         let served = Served { port, is_trunk: Arc::clone(&is_trunk) };
         Ok(accept_on(worker, own, served, Arc::clone(ingress), Arc::clone(accepted), closing.clone()))
     })?;
-    Ok(OpenPort { sockets: sockets.into_inner(), tasks, is_trunk, closes })
+    Ok(OpenPort { sockets: sockets.into_inner(), are_passed, tasks, is_trunk, closes })
 }
 
 /// The port whose connections are served.
@@ -165,11 +194,11 @@ async fn accept_on(
     served: Served,
     ingress: Arc<Ingress>,
     accepted: Arc<AtomicU64>,
-    closing: watch::Receiver<Option<Instant>>,
+    closing: watch::Receiver<Option<Close>>,
 ) {
     let port = served.port;
     let (mut vanished_timeout, mut closed) = (None, pin!(closed(closing)));
-    loop {
+    let leaves = loop {
         // Accepted sockets inherit it. It is set again after a reload has changed it.
         let after = ingress.settings.load().vanished_timeout;
         if vanished_timeout.replace(after) != Some(after)
@@ -179,7 +208,7 @@ async fn accept_on(
         }
         let next = tokio::select! {
             next = listener.accept() => next,
-            () = &mut closed => break,
+            leaves = &mut closed => break leaves,
         };
         match next {
             Ok((tcp, peer)) => {
@@ -200,6 +229,9 @@ async fn accept_on(
                 }
             }
         }
+    };
+    if leaves {
+        return;
     }
     // For their clients, these connections were accepted before the port was closed.
     while let Ok(Some((tcp, peer))) = accept_queued(&listener) {
@@ -219,11 +251,15 @@ fn apply_vanished_timeout(ingress: &Ingress, tcp: &TcpStream) {
     }
 }
 
-/// Waits until the port is to be closed.
-async fn closed(mut closing: watch::Receiver<Option<Instant>>) {
-    let at = closing.wait_for(Option::is_some).await.ok().and_then(|at| *at);
-    if let Some(at) = at {
-        tokio::time::sleep_until(at.into()).await;
+/// Waits until the port is to be closed. Returns whether what the kernel has accepted is left to another process.
+async fn closed(mut closing: watch::Receiver<Option<Close>>) -> bool {
+    match closing.wait_for(Option::is_some).await.ok().and_then(|close| *close) {
+        Some(Close::At(at)) => {
+            tokio::time::sleep_until(at.into()).await;
+            false
+        }
+        Some(Close::Leaving) => true,
+        None => false,
     }
 }
 

@@ -90,6 +90,11 @@ impl ConnectionCounters {
         self.connections.count()
     }
 
+    /// How many of them have not become a session, and have not been served a request.
+    pub(super) fn unsettled(&self) -> usize {
+        self.connections.unsettled()
+    }
+
     /// How long to wait before a connection that was accepted is served; `None`: it need not wait.
     pub(super) fn pause(&self, limits: &ConnectionLimits) -> Option<Duration> {
         if limits.rate == 0 {

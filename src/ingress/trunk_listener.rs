@@ -17,6 +17,8 @@ pub(super) fn start(ingress: &Ingress, tcp: TcpStream, peer: SocketAddr, port: P
     let (settings, client) = (ingress.settings.load(), canonical(peer));
     let permit = ingress.counters.enter(&settings.limits).and_then(|mut permit| {
         ingress.counters.claim(&mut permit, &settings.limits, client)?;
+        // It does not become a session.
+        permit.settle();
         Ok(permit)
     });
     let identity = ingress.tls.trunk();

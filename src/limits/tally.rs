@@ -131,6 +131,8 @@ fn update<T: Default + PartialEq, R>(shard: &mut Shard<T>, address: IpAddr, chan
 #[derive(Debug, Default)]
 pub struct Tally {
     total: AtomicUsize,
+    /// Those of the total that are not settled.
+    unsettled: AtomicUsize,
     by_address: AddressTable<usize>,
 }
 
@@ -149,6 +151,11 @@ impl Tally {
         self.total.load(Relaxed)
     }
 
+    /// How many of them are not settled: see [`Permit::settle`].
+    pub fn unsettled(&self) -> usize {
+        self.unsettled.load(Relaxed)
+    }
+
     /// Counts one more in the total, which may be at most `most`, and in no address yet.
     ///
     /// # Errors
@@ -156,7 +163,8 @@ impl Tally {
     pub fn enter(self: &Arc<Self>, most: usize) -> Result<Permit, Full> {
         let one_more = |n: usize| (n < most).then_some(n + 1);
         self.total.fetch_update(Relaxed, Relaxed, one_more).map_err(|_| Full::Total)?;
-        Ok(Permit { tally: Arc::clone(self), address: None })
+        self.unsettled.fetch_add(1, Relaxed);
+        Ok(Permit { tally: Arc::clone(self), address: None, is_settled: false })
     }
 }
 
@@ -166,9 +174,17 @@ pub struct Permit {
     tally: Arc<Tally>,
     /// The address that it is counted for, once it is.
     address: Option<IpAddr>,
+    is_settled: bool,
 }
 
 impl Permit {
+    /// What it is for has done what it came for, and may go on or end at any time. Without effect from the second call on.
+    pub fn settle(&mut self) {
+        if !std::mem::replace(&mut self.is_settled, true) {
+            self.tally.unsettled.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// Counts it for `client` too, whose address may have at most `most`; 0: no limit, and it is not counted for the
     /// address. Called at most once.
     ///
@@ -192,6 +208,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.settle();
         self.tally.total.fetch_sub(1, Relaxed);
         if let Some(address) = self.address {
             self.tally.by_address.update(address, |count| *count -= 1);
@@ -282,15 +299,20 @@ mod tests {
             permit.claim(2, client(n)).map(|()| permit)
         };
         let first = enter(1).expect("room");
-        let _second = enter(1).expect("room");
+        let second = enter(1).expect("room");
         assert_eq!(enter(1).err(), Some(Full::Address));
-        let _third = enter(2).expect("room for another address");
+        let mut third = enter(2).expect("room for another address");
         assert_eq!(enter(3).err(), Some(Full::Total));
         drop(first);
-        assert_eq!(tally.count(), 2);
+        assert_eq!((tally.count(), tally.unsettled()), (2, 2));
         assert!(enter(1).is_ok());
         assert!(tally.enter(3).expect("room").claim(0, client(1)).is_ok(), "0 is no limit");
-        assert_eq!((tally.count(), tally.by_address.len()), (2, 2));
+        assert_eq!((tally.count(), tally.unsettled(), tally.by_address.len()), (2, 2, 2));
+        third.settle();
+        third.settle();
+        assert_eq!((tally.count(), tally.unsettled()), (2, 1));
+        drop((second, third));
+        assert_eq!((tally.count(), tally.unsettled()), (0, 0));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     task::Context,
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::MuxSettings;
+use super::{LastArrivals, MuxSettings};
 use crate::{
     limits::{
         budget::{Budget, LITTLE, Share},
@@ -125,6 +125,7 @@ impl ClientCounts {
 /// The present clients.
 pub(super) struct Admission {
     is_draining: AtomicBool,
+    last: OnceLock<LastArrivals>,
     counts: ClientCounts,
     shards: [Mutex<Slab<Arc<Entry>>>; SHARDS],
     next_shard: AtomicUsize,
@@ -140,6 +141,7 @@ impl Admission {
     pub(super) fn new(telemetry: Arc<Telemetry>, budget: Arc<Budget>) -> Self {
         Self {
             is_draining: AtomicBool::new(false),
+            last: OnceLock::new(),
             counts: ClientCounts::default(),
             shards: std::array::from_fn(|_| Mutex::new(Slab::new())),
             next_shard: AtomicUsize::new(0),
@@ -163,13 +165,23 @@ impl Admission {
         self.is_draining.store(true, Relaxed);
     }
 
+    pub(super) fn admit_last(&self, last: LastArrivals) {
+        // It is set once.
+        let _ = self.last.set(last);
+    }
+
+    /// Whether clients may arrive that the drain waits for.
+    pub(super) fn may_arrive(&self) -> bool {
+        self.last.get().is_some_and(|last| (last.may_come)())
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         self.is_draining.load(Relaxed)
     }
 
     /// Admits a client and counts it until its ticket is dropped, or returns why it is refused.
     pub(super) fn admit(self: &Arc<Self>, settings: &MuxSettings, via: &Via) -> Result<Ticket, Refusal> {
-        if self.is_draining() {
+        if self.is_draining() && !self.last.get().is_some_and(|last| last.ports.contains(&via.port)) {
             return Err(Refusal::Draining);
         }
         let address = via.client.ip();

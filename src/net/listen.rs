@@ -12,24 +12,76 @@ use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::keepalive::{VANISHED_TIMEOUT, watch_for_vanished};
+use super::{
+    activation::PassedSockets,
+    keepalive::{VANISHED_TIMEOUT, watch_for_vanished},
+};
 
 /// How many connections may wait in the kernel to be accepted: 20,000 clients may log in at once. The kernel lowers it
 /// to `net.core.somaxconn`.
 pub const BACKLOG: i32 = 20_000;
 
-/// A socket that is bound and does not listen yet.
+/// A socket that is bound and does not listen yet, or sockets that a service manager passed, which listen already.
 #[derive(Debug)]
-pub struct BoundSocket(Socket);
+pub struct BoundSocket(Source);
+
+#[derive(Debug)]
+enum Source {
+    Bound(Socket),
+    Passed(Vec<StdListener>),
+}
 
 impl BoundSocket {
+    /// The sockets that a service manager passed for `address`; `None`: there are none.
+    ///
+    /// # Errors
+    /// The system's: no descriptor is left.
+    pub fn passed(passed: &PassedSockets, address: SocketAddr) -> io::Result<Option<Self>> {
+        let sockets = passed.on(address).map(|socket| {
+            let socket = socket.try_clone()?;
+            prepare(SockRef::from(&socket))?;
+            Ok(socket)
+        });
+        let mut sockets: Vec<StdListener> = sockets.collect::<io::Result<_>>()?;
+        // The address of the first one is shown.
+        sockets.sort_by_key(|socket| socket.local_addr().is_ok_and(|address| address.is_ipv4()));
+        Ok((!sockets.is_empty()).then_some(Self(Source::Passed(sockets))))
+    }
+
     /// Listens. Connections are accepted once the listener belongs to a runtime.
     ///
     /// # Errors
     /// Another process has begun to listen on the address since it was bound.
-    pub fn listen(self) -> io::Result<StdListener> {
-        self.0.listen(BACKLOG)?;
-        Ok(self.0.into())
+    pub fn listen(self) -> io::Result<ListeningSockets> {
+        match self.0 {
+            Source::Bound(socket) => {
+                socket.listen(BACKLOG)?;
+                Ok(ListeningSockets { sockets: vec![socket.into()], are_passed: false })
+            }
+            Source::Passed(sockets) => Ok(ListeningSockets { sockets, are_passed: true }),
+        }
+    }
+}
+
+/// Sockets that listen on one address: one that this process bound, or those that a service manager passed.
+#[derive(Debug)]
+pub struct ListeningSockets {
+    /// At least one. The kernel spreads connections over all of them.
+    pub sockets: Vec<StdListener>,
+    /// Whether a service manager passed them. Then the kernel keeps what was not accepted for the next process.
+    pub are_passed: bool,
+}
+
+impl ListeningSockets {
+    /// The only socket, on the present runtime.
+    ///
+    /// # Errors
+    /// A service manager passed several, or the system's errors.
+    pub fn into_one(mut self) -> io::Result<TcpListener> {
+        match (self.sockets.pop(), self.sockets.is_empty()) {
+            (Some(socket), true) => TcpListener::from_std(socket),
+            _ => Err(io::Error::other("the service manager passed several sockets on this address: one is enough")),
+        }
     }
 }
 
@@ -59,7 +111,7 @@ fn is_without_ipv6(error: &io::Error) -> bool {
 /// # Errors
 /// As for [`bind`].
 pub fn listen(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
-    TcpListener::from_std(bind(address, share)?.listen()?)
+    bind(address, share)?.listen()?.into_one()
 }
 
 /// Another socket on the address of one that listens, and that shares it.
@@ -67,7 +119,7 @@ pub fn listen(address: SocketAddr, share: bool) -> io::Result<TcpListener> {
 /// # Errors
 /// No descriptor is left, or the other socket does not share its address.
 pub fn listen_beside(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::from_std(bind_one(address, true)?.listen()?)
+    bind_one(address, true)?.listen()?.into_one()
 }
 
 fn bind_one(address: SocketAddr, share: bool) -> io::Result<BoundSocket> {
@@ -79,12 +131,17 @@ fn bind_one(address: SocketAddr, share: bool) -> io::Result<BoundSocket> {
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    // On Linux, accepted sockets inherit these two, so they need no system calls for each client.
-    socket.set_tcp_nodelay(true)?;
-    watch_for_vanished(SockRef::from(&socket), VANISHED_TIMEOUT)?;
-    socket.set_nonblocking(true)?;
+    prepare(SockRef::from(&socket))?;
     socket.bind(&address.into())?;
-    Ok(BoundSocket(socket))
+    Ok(BoundSocket(Source::Bound(socket)))
+}
+
+/// Sets the options of a listening socket. On Linux, accepted sockets inherit the first two, so they need no system calls
+/// for each client.
+fn prepare(socket: SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    watch_for_vanished(socket, VANISHED_TIMEOUT)
 }
 
 /// The next connection in the kernel's queue of `listener`; `None`: there is none. It asks the kernel, and does not wait

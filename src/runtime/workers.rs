@@ -30,6 +30,7 @@ const SLACK: usize = 16;
 const TICK: Duration = Duration::from_secs(1);
 
 /// The runtimes that serve connections. They run as long as their [`Threads`], or the present runtime.
+#[derive(Clone)]
 pub struct Workers(Box<[Handle]>);
 
 impl Workers {
@@ -43,18 +44,23 @@ impl Workers {
         &self.0
     }
 
-    /// Spawns a future on each worker. `make` makes it, and gets the number of the worker.
+    /// Spawns `count` futures on the workers in turn: the first one on the first worker. `make` makes a future, and gets
+    /// its number and that of its worker.
     ///
     /// # Errors
     /// The first error of `make`; then no future runs.
-    pub fn spawn_on_each<F>(&self, make: impl Fn(usize) -> io::Result<F>) -> io::Result<Vec<task::JoinHandle<()>>>
+    pub fn spawn_in_turn<F>(
+        &self,
+        count: usize,
+        make: impl Fn(usize, usize) -> io::Result<F>,
+    ) -> io::Result<Vec<task::JoinHandle<()>>>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let mut spawned: Vec<task::JoinHandle<()>> = Vec::with_capacity(self.0.len());
-        for (worker, runtime) in self.0.iter().enumerate() {
+        let mut spawned: Vec<task::JoinHandle<()>> = Vec::with_capacity(count);
+        for (number, (worker, runtime)) in self.0.iter().enumerate().cycle().take(count).enumerate() {
             let _entered = runtime.enter();
-            match make(worker) {
+            match make(number, worker) {
                 Ok(future) => spawned.push(runtime.spawn(future)),
                 Err(error) => {
                     spawned.iter().for_each(task::JoinHandle::abort);
@@ -63,6 +69,15 @@ impl Workers {
             }
         }
         Ok(spawned)
+    }
+
+    /// Waits until every worker has run a task that does nothing. What was spawned on it before has then begun, too.
+    pub async fn respond(&self) {
+        let tasks: Vec<_> = self.0.iter().map(|runtime| runtime.spawn(async {})).collect();
+        for task in tasks {
+            // A runtime that has ended does not run the task, and never will.
+            let _ended = task.await;
+        }
     }
 
     /// The worker that should serve a connection instead of `worker`, because it is less busy; `None`: `worker` should
@@ -149,7 +164,8 @@ mod tests {
         let threads = Threads::start().expect("threads");
         let workers = threads.workers();
         let (says, mut said) = mpsc::unbounded_channel();
-        let accepting = workers.spawn_on_each(|at| {
+        let accepting = workers.spawn_in_turn(threads.running.len(), |number, at| {
+            assert_eq!(number, at);
             let says = says.clone();
             Ok(async move {
                 let _ = says.send((at, thread::current().id()));

@@ -60,6 +60,13 @@ impl RunningAdmin {
         self.close_but(&[], Duration::ZERO)
     }
 
+    /// Accepts nothing more, and leaves what the kernel has accepted to the next process that has the sockets. Requests
+    /// that were received are answered.
+    pub(super) fn leave(self) {
+        // If it has ended already, it accepts nothing.
+        let _ = self.closes.send(LastSockets { sockets: Vec::new(), until: Instant::now() });
+    }
+
     /// Closes it, but for the sockets that `next` has taken over.
     pub(super) fn close_for(self, next: &Self) -> JoinHandle<()> {
         let has_successor =

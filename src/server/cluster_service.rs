@@ -1,6 +1,6 @@
 //! This node of the cluster, and the port at which other nodes pass requests to it.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::{
     net::TcpListener,
@@ -8,11 +8,11 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::ServerError;
+use super::{ServerError, listener_error::ListenerError, own_sockets::OwnSockets};
 use crate::{
     cluster::{Cluster, ClusterError, ClusterSettings, NodeAddress},
     ingress::{Ingress, peers},
-    net::listen,
+    net::listen::ListeningSockets,
     telemetry::{Telemetry, outcome::ReloadRefusal},
     wire::tunnel::name::NodeTag,
 };
@@ -45,14 +45,20 @@ impl From<ClusterError> for ServerError {
     }
 }
 
-/// Reads the secret and binds the port.
+/// Reads the secret and binds the port, beside `sockets`.
 ///
 /// # Errors
 /// The secret can't be used, two nodes have the same tag, or the port can't be bound.
-pub(super) fn prepare(settings: ClusterSettings, telemetry: &Arc<Telemetry>) -> Result<BoundNode, ServerError> {
+pub(super) async fn prepare(
+    settings: ClusterSettings,
+    sockets: &OwnSockets,
+    telemetry: &Arc<Telemetry>,
+) -> Result<BoundNode, ServerError> {
     let cluster = Cluster::start(&settings, Arc::clone(telemetry))?;
-    let listener = listen::listen(settings.listen, false);
-    let listener = listener.map_err(|error| refused(format!("listen: {} can't be bound: {error}", settings.listen)))?;
+    let refuse = |error: ListenerError| refused(format!("listen: {} can't be bound: {error}", settings.listen));
+    let bound = sockets.bind(settings.listen, false).await.map_err(refuse)?;
+    let listener = bound.listen().and_then(ListeningSockets::into_one);
+    let listener = listener.map_err(|error| refuse(ListenerError::from_listen(&error)))?;
     Ok(BoundNode { cluster, settings, listener })
 }
 
@@ -86,6 +92,11 @@ impl RunningNode {
         if !is_same {
             warn_of_a_later_start();
         }
+    }
+
+    /// Where it accepts requests of other nodes.
+    pub(super) fn listen(&self) -> SocketAddr {
+        self.settings.listen
     }
 
     /// Accepts no more connections.

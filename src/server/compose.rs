@@ -17,13 +17,21 @@ use super::{
     ConfigurationRevision, Server, ServerContext, ServerError, VERSION,
     admin_service::RunningAdmin,
     certificate, cluster_service,
+    own_sockets::OwnSockets,
     ports::Ports,
     prepare::{Prepared, ServicePlan},
     retry, sandbox_service, unix_time,
 };
 use crate::{
-    community::Pool, config::Settings, ingress::Ingress, mux::Mux, net::own::OwnListeners, runtime::Workers,
-    stream::Core, telemetry::Telemetry, trunk::Trunks,
+    community::Pool,
+    config::Settings,
+    ingress::Ingress,
+    mux::Mux,
+    net::{activation::PassedSockets, own::OwnListeners},
+    runtime::Workers,
+    stream::Core,
+    telemetry::Telemetry,
+    trunk::Trunks,
 };
 
 impl Server {
@@ -32,21 +40,27 @@ impl Server {
     /// # Errors
     /// As [`start_on`](Self::start_on).
     pub async fn start(settings: Settings) -> Result<Self, ServerError> {
-        Self::start_on(Workers::here(), settings).await
+        Self::start_on(Workers::here(), settings, PassedSockets::default()).await
     }
 
-    /// Binds the ports, and serves clients from then on: connections run on `workers`, everything else on the current
-    /// tokio runtime.
+    /// Binds the ports, or takes them from `passed`, and serves clients from then on: connections run on `workers`,
+    /// everything else on the current tokio runtime.
     ///
     /// # Errors
     /// The TLS pair can't be used; a Community port, or with `listeners.require_all` any port, can't be bound; the
     /// sandbox or the admin endpoint can't listen.
-    pub async fn start_on(workers: Workers, settings: Settings) -> Result<Self, ServerError> {
+    pub async fn start_on(workers: Workers, settings: Settings, passed: PassedSockets) -> Result<Self, ServerError> {
         let telemetry = Telemetry::new(VERSION);
         let acceptor = certificate::load_for_start(&settings).await?;
         let Prepared { settings, acceptor, near_identity, listeners, sandbox, admin } =
-            Prepared::for_start(settings, acceptor, &telemetry).await?;
-        let node = settings.cluster.clone().map(|cluster| cluster_service::prepare(cluster, &telemetry)).transpose()?;
+            Prepared::for_start(settings, acceptor, passed.clone(), &telemetry).await?;
+        let node = match settings.cluster.clone() {
+            Some(cluster) => {
+                let sockets = OwnSockets { passed: passed.clone(), ..OwnSockets::default() };
+                Some(cluster_service::prepare(cluster, &sockets, &telemetry).await?)
+            }
+            None => None,
+        };
         telemetry.process.set_runtimes(workers.runtimes());
         let sandbox = match sandbox {
             ServicePlan::Bound(listener, address) => Some(sandbox_service::start(listener, address)),
@@ -82,12 +96,14 @@ impl Server {
             mux,
             ingress,
             ports,
+            passed,
             sandbox: Mutex::new(sandbox),
             node,
             admin: Mutex::new(None),
             log: watch::Sender::new(log),
             reloading: tokio::sync::Mutex::new(()),
         });
+        server.report_unused_sockets();
         server.report_certificate(&own_certificate, &server.settings.load().ingress);
         if let ServicePlan::Bound(listener, address) = admin {
             *server.admin.lock() = Some(RunningAdmin::start(listener, address, &server, None));

@@ -44,6 +44,14 @@ impl ListenerError {
         Self { reason: ListenerFailure::InUse, what }
     }
 
+    /// The service manager passed a socket on `passed`, which would take connections of `address`, too.
+    pub(super) fn beside_passed(address: SocketAddr, passed: SocketAddr) -> Self {
+        let what = format!(
+            "the service manager passed a socket on {passed}, which overlaps with {address}: give ListenStream= of the socket unit and host_name the same address"
+        );
+        Self { reason: ListenerFailure::BesidePassed, what }
+    }
+
     /// The listener was bound, but it can't listen, or no connection can be accepted on it.
     pub(super) fn from_listen(error: &io::Error) -> Self {
         Self { reason: failure(error), what: error.to_string() }
@@ -90,9 +98,11 @@ fn explain(reason: ListenerFailure, error: &io::Error, address: SocketAddr) -> S
         ListenerFailure::NotAnAddress => {
             format!("{} is not an address of this machine: correct host_name, or set it to \"\"", address.ip())
         }
-        ListenerFailure::InUse | ListenerFailure::Unresolved | ListenerFailure::Overlap | ListenerFailure::Other => {
-            error.to_string()
-        }
+        ListenerFailure::InUse
+        | ListenerFailure::Unresolved
+        | ListenerFailure::Overlap
+        | ListenerFailure::BesidePassed
+        | ListenerFailure::Other => error.to_string(),
     }
 }
 

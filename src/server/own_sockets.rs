@@ -15,23 +15,36 @@ use super::{
     port_holder::{PortHolder, port_holder},
 };
 use crate::net::{
+    activation::PassedSockets,
     address::overlap,
     listen::{self, BoundSocket},
 };
 
 /// Listening sockets of this process. As long as this exists, none of them is closed.
 #[derive(Default)]
-pub(super) struct OwnSockets(pub(super) Vec<(SocketAddr, Arc<TcpListener>)>);
+pub(super) struct OwnSockets {
+    /// Those that it accepts on, with their addresses.
+    pub(super) held: Vec<(SocketAddr, Arc<TcpListener>)>,
+    /// Those that a service manager passed, whether it accepts on them or not.
+    pub(super) passed: PassedSockets,
+}
 
 impl OwnSockets {
-    /// Binds `address`, beside those sockets that overlap with it. `share`: other processes of the same user may bind it,
-    /// too.
+    /// Binds `address`, beside those sockets that overlap with it, or takes the sockets that were passed for it. `share`:
+    /// other processes of the same user may bind it, too.
     ///
     /// # Errors
     /// Why it can't be bound. What could take a while for this is done on a thread for blocking work.
     pub(super) async fn bind(&self, address: SocketAddr, share: bool) -> Result<BoundSocket, ListenerError> {
+        let passed = BoundSocket::passed(&self.passed, address);
+        if let Some(passed) = passed.map_err(|error| ListenerError::from_listen(&error))? {
+            return Ok(passed);
+        }
+        if let Some(passed) = self.passed.in_the_way_of(address) {
+            return Err(ListenerError::beside_passed(address, passed));
+        }
         let mut is_beside = false;
-        for (_, socket) in self.0.iter().filter(|(own, _)| overlap(*own, address)) {
+        for (_, socket) in self.held.iter().filter(|(own, _)| overlap(*own, address)) {
             SockRef::from(&**socket).set_reuse_port(true).map_err(|e| ListenerError::from_bind(&e, address))?;
             is_beside = true;
         }
@@ -66,7 +79,7 @@ mod tests {
                 let wanted = format!("{wanted}:{}", address.port()).parse().expect("address");
                 let refused = OwnSockets::default().bind(wanted, false).await.expect_err("nobody said that it is ours");
                 assert!(refused.what.contains("of this program"), "{refused}");
-                let sockets = OwnSockets(vec![(address, Arc::new(own))]);
+                let sockets = OwnSockets { held: vec![(address, Arc::new(own))], ..OwnSockets::default() };
                 beside = sockets.bind(wanted, false).await.map(|bound| (sockets, bound));
                 if beside.is_ok() {
                     break;

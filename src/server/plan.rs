@@ -3,7 +3,7 @@
 //! Listeners are told apart by their addresses. A socket that this process has already is kept, whatever section its
 //! port is in now, so that a reload which moves a port closes nothing.
 
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 
 use super::{
     ServerError,
@@ -13,7 +13,12 @@ use super::{
 };
 use crate::{
     ingress::{self, ListenerSettings},
-    net::{Section, address::overlap, listen::BoundSocket, resolve::HostNameError},
+    net::{
+        Section,
+        address::overlap,
+        listen::{BoundSocket, ListeningSockets},
+        resolve::HostNameError,
+    },
     telemetry::{
         Telemetry,
         outcome::{ListenerFailure, ReloadRefusal},
@@ -128,7 +133,7 @@ impl ListenerPlan<BoundSocket> {
     }
 
     /// Lets what was bound listen: from now on clients can connect. It fails where another process was faster.
-    pub(super) fn listen(self, telemetry: &Telemetry) -> ListenerPlan<StdListener> {
+    pub(super) fn listen(self, telemetry: &Telemetry) -> ListenerPlan<ListeningSockets> {
         let listen = |PlannedListener { request, source, stale }: PlannedListener<BoundSocket>| {
             let source = match source {
                 ListenerSource::Kept => ListenerSource::Kept,

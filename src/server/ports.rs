@@ -18,7 +18,7 @@
 //! handshakes that it has begun have ended.
 
 use std::{
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -44,7 +44,7 @@ use crate::{
         Ingress, ListenerSettings,
         accept::{OpenPort, accept},
     },
-    net::{Section, address::covers},
+    net::{Port, Section, address::covers, listen::ListeningSockets},
     telemetry::{Telemetry, metrics::listeners::ShownListener},
 };
 
@@ -57,6 +57,8 @@ struct HeldSocket {
     request: ListenerRequest,
     /// Where it is bound.
     address: SocketAddr,
+    /// As its connections have it.
+    port: Port,
     open: OpenPort,
     /// Connections accepted since it was opened.
     accepted: Arc<AtomicU64>,
@@ -78,6 +80,8 @@ struct ListenerTable {
     names: HostNames,
     /// Sockets that are being closed.
     closing: Vec<AbortHandle>,
+    /// The sockets of the service manager are left to the next process.
+    is_left: bool,
     /// The server has stopped: no port is opened any more.
     is_stopped: bool,
 }
@@ -118,6 +122,11 @@ impl Ports {
         (held().map(|held| held.request.clone()).collect(), sockets.collect())
     }
 
+    /// The addresses of the listeners of the settings in force.
+    pub(super) fn wanted(&self) -> Vec<SocketAddr> {
+        self.table.lock().listeners.iter().filter_map(|listener| listener.request.address).collect()
+    }
+
     /// The names of the settings in force, with their addresses.
     pub(super) fn names(&self) -> HostNames {
         self.table.lock().names.clone()
@@ -131,7 +140,7 @@ impl Ports {
 
     /// Makes `plan` the listeners in force, and closes the others. A port is closed when the tasks that are returned have
     /// ended.
-    pub(super) fn replace(&self, plan: ListenerPlan<StdListener>) -> Vec<JoinHandle<()>> {
+    pub(super) fn replace(&self, plan: ListenerPlan<ListeningSockets>) -> Vec<JoinHandle<()>> {
         let mut table = self.table.lock();
         if table.is_stopped {
             return Vec::new();
@@ -177,7 +186,7 @@ impl Ports {
     fn realize(
         &self,
         request: &ListenerRequest,
-        source: ListenerSource<StdListener>,
+        source: ListenerSource<ListeningSockets>,
         held: &mut Vec<HeldSocket>,
     ) -> Result<HeldSocket, ListenerError> {
         match source {
@@ -185,10 +194,10 @@ impl Ports {
             ListenerSource::New(listener) => {
                 let section = request.settings.section;
                 let open = || {
-                    let (address, accepted) = (listener.local_addr()?, Arc::default());
+                    let (address, accepted) = (listener.sockets[0].local_addr()?, Arc::default());
                     let port = self.telemetry.sessions.port(address);
                     let open = accept(listener, port, &self.ingress, &accepted, section)?;
-                    Ok(HeldSocket { request: request.clone(), address, open, accepted })
+                    Ok(HeldSocket { request: request.clone(), address, port, open, accepted })
                 };
                 let opened = open().map_err(|error| ListenerError::from_listen(&error));
                 match &opened {
@@ -214,6 +223,24 @@ impl Ports {
     /// Whether every listener is closed for good, because the server is being stopped.
     pub(super) fn is_stopped(&self) -> bool {
         self.table.lock().is_stopped
+    }
+
+    /// Stops accepting on the sockets that a service manager passed: it keeps them open, and the kernel keeps what
+    /// arrives there for the next process. Returns their ports, and the tasks that accept until they have ended.
+    pub(super) fn leave_to_successor(&self) -> (Vec<Port>, Vec<JoinHandle<()>>) {
+        let mut table = self.table.lock();
+        let (mut ports, mut accepting) = (Vec::new(), Vec::new());
+        for held in table.held_mut().filter(|held| held.open.is_passed()) {
+            ports.push(held.port);
+            accepting.extend(held.open.leave());
+        }
+        table.is_left = !ports.is_empty();
+        (ports, accepting)
+    }
+
+    /// Whether a reload could take back what was left to the next process.
+    pub(super) fn is_left(&self) -> bool {
+        self.table.lock().is_left
     }
 
     /// Closes every listener at once, for good. A port is closed when the tasks that are returned have ended.
@@ -255,6 +282,11 @@ impl ListenerTable {
     /// Every socket that is open.
     fn held(&self) -> impl Iterator<Item = &HeldSocket> {
         self.listeners.iter().filter_map(|listener| listener.state.as_ref().ok()).chain(&self.covered)
+    }
+
+    /// As [`Self::held`].
+    fn held_mut(&mut self) -> impl Iterator<Item = &mut HeldSocket> {
+        self.listeners.iter_mut().filter_map(|listener| listener.state.as_mut().ok()).chain(&mut self.covered)
     }
 
     /// Keeps those sockets whose address a listener covers. Returns the others, with the moment at which each is to be

@@ -1,15 +1,13 @@
 //! Everything of a start or of a reload that can fail. It is done before anything changes: if a step fails, what was
 //! prepared is dropped, and what runs is as it was.
 
-use std::{
-    net::{SocketAddr, TcpListener as StdListener},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use tokio::net::TcpListener;
+use tracing::warn;
 
 use super::{
-    ServerContext, ServerError, certificate,
+    RunningNode, ServerContext, ServerError, certificate,
     host_names::{HostNames, look_up_all},
     listener_error::ListenerError,
     own_sockets::OwnSockets,
@@ -19,7 +17,10 @@ use super::{
 use crate::{
     config::Settings,
     ingress::tls::Acceptor,
-    net::listen::BoundSocket,
+    net::{
+        activation::PassedSockets,
+        listen::{BoundSocket, ListeningSockets},
+    },
     telemetry::{Telemetry, outcome::ReloadRefusal},
     trunk::NearIdentity,
 };
@@ -30,7 +31,7 @@ pub(super) struct Prepared {
     pub(super) acceptor: Acceptor,
     /// The certificates of trunks' near ends.
     pub(super) near_identity: Option<NearIdentity>,
-    pub(super) listeners: ListenerPlan<StdListener>,
+    pub(super) listeners: ListenerPlan<ListeningSockets>,
     pub(super) sandbox: ServicePlan<TcpListener>,
     pub(super) admin: ServicePlan<Arc<TcpListener>>,
 }
@@ -58,7 +59,7 @@ struct RunningParts {
 }
 
 impl Prepared {
-    /// Prepares a start. `acceptor` has the certificate of `settings`.
+    /// Prepares a start. `acceptor` has the certificate of `settings`; a service manager passed the sockets of `passed`.
     ///
     /// # Errors
     /// A Community port, or with `listeners.require_all` any port, can't be bound; the sandbox or the admin endpoint
@@ -66,9 +67,12 @@ impl Prepared {
     pub(super) async fn for_start(
         settings: Settings,
         acceptor: Acceptor,
+        passed: PassedSockets,
         telemetry: &Telemetry,
     ) -> Result<Self, ServerError> {
-        Self::new(settings, acceptor, RunningParts::default(), telemetry).await
+        let sockets = OwnSockets { passed, ..OwnSockets::default() };
+        let present = PresentListeners { sockets, ..PresentListeners::default() };
+        Self::new(settings, acceptor, RunningParts { present, ..RunningParts::default() }, telemetry).await
     }
 
     /// Prepares a reload of a running server. `acceptor` has the certificate of `settings`.
@@ -130,11 +134,27 @@ impl Prepared {
 impl ServerContext {
     /// The sockets that are open, for a plan. As long as it exists, none of them is closed.
     pub(super) fn present(&self) -> PresentListeners {
-        let (requests, mut sockets) = self.ports.sockets();
+        let (requests, mut held) = self.ports.sockets();
         if let Some(admin) = &*self.admin.lock() {
-            sockets.extend(admin.sockets().iter().cloned());
+            held.extend(admin.sockets().iter().cloned());
         }
-        PresentListeners { requests, sockets: OwnSockets(sockets) }
+        PresentListeners { requests, sockets: OwnSockets { held, passed: self.passed.clone() } }
+    }
+}
+
+impl ServerContext {
+    /// Logs which sockets that a service manager passed are of no listener: nobody accepts connections on them.
+    pub(super) fn report_unused_sockets(&self) {
+        let settings = self.settings.load();
+        let mut wanted = self.ports.wanted();
+        wanted.extend(settings.admin.listen);
+        // It is as it was at the start.
+        wanted.extend(self.node.as_ref().map(RunningNode::listen));
+        let unused = self.passed.unused(&wanted);
+        if !unused.is_empty() {
+            warn!(sockets = ?unused,
+                "the service manager passed sockets that no listener of the file has: their clients wait in vain; remove them from the socket unit, or add the ports to the file");
+        }
     }
 }
 
@@ -157,7 +177,7 @@ impl AdminSocket {
     fn listen(self, address: SocketAddr) -> Result<ServicePlan<Arc<TcpListener>>, ServerError> {
         let listener = match self {
             Self::Held(listener) => Ok(listener),
-            Self::New(bound) => bound.listen().and_then(TcpListener::from_std).map(Arc::new),
+            Self::New(bound) => bound.listen().and_then(ListeningSockets::into_one).map(Arc::new),
         };
         let listener = listener.map_err(|error| admin_error(ListenerError::from_listen(&error)))?;
         let address = listener.local_addr().unwrap_or(address);

@@ -67,14 +67,20 @@ impl Server {
             _ if prepared.settings.cluster.is_some() => cluster_service::warn_of_a_later_start(),
             _ => (),
         }
-        Ok(exchange(&self.0, prepared).await)
+        let revision = exchange(&self.0, prepared).await;
+        self.0.report_unused_sockets();
+        Ok(revision)
     }
 }
 
 /// Checks that the server is not being stopped: a reload would open what was closed.
 fn check_running(server: &ServerContext) -> Result<(), ServerError> {
+    let refused = |why| Err(ServerError::new(ReloadRefusal::Stopping, format!("the program is being stopped: {why}")));
     if server.ports.is_stopped() {
-        return Err(ServerError::new(ReloadRefusal::Stopping, "the program is being stopped: its ports are closed"));
+        return refused("its ports are closed");
+    }
+    if server.ports.is_left() {
+        return refused("its ports are left to the next process");
     }
     Ok(())
 }

@@ -35,7 +35,8 @@ pub(super) fn check(in_force: &Settings, new: &Settings) -> Result<(), ServerErr
         );
         return Err(ServerError::new(ReloadRefusal::CutOff, what));
     }
-    let names_sandbox = |settings: &Settings| settings.community.servers.contains(&ServerAddress::Sandbox);
+    let names_sandbox =
+        |settings: &Settings| settings.community.servers.iter().any(|server| server.address == ServerAddress::Sandbox);
     if names_sandbox(new) && !names_sandbox(in_force) {
         let what = format!(
             "{file}: community.servers has \"sandbox\", where any password logs in, and the configuration in force has only other servers. If clients are really to be sent there, restart the program."

@@ -10,7 +10,7 @@ use crate::{community, net::listen, sandbox::Sandbox, telemetry::outcome::Reload
 
 /// Whether the settings name the sandbox as a Community server.
 pub(super) fn is_wanted(settings: &community::CommunitySettings) -> bool {
-    settings.servers.contains(&community::ServerAddress::Sandbox)
+    settings.servers.iter().any(|server| server.address == community::ServerAddress::Sandbox)
 }
 
 /// Binds a free port for it, and returns the address.

@@ -451,6 +451,8 @@ outcomes! {
         Unresolved = "unresolved": Configuration, ERROR, Nothing;
         /// Another section has the same port, on the same address or on every address.
         Overlap = "overlap": Configuration, ERROR, Nothing;
+        /// The service manager passed a socket at an address that overlaps with the one in the file and is not the same.
+        BesidePassed = "beside_passed": Configuration, ERROR, Nothing;
         /// The system reported another error.
         Other = "other": System, ERROR, Nothing;
     }
@@ -483,7 +485,7 @@ outcomes! {
         Admin = "admin": System, ERROR, Nothing;
         /// The sandbox Community server cannot be started.
         Sandbox = "sandbox": System, ERROR, Nothing;
-        /// The program is being stopped, and its ports are closed.
+        /// The program is being stopped: its ports are closed, or left to the next process.
         Stopping = "stopping": None, ERROR, Nothing;
     }
 }

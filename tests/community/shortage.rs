@@ -73,9 +73,10 @@ async fn server() -> SocketAddr {
 
 fn settings(server: String) -> CommunitySettings {
     CommunitySettings {
-        servers: vec![ServerAddress::Address(server)],
+        servers: vec![ServerAddress::Address(server).into()],
         balance: Balance::Failover,
         recalculate_after: 1,
+        slow_start: Duration::ZERO,
         send_proxy_protocol: false,
         trunk: TrunkSettings::unused(),
         connect_timeout: Duration::from_secs(5),

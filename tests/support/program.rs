@@ -93,18 +93,14 @@ impl Setup {
 
     /// Starts the program.
     pub fn spawn(self) -> Program {
-        self.spawn_with(Command::new(PROGRAM))
+        let mut command = Command::new(PROGRAM);
+        command.stdout(Stdio::null());
+        self.spawn_with(command)
     }
 
     /// As [`Self::spawn`], with a command that runs the program with the arguments that are added to it.
     pub fn spawn_with(self, mut command: Command) -> Program {
-        let mut child = command
-            .args(["run", "--config"])
-            .arg(self.file())
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = command.args(["run", "--config"]).arg(self.file()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (lines, into) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
         std::thread::spawn(move || {

@@ -33,9 +33,10 @@ async fn closed_port() -> String {
 
 fn settings(servers: &[&str], balance: Balance) -> CommunitySettings {
     CommunitySettings {
-        servers: servers.iter().map(|s| ServerAddress::Address((*s).to_owned())).collect(),
+        servers: servers.iter().map(|s| ServerAddress::Address((*s).to_owned()).into()).collect(),
         balance,
         recalculate_after: 1,
+        slow_start: Duration::ZERO,
         send_proxy_protocol: false,
         trunk: crate::trunk::TrunkSettings::unused(),
         connect_timeout: Duration::from_secs(5),
@@ -104,6 +105,23 @@ async fn clients_are_spread_as_configured() {
     assert_eq!(names(&pool(Balance::RoundRobin, 1), 3).await.0, [&*a, &b, &a]);
     assert_eq!(names(&pool(Balance::LeastSessions, 1), 4).await.0, [&*a, &b, &a, &b]);
     assert_eq!(names(&pool(Balance::LeastSessions, 2), 6).await.0, [&*a, &a, &b, &b, &a, &a]);
+}
+
+#[tokio::test]
+async fn a_server_gets_clients_by_its_weight_and_few_at_first_when_it_is_back() {
+    let (a, (_b, b)) = (closed_port().await, listener().await);
+    let mut settings = settings(&[&a, &b], Balance::RoundRobin);
+    settings.servers[0].weight = 2;
+    settings.slow_start = Duration::from_secs(3600);
+    let pool = Pool::start(settings.clone(), None, OwnListeners::default(), trunks());
+    until(|| pool.status()[0].last_error.is_some()).await;
+    let _back = TcpListener::bind(&a).await.expect("its port again");
+    until(|| pool.status()[0].state == ServerState::Up).await;
+    let clients_of_a = async |pool: &Pool| names(pool, 60).await.0.iter().filter(|name| **name == a).count();
+    assert!(clients_of_a(&pool).await <= 2, "1 % of its share, and at the most 1 % more for each 36 seconds");
+    settings.slow_start = Duration::ZERO;
+    pool.reconfigure(settings, None);
+    assert!((39..=41).contains(&clients_of_a(&pool).await), "two of three");
 }
 
 #[tokio::test]

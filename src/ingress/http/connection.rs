@@ -60,13 +60,16 @@ pub(in crate::ingress) fn serve<S>(
     context: Arc<HttpContext>,
     mut stream: Replayed<S>,
     origin: Origin,
-    place: Permit,
+    mut place: Permit,
 ) -> impl Future<Output = ()> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     async move {
-        let _place = &place;
+        if origin.is_peer {
+            // Its requests are of sessions that there are.
+            place.settle();
+        }
         let timeout = if origin.is_peer { PEER_IDLE } else { context.settings.load().timeout };
         let (mut since, mut timer) = (Instant::now(), pin!(sleep(timeout)));
         loop {
@@ -105,6 +108,7 @@ where
                     }
                 }
             }
+            place.settle();
             since = Instant::now();
         }
     }
