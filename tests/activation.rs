@@ -105,11 +105,13 @@ impl Visitors {
         let visits: Arc<Vec<AtomicUsize>> = Arc::new(transports.iter().map(|_| AtomicUsize::default()).collect());
         let mut tasks = JoinSet::new();
         for (at, transport) in transports.iter().copied().enumerate() {
-            for _ in 0..CLIENTS {
+            for number in 0..CLIENTS {
                 let (stops, visits) = (Arc::clone(&stops), Arc::clone(&visits));
                 tasks.spawn(async move {
                     while !stops.load(Relaxed) {
                         let mut client = Client::connect(transport, to).await;
+                        // Some have a connection, and are not known as clients for a moment.
+                        tokio::time::sleep(Duration::from_millis(40) * number as u32).await;
                         client.log_in("bob").await;
                         let channel = client.open_chat("echo").await;
                         client.send_text(channel, b"still here").await;
@@ -271,6 +273,55 @@ async fn a_reload_keeps_passed_sockets_and_names_those_that_no_listener_has() {
     program.wait_for_log("revision=4");
     Client::connect(Transport::Raw, second).await.log_in("bob").await;
     assert_eq!(program.log.lock().matches("in vain").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_empty_host_takes_a_socket_of_each_family() {
+    let port = free_address().port();
+    let listen = |domain, address: SocketAddr| -> TcpListener {
+        let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+        if address.is_ipv6() {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&address.into()).unwrap();
+        socket.listen(16).unwrap();
+        socket.into()
+    };
+    let four = listen(Domain::IPV4, SocketAddr::from(([0; 4], port)));
+    let six = listen(Domain::IPV6, SocketAddr::from(([0; 16], port)));
+    let setup = setup(&[port], free_address().port(), "");
+    let toml = fs::read_to_string(setup.file()).unwrap();
+    fs::write(setup.file(), toml.replace("host_name = \"127.0.0.1\"", "host_name = \"\"")).unwrap();
+    let program = setup.spawn_with(Sockets(vec![four, six]).pass());
+    program.wait_for_log(&format!("port open section=client_connections address=[::]:{port}"));
+    for host in ["127.0.0.1", "::1"] {
+        Client::connect(Transport::Raw, SocketAddr::new(host.parse().unwrap(), port)).await.log_in("bob").await;
+    }
+    assert!(!program.log.lock().contains("in vain"));
+}
+
+#[tokio::test]
+async fn the_port_of_a_cluster_may_be_passed_and_one_socket_is_enough_for_the_admin_endpoint() {
+    let (cluster, admin, folder) = (free_address(), free_address(), tempfile::tempdir().unwrap());
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "a secret of tests alone").unwrap();
+    let more = format!(
+        "[cluster]\nnode = \"a\"\npeer = {{ a = \"http://{cluster}\" }}\nlisten = \"{cluster}\"\nsecret_file = \"{}\"\n",
+        secret.display()
+    );
+    let sockets = Sockets::on(&[cluster, admin]);
+    let program = setup(&[free_address().port()], admin.port(), &more).spawn_with(sockets.pass());
+    program.wait_for_log("ready");
+    assert_eq!(program.request("GET /healthz").await.status, 200);
+    assert!(!program.log.lock().contains("in vain"));
+    let admin = free_address();
+    let mut several = setup(&[free_address().port()], admin.port(), "").spawn_with(Sockets::two_on(admin).pass());
+    assert_eq!(several.exit_code(), Some(1));
+    let log = several.log.lock().clone();
+    assert!(
+        log.contains("admin.listen: the service manager passed several sockets on this address: one is enough"),
+        "{log}"
+    );
 }
 
 #[tokio::test]
@@ -475,7 +526,7 @@ async fn systemd_replaces_the_program_while_clients_log_in_and_none_is_refused()
     systemd.must(&["reload", "sametime-mux.service"]);
     wait_until("the status of the reload", || {
         let status = systemd.property("sametime-mux.service", "StatusText");
-        status == "serving on 1 ports, configuration revision 2"
+        status == "serving; open ports: 1; configuration revision: 2"
     })
     .await;
     assert_eq!(systemd.property("sametime-mux.service", "WatchdogUSec"), "30s");
@@ -569,7 +620,7 @@ async fn the_service_manager_is_told_of_the_start_of_reloads_and_of_the_end() {
     let mut program = manager.start_program(setup, "0");
     let ready = manager.any();
     assert_eq!(value(&ready, "READY"), "1");
-    assert_eq!(value(&ready, "STATUS"), "serving on 1 ports, configuration revision 1");
+    assert_eq!(value(&ready, "STATUS"), "serving; open ports: 1; configuration revision: 1");
     // A client can connect when READY is sent.
     let mut client = Client::connect(Transport::Raw, address).await;
     client.log_in("bob").await;
@@ -584,7 +635,7 @@ async fn the_service_manager_is_told_of_the_start_of_reloads_and_of_the_end() {
     if !message.contains(&"READY=1".to_owned()) {
         message = manager.any();
     }
-    assert_eq!(value(&message, "STATUS"), "serving on 1 ports, configuration revision 2");
+    assert_eq!(value(&message, "STATUS"), "serving; open ports: 1; configuration revision: 2");
     program.wait_for_log("revision=2");
     fs::write(&file, "[client_connections]\nports = [0]\n").unwrap();
     program.signal("HUP");
@@ -597,13 +648,13 @@ async fn the_service_manager_is_told_of_the_start_of_reloads_and_of_the_end() {
     assert_eq!(value(&ready, "READY"), "1");
     let status = value(&ready, "STATUS");
     assert!(
-        status.starts_with("serving on 1 ports, configuration revision 2; the last reload was refused: "),
+        status.starts_with("serving; open ports: 1; configuration revision: 2; the last reload was refused: "),
         "{status}"
     );
     program.signal("TERM");
     let stopping = manager.any();
     assert_eq!(value(&stopping, "STOPPING"), "1");
-    assert_eq!(value(&stopping, "STATUS"), "draining for at most 2h: 1 clients");
+    assert_eq!(value(&stopping, "STATUS"), "draining for at most 2h; clients: 1");
     assert_eq!(value(&stopping, "EXTEND_TIMEOUT_USEC"), "7215000000");
     client.log_out().await;
     assert_eq!(program.exit_code(), Some(0));

@@ -86,7 +86,7 @@ impl ServiceManager {
         let Some(notifier) = &self.0 else { return };
         let drain = server.drain_timeout();
         let status =
-            format!("draining for at most {}: {} clients", humantime::format_duration(drain), server.sessions());
+            format!("draining for at most {}; clients: {}", humantime::format_duration(drain), server.sessions());
         // The library's variant ends at 71 min.
         let extend = format!("EXTEND_TIMEOUT_USEC={}", (drain + STOP_MARGIN).as_micros());
         notifier.send(&[NotifyState::Stopping, NotifyState::Status(&status), NotifyState::Custom(&extend)]);
@@ -116,7 +116,7 @@ impl Notifier {
 /// One line about the server, for `systemctl status`.
 fn status(server: &Server) -> String {
     let (revision, refused) = server.revision();
-    let serving = format!("serving on {} ports, configuration revision {revision}", server.listeners().len());
+    let serving = format!("serving; open ports: {}; configuration revision: {revision}", server.listeners().len());
     match refused {
         Some(why) => format!("{serving}; the last reload was refused: {why}"),
         None => serving,
