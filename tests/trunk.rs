@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::Path};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair};
 use sametime_mux::{net::Section, server::Server};
 use support::{
     client::{Client, Transport},
@@ -12,21 +12,35 @@ use support::{
     mux::{self, Mux},
     wait_until,
 };
-use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 #[path = "trunk/hostile.rs"]
 mod hostile;
+#[path = "trunk/stock.rs"]
+mod stock;
 mod support;
+
+/// OpenSSL takes a certificate for a self-signed one if its name is that of the authority.
+fn named(name: &str) -> DistinguishedName {
+    let mut named = DistinguishedName::new();
+    named.push(DnType::CommonName, name);
+    named
+}
 
 /// The files of a private authority, and of certificates that it has signed.
 fn make_certificates(folder: &Path, authority: &str, names: &[&str]) {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name = named(authority);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     std::fs::write(folder.join(authority), ca.pem()).unwrap();
     for name in names {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name = named(name);
         let certificate = params.signed_by(&key, &ca).unwrap();
         std::fs::write(folder.join(format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
@@ -133,7 +147,7 @@ async fn the_proxy_header_is_the_first_thing_that_the_target_gets() {
     let near = near_end(far.port(Section::TrunkListener), target, "send_proxy_protocol = true", "tls = false").await;
     let mut client = TcpStream::connect(near.raw()).await.unwrap();
     let own = client.local_addr().unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut client, &frames::handshake().bytes()).await.unwrap();
+    client.write_all(&frames::handshake().bytes()).await.unwrap();
     in_time("the header", async {
         loop {
             // Checks of both ends connect, too.
@@ -217,6 +231,55 @@ async fn a_far_end_that_is_stopped_lets_its_sessions_go_on_and_takes_no_new_ones
     client.log_out().await;
     drop(client);
     in_time("the drain", draining).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_stalls_nobody_and_loses_nothing() {
+    let community = Community::start_echo().await;
+    let far = far_end(community.address, None).await;
+    let near = near_end(far.port(Section::TrunkListener), community.address, "", "tls = false\nconnections = 1").await;
+    let mut stalled = Client::connect(Transport::Raw, near.raw()).await;
+    stalled.log_in("ann").await;
+    let channel = stalled.open_chat("echo").await;
+    let (mut from, mut into) = stalled.split();
+    let text = vec![7; 50_000];
+    let message = frames::message(channel, &text).bytes();
+    // It says more than all buffers on the way take, and does not read the echoes.
+    let mut said = 0;
+    let mut at = 0;
+    let pause = std::time::Duration::from_secs(1);
+    while let Ok(written) = tokio::time::timeout(pause, into.write(&message[at..])).await {
+        at += written.unwrap();
+        if at == message.len() {
+            (said, at) = (said + 1, 0);
+        }
+        assert!(said < 2_000, "it is never stopped");
+    }
+    let mut others = tokio::task::JoinSet::new();
+    for n in 0..100 {
+        let to = near.raw();
+        others.spawn(async move {
+            let mut client = Client::connect(Transport::Raw, to).await;
+            client.log_in(&format!("user-{n}")).await;
+            let channel = client.open_chat("echo").await;
+            for said in 0..20 {
+                client.send_text(channel, &[n; 1_000]).await;
+                assert_eq!(client.recv().await.unwrap().text(), [n; 1_000], "{said}");
+            }
+        });
+    }
+    while let Some(other) = in_time("the others", others.join_next()).await {
+        other.unwrap();
+    }
+    // Then it reads, and can say the rest of what it began.
+    let reading = tokio::spawn(async move {
+        for n in 0..=said {
+            assert_eq!(in_time("an echo", frames::Frame::read(&mut from)).await.unwrap().text(), text, "{n}");
+        }
+    });
+    into.write_all(&message[at..]).await.unwrap();
+    reading.await.unwrap();
+    println!("{said} messages were on the way");
 }
 
 /// `SAMETIME_MUX_STREAMS` sets how many.

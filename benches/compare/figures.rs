@@ -43,6 +43,9 @@ pub const SCENARIOS: &[Scenario] = &[
     memory("growth", &[Nothing, Mux, HaProxy]),
     memory("ceiling", &[Mux]),
     scenario("passed", &[Mux]),
+    memory("trunk-idle", &[Mux]),
+    scenario("trunk-64", &[Mux, HaProxy]),
+    scenario("trunk-1000", &[Mux, HaProxy]),
 ];
 
 /// Whether lower or higher values are better.
@@ -107,6 +110,9 @@ const CPU: &[Target] = &[target(Against::To(HaProxy), 1.0, 0.8)];
 const P99: &[Target] = &[target(Against::TheBetter, 1.1, 0.8)];
 
 const LOG_INS: &[Target] = &[target(Against::To(HaProxy), 0.95, 1.1)];
+
+const NEAR_END: &[Target] = &[target(Against::Number, 1_600.0, 1_000.0)];
+const TRUNK_CPU: &[Target] = &[target(Against::To(HaProxy), 0.8, 0.55)];
 
 const FLAT: &[Target] = &[target(Against::Number, 1.2, 1.05)];
 
@@ -212,6 +218,14 @@ pub const FIGURES: &[Figure] = &[
     low("ceiling bytes", "Memory of an idle client, 80,000 clients, nine processes", "bytes", &[]),
     low("ceiling memory", "Memory of each of the nine processes", "MiB", &[]),
     high("ceiling rate", "Log-ins of the 80,000", "/s", &[]),
+    low("trunk near", "Memory of an idle client at the near end of a trunk, 19,000 clients", "bytes", NEAR_END),
+    low("trunk far", "Memory of an idle client at the far end, 19,000 clients", "bytes", &[]),
+    high("trunk 64 rate", "Messages through a trunk, 64 busy clients; HAProxy has no trunk", "/s", &[]),
+    low("trunk 64 cpu", "CPU of a million messages at the near end, 64 busy clients", "s", TRUNK_CPU),
+    low("trunk 64 p99", "Latency p99 through a trunk, 64 busy clients", "us", &[]),
+    high("trunk 1000 rate", "Messages through a trunk, 1,000 busy clients", "/s", &[]),
+    low("trunk 1000 cpu", "CPU of a million messages at the near end, 1,000 busy clients", "s", TRUNK_CPU),
+    low("trunk 1000 p99", "Latency p99 through a trunk, 1,000 busy clients", "us", &[]),
     low("passed poll cpu", "CPU of a million idle polls that are passed to another node, both nodes", "s", &[]),
     low("passed poll ratio", "Of this, as a multiple of polls of the own node", "", &[]),
     low("passed poll later", "Latency p50 that passing adds to a poll, 64 clients", "us", &[]),

@@ -20,6 +20,7 @@ mod proxies;
 mod report;
 mod streaming;
 mod svg;
+mod trunk;
 mod tunnel;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -35,6 +36,9 @@ const IDLE_OTHER: usize = 4_000;
 const POLLING_CLIENTS: usize = 64;
 const WAKE_UP_CLIENTS: usize = 1_000;
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// The time after which memory is measured.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// How long and how often each scenario is measured.
 #[derive(Debug, Clone, Copy)]
@@ -280,6 +284,23 @@ async fn measure(scenario: &str, contender: Contender, plan: &Plan, folder: &Fol
         "growth" => growth::growth(contender, folder, plan.window).await,
         "ceiling" => growth::ceiling(folder),
         "passed" => passed::passed(folder, plan.window).await,
+        "trunk-idle" => trunk::idle(folder).await,
+        "trunk-64" => {
+            let busy = trunk::messages(contender, 64, folder, plan.window).await;
+            vec![
+                ("trunk 64 rate", busy.rate),
+                ("trunk 64 cpu", busy.cpu * 1e6),
+                ("trunk 64 p99", busy.percentile(99.0)),
+            ]
+        }
+        "trunk-1000" => {
+            let busy = trunk::messages(contender, 1_000, folder, plan.window).await;
+            vec![
+                ("trunk 1000 rate", busy.rate),
+                ("trunk 1000 cpu", busy.cpu * 1e6),
+                ("trunk 1000 p99", busy.percentile(99.0)),
+            ]
+        }
         other => unreachable!("{other} is not in SCENARIOS"),
     }
 }

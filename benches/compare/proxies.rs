@@ -93,8 +93,14 @@ pub struct Folder {
 impl Folder {
     pub fn new(before: Option<PathBuf>) -> Self {
         let folder = Self { folder: tempfile::tempdir().unwrap(), before };
-        let pair = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        let mut authority = rcgen::CertificateParams::new(vec![]).unwrap();
+        authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let authority = rcgen::CertifiedIssuer::self_signed(authority, rcgen::KeyPair::generate().unwrap()).unwrap();
+        fs::write(folder.path("ca.pem"), authority.pem()).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let names = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let certificate = names.signed_by(&key, &authority).unwrap().pem();
+        let key = key.serialize_pem();
         fs::write(folder.path("server.pem"), &certificate).unwrap();
         fs::write(folder.path("server.key"), &key).unwrap();
         fs::write(folder.path("both.pem"), certificate + &key).unwrap();
@@ -213,6 +219,34 @@ impl Running {
 
     pub fn memory(&self) -> f64 {
         self.proxy.as_ref().map_or(f64::NAN, Process::memory)
+    }
+
+    /// The near end of a trunk, and its far end in front of an echo server. There are two connections between them, with
+    /// TLS and certificates at both ends.
+    pub fn trunk(folder: &Folder) -> (Self, Process) {
+        let (community_process, community) = Process::role("community");
+        let (trunk, port) = (free_port(), free_port());
+        let here = folder.path("").display().to_string();
+        let mux = |ports: &[u16], servers: SocketAddr| {
+            let limits = "capacity = 9900";
+            mux_configuration(&here, ports, &[servers], false).replace(limits, "capacity = 19500\nlogging_in = 19500")
+        };
+        let file = folder.path("far.toml");
+        let listener = format!(
+            "[trunk_listener]\nhost_name = \"127.0.0.1\"\nports = [{trunk}]\ntarget = \"{community}\"\nclient_ca = \"{here}ca.pem\"\n"
+        );
+        fs::write(&file, mux(&[free_port()], community) + &listener).unwrap();
+        let far = ready(&file, &folder.path("log-far"));
+        let file = folder.path("near.toml");
+        let near = mux(&[port], local(trunk)).replace("[community]\n", "[community]\nlink = \"trunk\"\n");
+        let near = format!(
+            "{near}[trunk]\nconnections = 2\ntarget = \"{community}\"\ncertificate_authority = \"{here}ca.pem\"\ncertificate = \"{here}server.pem\"\nprivate_key = \"{here}server.key\"\n"
+        );
+        fs::write(&file, near).unwrap();
+        let proxy = Some(ready(&file, &folder.path("log-near")));
+        let address = local(port);
+        let near = Self { proxy, address, community, _community: community_process, started_in: Duration::ZERO };
+        (near, far)
     }
 }
 

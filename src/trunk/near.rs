@@ -205,7 +205,7 @@ impl Trunk {
             match timeout(within, connect_through(&stream.0, &settings.target)).await {
                 Ok(Ok((send, receive))) => {
                     let addresses = stream.0.addresses;
-                    let counted = counted(self.trunks.telemetry.trunk.near.stream(), Arc::new(stream));
+                    let counted = counted(self.trunks.telemetry.trunk.near.stream(), stream);
                     return Ok(OpenedTrunkStream { stream: TrunkStream::new(send, receive, counted), addresses });
                 }
                 Ok(Err(Unopened::NotProcessed(error))) => failed = error,

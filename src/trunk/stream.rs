@@ -3,7 +3,6 @@
 use std::{
     io, mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -155,6 +154,6 @@ impl Drop for TrunkStream {
 }
 
 /// What keeps a stream counted, and `with` it whatever else it needs.
-pub(super) fn counted<T: Send + Sync + 'static>(streams: Counted, with: Arc<T>) -> Box<dyn Send + Sync> {
+pub(super) fn counted<T: Send + Sync + 'static>(streams: Counted, with: T) -> Box<dyn Send + Sync> {
     Box::new((streams, with))
 }
