@@ -37,7 +37,7 @@ pub(super) enum SessionOrder {
     Idle = 1,
     /// The Community has not logged the client in within `limits.logging_in_timeout`.
     NotLoggedIn = 2,
-    /// `limits.drain_timeout` has passed.
+    /// The program drains, and the session's turn to end has come.
     Drain = 3,
     /// Its Community server is drained.
     ServerDrain = 4,
