@@ -17,7 +17,7 @@ use tokio_rustls::{
 use tracing::warn;
 
 pub use crate::net::pem::TlsError;
-use crate::{net::pem, trunk::FarIdentity};
+use crate::{net::pem, stream::StreamError, trunk::FarIdentity};
 
 mod alert;
 mod connection;
@@ -232,7 +232,7 @@ impl Acceptor {
         stream: S,
     ) -> Result<TlsConnection<S>, (io::Error, S)> {
         let accepted = TlsAcceptor::from(self.config.load_full()).accept(stream).into_fallible().await;
-        accepted.map(TlsConnection).map_err(|(error, stream)| (connection::name_truncation(error), stream))
+        accepted.map(TlsConnection).map_err(|(error, stream)| (StreamError::in_tls(error), stream))
     }
 }
 

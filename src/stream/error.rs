@@ -30,6 +30,12 @@ impl StreamError {
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
+
+    /// The error of a read from rustls, or of its handshake. rustls reports an end without close_notify by this kind and by
+    /// nothing else, so it is decoded where the read is.
+    pub fn in_tls(error: io::Error) -> io::Error {
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Truncated.into() } else { error }
+    }
 }
 
 /// Whether `error` says only that the peer has left: it has reset the connection, or has closed it without

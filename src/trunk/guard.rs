@@ -155,7 +155,7 @@ impl<S> WatchedStream<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for WatchedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf)).map_err(StreamError::in_tls)?;
         Poll::Ready(self.watch.follow(&buf.filled()[before..], Instant::now).map_err(|flood| {
             let _ = self.flood.set(flood);
             StreamError::TrunkFlood.into()
@@ -233,6 +233,22 @@ mod tests {
         }
         let mut more = || watch.follow(&ping, || begin + Duration::from_secs(59));
         assert_eq!((0..2_000).take_while(|_| more().is_ok()).count(), 1_000 - 100, "never more than at once");
+    }
+
+    #[tokio::test]
+    async fn an_end_without_close_notify_is_named_as_everywhere() {
+        struct CutOff;
+
+        impl AsyncRead for CutOff {
+            fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                // As rustls reports it.
+                Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+            }
+        }
+
+        let (mut stream, flood) = WatchedStream::new(CutOff, FrameWatch::new(false, 10, Instant::now()));
+        let error = tokio::io::AsyncReadExt::read_u8(&mut stream).await.expect_err("the end");
+        assert_eq!((StreamError::of(&error), flood.get()), (Some(StreamError::Truncated), None));
     }
 
     proptest! {

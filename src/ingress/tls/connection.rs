@@ -15,14 +15,9 @@ use crate::stream::StreamError;
 #[derive(Debug)]
 pub(in crate::ingress) struct TlsConnection<S>(pub(super) TlsStream<S>);
 
-/// rustls reports an end without close_notify by this kind and by nothing else, so it is decoded here, at its source.
-pub(super) fn name_truncation(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::UnexpectedEof { StreamError::Truncated.into() } else { error }
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsConnection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf).map_err(name_truncation)
+        Pin::new(&mut self.0).poll_read(cx, buf).map_err(StreamError::in_tls)
     }
 }
 
