@@ -283,6 +283,24 @@ async fn the_drain_ends_at_its_deadline_and_a_second_signal_ends_it_at_once() {
     assert_eq!(program.exit_code(), Some(0));
 }
 
+#[test]
+fn a_command_that_needs_the_token_says_which_file_to_name() {
+    let program = Setup::new("").start();
+    let token = program.folder.path().join("other");
+    fs::write(&token, "another token").unwrap();
+    let admin = format!("http://127.0.0.1:{}", program.admin);
+    let ask = |more: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        command.args(["drain", "--server", "sandbox", "--admin", &admin]).args(more);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr)
+    };
+    assert!(ask(&[]).contains("use --token-file FILE"), "{}", ask(&[]));
+    let said = ask(&["--token-file", &token.display().to_string()]);
+    assert!(said.contains("is not that of admin.token_file"), "{said}");
+}
+
 #[tokio::test]
 async fn status_and_metrics_report_sessions() {
     let setup = Setup::new("");

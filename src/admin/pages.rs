@@ -114,6 +114,8 @@ fn decoded(value: &str) -> Option<String> {
     let mut bytes = parts.next()?.as_bytes().to_vec();
     for part in parts {
         let (code, rest) = part.split_at_checked(2)?;
+        // A sign is no digit, which the function below would take.
+        let code = Some(code).filter(|code| code.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
         bytes.push(u8::from_str_radix(code, 16).ok()?);
         bytes.extend_from_slice(rest.as_bytes());
     }
@@ -165,5 +167,25 @@ fn refused(refusal: AccessRefusal) -> AdminResponse {
     match refusal {
         AccessRefusal::Token => with_header(response, header::WWW_AUTHENTICATE, "Bearer"),
         _ => response,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_a_query_are_decoded_and_nothing_else_is_one() {
+        for (value, text) in [
+            ("a:1533", Some("a:1533")),
+            ("%5b%3A%3A1%5D:1533", Some("[::1]:1533")),
+            ("", Some("")),
+            ("%41%42", Some("AB")),
+        ] {
+            assert_eq!(decoded(value).as_deref(), text, "{value}");
+        }
+        for wrong in ["%", "%4", "a%", "%+1", "%-1", "%zz", "%ff", "%4\u{e9}", "%\u{e9}"] {
+            assert_eq!(decoded(wrong), None, "{wrong}");
+        }
     }
 }

@@ -94,6 +94,10 @@ async fn fetch(url: &Uri, method: Method, page: &str, token_file: Option<&PathBu
     let body = body.to_bytes();
     match status {
         StatusCode::OK => Ok(body),
+        StatusCode::UNAUTHORIZED => Err(AskFailure::Refused(match token_file {
+            Some(file) => format!("{status}: the token of {} is not that of admin.token_file", file.display()),
+            None => format!("{status}: use --token-file FILE with the file that admin.token_file names"),
+        })),
         StatusCode::NOT_FOUND => Err(AskFailure::Unreachable(status.to_string())),
         _ => Err(AskFailure::Refused(format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
     }
