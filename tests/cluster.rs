@@ -467,19 +467,15 @@ async fn converse(transport: Transport, balancer: SocketAddr, at: usize) {
     }
 }
 
-#[tokio::test]
-async fn clients_of_every_transport_lose_nothing_behind_a_tcp_balancer() {
-    if !has("haproxy", "haproxy") {
-        return;
-    }
-    let nodes = Nodes::start(&[SECRET; 3], "").await;
+/// HAProxy in TCP mode in front of `servers`, with these lines in its defaults, and these words at each server.
+async fn haproxy(servers: &[SocketAddr], options: &str, words: &str) -> (peer::Process, SocketAddr, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("haproxy.cfg");
-    let (_haproxy, balancer) = peer::proxy(|port| {
-        let servers = (0..3).map(|at| format!(" server node-{at} {}\n", nodes.port(at)));
+    let (process, address) = peer::proxy(|port| {
+        let servers: String =
+            servers.iter().enumerate().map(|(at, server)| format!(" server node-{at} {server} {words}\n")).collect();
         let text = format!(
-            "defaults\n mode tcp\n timeout connect 5s\n timeout client 5m\n timeout server 5m\nlisten all\n bind 127.0.0.1:{port}\n balance roundrobin\n{}",
-            servers.collect::<String>()
+            "defaults\n mode tcp\n{options} timeout connect 5s\n timeout client 5m\n timeout server 5m\nlisten all\n bind 127.0.0.1:{port}\n maxconn 9000\n balance roundrobin\n{servers}"
         );
         fs::write(&file, text).unwrap();
         let mut command = Command::new("haproxy");
@@ -487,6 +483,16 @@ async fn clients_of_every_transport_lose_nothing_behind_a_tcp_balancer() {
         command
     })
     .await;
+    (process, address, folder)
+}
+
+#[tokio::test]
+async fn clients_of_every_transport_lose_nothing_behind_a_tcp_balancer() {
+    if !has("haproxy", "haproxy") {
+        return;
+    }
+    let nodes = Nodes::start(&[SECRET; 3], "").await;
+    let (_haproxy, balancer, _folder) = haproxy(&[0, 1, 2].map(|at| nodes.port(at)), "", "").await;
     let mut clients = JoinSet::new();
     for at in 0..48 {
         clients.spawn(converse(Transport::ALL[at % Transport::ALL.len()], balancer, at));
@@ -513,22 +519,9 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let (ports, listens) = ([free_ports(), free_ports(), free_ports()], std::array::from_fn(|_| free_address()));
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("haproxy.cfg");
-        let (haproxy, balancer) = peer::proxy(|port| {
-            let servers = ports.iter().enumerate().map(|(at, [_, http, _])| {
-                format!(" server node-{at} 127.0.0.1:{http} check inter 100ms fall 1 rise 1\n")
-            });
-            let text = format!(
-                "defaults\n mode tcp\n retries 9\n option redispatch 1\n timeout connect 2s\n timeout client 5m\n timeout server 5m\nlisten all\n bind 127.0.0.1:{port}\n maxconn 9000\n balance roundrobin\n{}",
-                servers.collect::<String>()
-            );
-            fs::write(&file, text).unwrap();
-            let mut command = Command::new("haproxy");
-            command.args(["-db", "-f"]).arg(&file);
-            command
-        })
-        .await;
+        let options = " retries 9\n option redispatch 1\n";
+        let servers = ports.map(|[_, http, _]| local(http));
+        let (haproxy, balancer, folder) = haproxy(&servers, options, "check inter 100ms fall 1 rise 1").await;
         let mut this = Self { nodes: [None, None, None], ports, listens, balancer, _haproxy: haproxy, _folder: folder };
         (0..3).for_each(|at| this.start_node(at));
         this
